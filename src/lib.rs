@@ -1,1 +1,2 @@
-
+//! Posthaste: a webhook relay.
+pub mod domain;

@@ -1,0 +1,15 @@
+//! What Posthaste is about, as plain data and pure decisions.
+//!
+//! Nothing here awaits, reads a clock or draws a random number: both come in as parameters, so that every
+//! rule below can be tested with a table and replayed with a seed.
+
+pub mod clock;
+pub mod delivery;
+pub mod event;
+pub mod gate;
+pub mod key;
+pub mod parse;
+pub mod retry;
+pub mod scheduler;
+pub mod sequence;
+pub mod tenant;
