@@ -1,1 +1,374 @@
-//! To be written.
+//! A delivery (one event for one destination), what a send made of it, and what that means for its state.
+//!
+//! ```text
+//!            claim                2xx
+//!  pending ─────────▶ claimed ─────────▶ delivered
+//!     ▲                 │  │  no hope, or the schedule ran out
+//!     │ retry, throttle │  └───────────▶ dead
+//!     └─────────────────┘
+//! ```
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::clock::Timestamp;
+use super::event::{EventSeq, Identity};
+use super::retry::RetrySchedule;
+use super::tenant::{Lane, LaneId};
+
+/// One event for one destination: there is at most one delivery in a lane for an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeliveryId {
+    /// The event.
+    pub event: EventSeq,
+    /// The lane, which names destination and tenant.
+    pub lane: LaneId,
+}
+
+impl fmt::Display for DeliveryId {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "dlv_{}_{}", self.event.0, self.lane.0)
+    }
+}
+
+/// A delivery that this process has claimed, with all that a sender needs.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    /// Which delivery.
+    pub id: DeliveryId,
+    /// Destination and tenant.
+    pub lane: Arc<Lane>,
+    /// When it fell due; with lane and event its place in the queue.
+    pub due_at: Timestamp,
+    /// Number of this claim, from 1: the fencing token. A settlement that names an older one changes nothing.
+    pub attempt: i32,
+    /// Failures so far; throttles are not among them.
+    pub failures: u32,
+    /// An earlier attempt may have arrived although its answer did not say so.
+    pub uncertain: bool,
+    /// The event's identity.
+    pub identity: Identity,
+    /// The event's type.
+    pub event_type: String,
+    /// When the event was recorded.
+    pub received_at: Timestamp,
+    /// The whole event as it came.
+    pub body: Bytes,
+    /// Where in `body` its data stands.
+    pub data: Option<Range<usize>>,
+}
+
+/// What went wrong with an attempt, in words an operator can act on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// A short, stable code, e.g. `timeout`, `http_500`.
+    pub code: String,
+    /// The status answered, where there was an answer.
+    pub status: Option<u16>,
+    /// The receiver's or the library's own words, cut to [`Failure::DETAIL_LIMIT_BYTES`].
+    pub detail: String,
+    /// The receiver may have taken the event all the same (5xx, lost answer).
+    pub may_have_arrived: bool,
+}
+
+impl Failure {
+    /// Longest `detail` that is kept.
+    pub const DETAIL_LIMIT_BYTES: usize = 1_024;
+
+    /// A failure without an answer: `code`, what is known, and whether the request may have arrived.
+    pub fn transport(code: &str, detail: impl fmt::Display, may_have_arrived: bool) -> Self {
+        Self { code: code.to_owned(), status: None, detail: cut(&detail.to_string()), may_have_arrived }
+    }
+
+    /// A failure that the receiver answered with `status`. Server errors may hide a success.
+    pub fn answered(status: u16, detail: &str) -> Self {
+        Self {
+            code: format!("http_{status}"),
+            status: Some(status),
+            detail: cut(detail),
+            may_have_arrived: status >= 500,
+        }
+    }
+}
+
+/// At most [`Failure::DETAIL_LIMIT_BYTES`] of `text`, ending on a character and free of NUL (Postgres refuses it).
+fn cut(text: &str) -> String {
+    let mut end = text.len().min(Failure::DETAIL_LIMIT_BYTES);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].replace('\0', "\u{fffd}")
+}
+
+/// What an attempt came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The receiver has it.
+    Delivered {
+        /// Status answered.
+        status: u16,
+        /// The receiver's own id for it (Svix's message id), where it told one.
+        remote_id: Option<String>,
+        /// Stored, but after an uncertain attempt: whether Svix dispatched it is not known.
+        dispatch_unconfirmed: bool,
+    },
+    /// Too fast (429, or 503 with `Retry-After`): costs no failure, closes the gate.
+    Throttled {
+        /// 429 or 503 and the receiver's words.
+        failure: Failure,
+        /// How long it asked for, clamped; `None` where it did not say.
+        retry_after: Option<Duration>,
+    },
+    /// Our credentials are not good (401, 403): costs no failure, closes the gate.
+    Unauthorized(Failure),
+    /// It may go better later.
+    Failed(Failure),
+    /// The same again would be refused again.
+    Rejected(Failure),
+    /// The gate closed between pick and send: nothing went out.
+    NotSent,
+}
+
+/// The state an attempt leads to, with what that state carries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NextState {
+    /// Done.
+    Delivered {
+        /// The receiver's own id for it.
+        remote_id: Option<String>,
+        /// See [`Outcome::Delivered`].
+        dispatch_unconfirmed: bool,
+    },
+    /// Waits until `due_at`.
+    Pending {
+        /// When it falls due again.
+        due_at: Timestamp,
+        /// Failures so far.
+        failures: u32,
+        /// See [`Delivery::uncertain`].
+        uncertain: bool,
+    },
+    /// Given up: waits for a person or a replay.
+    Dead {
+        /// Why.
+        reason: DeadReason,
+    },
+    /// Back where it was, as if never claimed.
+    Released,
+}
+
+/// Why a delivery was given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeadReason {
+    /// The receiver refused it for good.
+    Rejected,
+    /// The retry schedule ran out.
+    RetriesExhausted,
+}
+
+impl DeadReason {
+    /// The reason as it stands in the ledger and in answers.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Rejected => "rejected",
+            Self::RetriesExhausted => "retries_exhausted",
+        }
+    }
+}
+
+/// What is to be recorded of an attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settlement {
+    /// The delivery.
+    pub id: DeliveryId,
+    /// Whose it is, for the backlog's account.
+    pub tenant: Arc<str>,
+    /// Its place in the queue.
+    pub due_at: Timestamp,
+    /// The claim this settles.
+    pub attempt: i32,
+    /// When the attempt ended.
+    pub at: Timestamp,
+    /// How long the attempt took, in milliseconds.
+    pub latency_ms: i64,
+    /// Failures so far, this one included.
+    pub failures: u32,
+    /// Status answered, where there was an answer.
+    pub status: Option<u16>,
+    /// What went wrong, where something did: becomes a row of the attempt log.
+    pub failure: Option<Failure>,
+    /// The state it leads to.
+    pub next: NextState,
+}
+
+/// When an attempt ended and what it cost.
+#[derive(Debug, Clone, Copy)]
+pub struct Timing {
+    /// When it ended.
+    pub at: Timestamp,
+    /// How long it took.
+    pub latency: Duration,
+    /// For the jitter of a retry: `[0, 1)`.
+    pub chance: f64,
+}
+
+/// Turns what happened into what is to be recorded.
+///
+/// `counts` is false while the destination as a whole is known to be down: the failure of a probe is not the
+/// event's own, and costs it nothing.
+pub fn settle(
+    delivery: &Delivery,
+    outcome: Outcome,
+    counts: bool,
+    schedule: &RetrySchedule,
+    timing: Timing,
+) -> Settlement {
+    let mut settlement = Settlement {
+        id: delivery.id,
+        tenant: delivery.lane.tenant.clone(),
+        due_at: delivery.due_at,
+        attempt: delivery.attempt,
+        at: timing.at,
+        latency_ms: i64::try_from(timing.latency.as_millis()).unwrap_or(i64::MAX),
+        failures: delivery.failures,
+        status: None,
+        failure: None,
+        next: NextState::Released,
+    };
+    let failure = match outcome {
+        Outcome::NotSent => return settlement,
+        Outcome::Delivered { status, remote_id, dispatch_unconfirmed } => {
+            settlement.status = Some(status);
+            settlement.next = NextState::Delivered { remote_id, dispatch_unconfirmed };
+            return settlement;
+        }
+        // The gate holds it back; its place in the queue stays its own.
+        Outcome::Throttled { failure, .. } | Outcome::Unauthorized(failure) => {
+            settlement.next = NextState::Pending {
+                due_at: delivery.due_at,
+                failures: delivery.failures,
+                uncertain: delivery.uncertain,
+            };
+            failure
+        }
+        Outcome::Failed(failure) => {
+            settlement.failures += u32::from(counts);
+            settlement.next = after_failure(delivery, settlement.failures, &failure, schedule, timing);
+            failure
+        }
+        Outcome::Rejected(failure) => {
+            settlement.failures += 1;
+            settlement.next = NextState::Dead { reason: DeadReason::Rejected };
+            failure
+        }
+    };
+    settlement.status = failure.status;
+    settlement.failure = Some(failure);
+    settlement
+}
+
+fn after_failure(
+    delivery: &Delivery,
+    failures: u32,
+    failure: &Failure,
+    schedule: &RetrySchedule,
+    timing: Timing,
+) -> NextState {
+    // A probe's failure costs nothing, but the same event must not be every probe: it waits as after a first failure.
+    match schedule.delay(failures.max(1), timing.chance) {
+        Some(delay) => NextState::Pending {
+            due_at: timing.at + delay,
+            failures,
+            uncertain: delivery.uncertain || failure.may_have_arrived,
+        },
+        None => NextState::Dead { reason: DeadReason::RetriesExhausted },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::tenant::Destination;
+
+    fn delivery(failures: u32) -> Delivery {
+        let lane = Lane {
+            id: LaneId(1),
+            destination: Arc::new(Destination::Svix { app: "acme".into() }),
+            tenant: "acme".into(),
+        };
+        Delivery {
+            id: DeliveryId { event: EventSeq(9), lane: lane.id },
+            lane: Arc::new(lane),
+            due_at: Timestamp::from_millis(1_000),
+            attempt: 3,
+            failures,
+            uncertain: false,
+            identity: Identity { tenant: "acme".into(), source: String::new(), id: "evt_1".into() },
+            event_type: "order.created".into(),
+            received_at: Timestamp::from_millis(1_000),
+            body: Bytes::from_static(b"{}"),
+            data: None,
+        }
+    }
+
+    fn settled(failures: u32, outcome: Outcome, counts: bool) -> Settlement {
+        let schedule = RetrySchedule::new(vec![Duration::from_secs(5), Duration::from_secs(30)]);
+        let timing =
+            Timing { at: Timestamp::from_millis(50_000), latency: Duration::from_millis(12), chance: 0.5 };
+        settle(&delivery(failures), outcome, counts, &schedule, timing)
+    }
+
+    #[test]
+    fn a_throttle_costs_no_failure_and_keeps_the_place_in_the_queue() {
+        let failure = Failure::answered(429, "slow down");
+        let settlement = settled(1, Outcome::Throttled { failure, retry_after: None }, true);
+        let expected =
+            NextState::Pending { due_at: Timestamp::from_millis(1_000), failures: 1, uncertain: false };
+        assert_eq!((settlement.next, settlement.failures), (expected, 1));
+        assert_eq!(settlement.status, Some(429));
+    }
+
+    #[test]
+    fn failures_follow_the_schedule_and_end_in_dead() {
+        let failed = || Outcome::Failed(Failure::answered(500, "oops"));
+        let due = |ms: i64| Timestamp::from_millis(50_000 + ms);
+        assert_eq!(
+            settled(0, failed(), true).next,
+            NextState::Pending { due_at: due(5_000), failures: 1, uncertain: true }
+        );
+        assert_eq!(
+            settled(1, failed(), true).next,
+            NextState::Pending { due_at: due(30_000), failures: 2, uncertain: true }
+        );
+        assert_eq!(settled(2, failed(), true).next, NextState::Dead { reason: DeadReason::RetriesExhausted });
+    }
+
+    #[test]
+    fn the_failure_of_a_probe_is_not_the_events_own() {
+        let failed = Outcome::Failed(Failure::transport("connect_refused", "refused", false));
+        let settlement = settled(0, failed, false);
+        let expected =
+            NextState::Pending { due_at: Timestamp::from_millis(55_000), failures: 0, uncertain: false };
+        assert_eq!(settlement.next, expected);
+        assert!(settlement.failure.is_some(), "it is still told in the attempt log");
+    }
+
+    #[test]
+    fn a_rejection_is_dead_with_the_receivers_words_and_nothing_sent_is_released() {
+        let settlement = settled(0, Outcome::Rejected(Failure::answered(422, "bad eventType")), true);
+        assert_eq!(settlement.next, NextState::Dead { reason: DeadReason::Rejected });
+        assert_eq!(settlement.failure.map(|failure| failure.detail).as_deref(), Some("bad eventType"));
+        assert_eq!(settled(0, Outcome::NotSent, true).next, NextState::Released);
+    }
+
+    #[test]
+    fn details_are_cut_on_a_character() {
+        let failure = Failure::answered(500, &"ü".repeat(2_000));
+        assert_eq!(failure.detail.len(), Failure::DETAIL_LIMIT_BYTES);
+        assert_eq!(Failure::answered(500, "a\0b").detail, "a\u{fffd}b");
+    }
+}

@@ -1,1 +1,92 @@
-//! To be written.
+//! When to try again: the schedule of a destination and the wishes of its server.
+
+use std::time::{Duration, SystemTime};
+
+use super::clock::Timestamp;
+
+/// How far a delay is spread, in parts of itself to either side: failures of one moment must not come back as one.
+const JITTER: f64 = 0.2;
+
+/// The delays after the first, second … failure of a delivery. When they run out, it is dead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RetrySchedule(Vec<Duration>);
+
+impl RetrySchedule {
+    /// A schedule from its delays.
+    pub const fn new(delays: Vec<Duration>) -> Self {
+        Self(delays)
+    }
+
+    /// How long to wait after `failures` failures (1 and up), spread by ±20 % with `chance` from `[0, 1)`;
+    /// `None` once the schedule has run out.
+    pub fn delay(&self, failures: u32, chance: f64) -> Option<Duration> {
+        let nth = usize::try_from(failures.checked_sub(1)?).ok()?;
+        self.0.get(nth).map(|delay| spread(*delay, chance))
+    }
+}
+
+/// `delay` ±20 %, by `chance` from `[0, 1)`.
+pub fn spread(delay: Duration, chance: f64) -> Duration {
+    delay.mul_f64(1.0 - JITTER + 2.0 * JITTER * chance.clamp(0.0, 1.0))
+}
+
+/// The wait that a `Retry-After` header asks for: seconds, fractional seconds, or an HTTP-date (RFC 9110 §10.2.3).
+///
+/// A date in the past is no wait at all; a wait longer than `limit` is cut to it; `None` where the text is
+/// neither form.
+pub fn retry_after(header: &str, now: Timestamp, limit: Duration) -> Option<Duration> {
+    let text = header.trim();
+    if text.starts_with(|first: char| first.is_ascii_digit()) && !text.contains(' ') {
+        return seconds(text).map(|wait| wait.min(limit));
+    }
+    let date = httpdate::parse_http_date(text).ok()?;
+    let date_ms = i64::try_from(date.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_millis()).ok()?;
+    Some(Timestamp::from_millis(date_ms).since(now).min(limit))
+}
+
+/// Decimal seconds: digits, with a fraction or without. Numbers too large for a `Duration` are the largest one.
+fn seconds(text: &str) -> Option<Duration> {
+    let plain = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let seconds: f64 = plain.then(|| text.parse().ok())??;
+    Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(3_600);
+
+    // holds: 25
+    #[rstest]
+    #[case::seconds("2", Some(2_000))]
+    #[case::zero("0", Some(0))]
+    #[case::fraction("1.5", Some(1_500))]
+    #[case::padded(" 7 ", Some(7_000))]
+    #[case::date("Sun, 06 Nov 1994 08:49:37 GMT", Some(37_000))]
+    #[case::past("Sun, 06 Nov 1994 08:48:37 GMT", Some(0))]
+    #[case::far_date("Sat, 06 Nov 2094 08:49:37 GMT", Some(3_600_000))]
+    #[case::huge("99999999999999999999999999", Some(3_600_000))]
+    #[case::negative("-1", None)]
+    #[case::exponent("1e3", None)]
+    #[case::infinite("inf", None)]
+    #[case::words("soon", None)]
+    #[case::empty("", None)]
+    #[case::two_dots("1.2.3", None)]
+    fn every_form_of_retry_after(#[case] header: &str, #[case] expected_ms: Option<u64>) {
+        let now = Timestamp::from_millis(784_111_740_000); // Sun, 06 Nov 1994 08:49:00 GMT
+        assert_eq!(retry_after(header, now, LIMIT), expected_ms.map(Duration::from_millis));
+    }
+
+    #[test]
+    fn the_schedule_is_spread_and_ends() {
+        let schedule = RetrySchedule::new(vec![Duration::from_secs(5), Duration::from_secs(300)]);
+        assert_eq!(schedule.delay(1, 0.0), Some(Duration::from_secs(4)));
+        assert_eq!(schedule.delay(1, 0.5), Some(Duration::from_secs(5)));
+        assert_eq!(schedule.delay(2, 0.5), Some(Duration::from_secs(300)));
+        assert_eq!(schedule.delay(3, 0.5), None);
+        assert_eq!(schedule.delay(0, 0.5), None);
+    }
+}
