@@ -1,1 +1,4 @@
+//! Posthaste: a webhook relay.
 
+#[cfg(feature = "mock")]
+pub mod mock;
