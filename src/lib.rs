@@ -1,2 +1,4 @@
 //! Posthaste: a webhook relay.
 pub mod domain;
+#[cfg(feature = "mock")]
+pub mod mock;
