@@ -45,7 +45,7 @@ pub struct Delivery {
     /// When it fell due; with lane and event its place in the queue.
     pub due_at: Timestamp,
     /// Number of this claim, from 1: the fencing token. A settlement that names an older one changes nothing.
-    pub attempt: i32,
+    pub attempt: i64,
     /// Failures so far; throttles are not among them.
     pub failures: u32,
     /// An earlier attempt may have arrived although its answer did not say so.
@@ -190,7 +190,7 @@ pub struct Settlement {
     /// Its place in the queue.
     pub due_at: Timestamp,
     /// The claim this settles.
-    pub attempt: i32,
+    pub attempt: i64,
     /// When the attempt ended.
     pub at: Timestamp,
     /// How long the attempt took, in milliseconds.

@@ -1,0 +1,165 @@
+//! How many deliveries wait, and how many may.
+//!
+//! Kept in memory: what this process adds and settles is counted as it happens, and the ledger is counted afresh at
+//! start and from time to time, for what other nodes did meanwhile. So on SQLite the figure is exact once the first
+//! count is in; on Postgres it is as old as the last count for other nodes' part.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use super::plan::NewEvent;
+use super::{Ledger, LedgerError, Result, Shared};
+
+/// The shortest time between two counts of the ledger.
+const COUNT_EVERY: Duration = Duration::from_secs(30);
+/// A count may take at most one part in this many of the time.
+const COUNT_SHARE: u32 = 50;
+
+/// How many deliveries may wait.
+#[derive(Debug, Clone, Copy)]
+pub struct BacklogLimits {
+    /// Of one tenant.
+    pub tenant: u64,
+    /// Of all.
+    pub total: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Backlog {
+    limits: BacklogLimits,
+    counts: Mutex<Counts>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    total: i64,
+    tenants: HashMap<Arc<str>, i64>,
+    /// What has changed since the count that is under way began.
+    since: Option<HashMap<Arc<str>, i64>>,
+}
+
+impl Counts {
+    fn add(&mut self, tenant: &Arc<str>, change: i64) {
+        self.total += change;
+        let waiting = self.tenants.entry(tenant.clone()).or_default();
+        *waiting += change;
+        if *waiting == 0 {
+            self.tenants.remove(tenant);
+        }
+        if let Some(since) = &mut self.since {
+            *since.entry(tenant.clone()).or_default() += change;
+        }
+    }
+}
+
+impl Backlog {
+    pub fn new(limits: BacklogLimits) -> Self {
+        Self { limits, counts: Mutex::default() }
+    }
+
+    /// Whether a request's deliveries may be added.
+    pub fn admit(&self, events: &[NewEvent]) -> Result<()> {
+        self.admits_any()?;
+        let mut added: HashMap<&Arc<str>, u64> = HashMap::new();
+        for new in events {
+            *added.entry(&new.event.identity.tenant).or_default() += new.lanes.len() as u64;
+        }
+        let counts = self.counts();
+        for (tenant, more) in added {
+            let waiting = counts.tenants.get(tenant).map_or(0, |waiting| waiting.max(&0).unsigned_abs());
+            if more > 0 && waiting + more > self.limits.tenant {
+                return Err(LedgerError::BacklogFull {
+                    scope: format!("tenant {tenant}"),
+                    tenant: true,
+                    waiting,
+                    limit: self.limits.tenant,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there is room at all.
+    pub fn admits_any(&self) -> Result<()> {
+        let waiting = self.total();
+        if waiting < self.limits.total {
+            return Ok(());
+        }
+        Err(LedgerError::BacklogFull {
+            scope: "the ledger".into(),
+            tenant: false,
+            waiting,
+            limit: self.limits.total,
+        })
+    }
+
+    pub fn total(&self) -> u64 {
+        self.counts().total.max(0).unsigned_abs()
+    }
+
+    pub fn add(&self, tenant: &Arc<str>, change: i64) {
+        self.counts().add(tenant, change);
+    }
+
+    fn begin_count(&self) {
+        self.counts().since = Some(HashMap::new());
+    }
+
+    /// Takes a count of the ledger that began with [`Self::begin_count`], and what has happened since.
+    ///
+    /// A change committed while the count ran may be in both. The next count mends that; it is a cap, not a ledger.
+    fn end_count(&self, counted: Option<HashMap<Arc<str>, i64>>) {
+        let mut counts = self.counts();
+        let since = counts.since.take().unwrap_or_default();
+        let Some(counted) = counted else { return };
+        counts.total = counted.values().sum();
+        counts.tenants = counted;
+        for (tenant, change) in since {
+            counts.add(&tenant, change);
+        }
+    }
+
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counts the ledger now, and on Postgres again and again, until the ledger is gone.
+pub(super) fn keep_counting(ledger: &Ledger) {
+    let weak: Weak<Shared> = Arc::downgrade(&ledger.shared);
+    let again = ledger.shared.database.is_shared();
+    tokio::spawn(async move {
+        loop {
+            let Some(shared) = weak.upgrade() else { return };
+            let began = shared.clock.moment();
+            shared.backlog.begin_count();
+            let counted = shared.database.count_waiting().await;
+            let failed = counted.is_err();
+            shared.backlog.end_count(counted.ok());
+            let took = began.until(shared.clock.moment());
+            drop(shared);
+            if !again && !failed {
+                return;
+            }
+            tokio::time::sleep((took * COUNT_SHARE).max(COUNT_EVERY)).await;
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_count_keeps_what_happened_meanwhile() {
+        let backlog = Backlog::new(BacklogLimits { tenant: 10, total: 20 });
+        let acme: Arc<str> = "acme".into();
+        backlog.begin_count();
+        backlog.add(&acme, 3);
+        backlog.end_count(Some(HashMap::from([(acme.clone(), 4)])));
+        assert_eq!(backlog.total(), 7);
+        backlog.add(&acme, -7);
+        assert!(backlog.counts().tenants.is_empty(), "memory follows what waits");
+    }
+}

@@ -1,0 +1,436 @@
+//! The ledger: every event exactly once, every delivery until it is done.
+//!
+//! [`Ledger`] is what the rest of the program sees. Behind it, what is hot (commit, claim) is a [`Store`] with one
+//! implementation for each database, because they want different statements there; everything else is one shared
+//! text ([`sql`]). A [`writer`] takes what waits and commits it together.
+
+mod backlog;
+mod plan;
+mod postgres;
+mod rows;
+mod sql;
+mod sqlite;
+mod writer;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
+use tokio::sync::oneshot;
+
+pub use self::backlog::BacklogLimits;
+pub use self::plan::{Accepted, ItemVerdict, NewEvent, RequestKey};
+pub use self::sql::{ApiKey, KeyInfo, NewRejected, Rejected, TenantRow};
+pub use self::sqlite::lock_holder;
+use self::backlog::Backlog;
+use self::plan::{AcceptRequest, Known, Plan};
+use self::sql::Database;
+use self::writer::{Command, Writer};
+use crate::domain::clock::{Clock, Moment, Timestamp};
+use crate::domain::delivery::{Delivery, DeliveryId, Settlement};
+use crate::domain::gate::{CloseReason, Ticket};
+use crate::domain::scheduler::{LaneClaim, Remaining};
+use crate::domain::tenant::{Destination, Lane, LaneId};
+
+/// Why the ledger could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// The database is down, full or broken: try again later.
+    #[error("the ledger is unavailable: {0}")]
+    Unavailable(String),
+    /// The ledger can't be opened as it is: durability off, too old, owned by another process.
+    #[error("{0}")]
+    Refused(String),
+    /// A name that must be unique is taken.
+    #[error("{0}")]
+    Taken(String),
+    /// Too many deliveries wait, of this tenant or of all.
+    #[error("{scope} has {waiting} deliveries waiting, and at most {limit} may wait")]
+    BacklogFull {
+        /// `tenant NAME` or `the ledger`.
+        scope: String,
+        /// Whether it is one tenant's cap.
+        tenant: bool,
+        /// How many wait.
+        waiting: u64,
+        /// The cap.
+        limit: u64,
+    },
+}
+
+impl From<sqlx::Error> for LedgerError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Unavailable(error.to_string())
+    }
+}
+
+/// Result of a ledger call.
+pub type Result<T> = std::result::Result<T, LedgerError>;
+
+/// How a ledger is opened.
+#[derive(Debug, Clone)]
+pub struct LedgerOptions {
+    /// `sqlite:PATH` or `postgres://…`.
+    pub url: String,
+    /// How long a claim holds.
+    pub lease: Duration,
+    /// How many deliveries may wait.
+    pub backlog: BacklogLimits,
+}
+
+/// What a claim yields for one lane.
+#[derive(Debug)]
+pub struct ClaimedLane {
+    /// The deliveries, oldest first.
+    pub deliveries: Vec<Delivery>,
+    /// What is left in the ledger.
+    pub remaining: Remaining,
+}
+
+/// Who takes fresh deliveries straight from memory after their commit: the dispatcher.
+pub trait Outlet: Send + Sync {
+    /// A place in flight for a delivery of this lane, where it may go out at once.
+    fn reserve(&self, lane: &Arc<Lane>) -> Option<Ticket>;
+    /// A reserved delivery, committed and claimed.
+    fn deliver(&self, delivery: Delivery, ticket: Ticket);
+    /// The commit failed: the place is free again.
+    fn give_back(&self, lane: &Arc<Lane>, ticket: Ticket);
+    /// The ledger holds work of this lane, due now.
+    fn wake(&self, lane: &Arc<Lane>, due_at: Timestamp);
+}
+
+/// What differs between the databases: the hot path.
+///
+/// `commit` and `lookup` are called by the writer alone, one at a time; the rest from anywhere.
+#[async_trait]
+trait Store: Send + Sync {
+    /// Writes a plan and settlements in one transaction, made durable before it returns.
+    async fn commit(&self, plan: &Plan<'_>, settlements: &[Settlement]) -> Result<Committed>;
+
+    /// What the ledger already knows of a plan's identities and request keys.
+    async fn lookup(&self, plan: &Plan<'_>) -> Result<Known>;
+
+    /// Claims due deliveries, oldest first, for each lane at most its limit.
+    async fn claim(&self, claims: &[LaneClaim], now: Timestamp) -> Result<Vec<ClaimedLane>>;
+
+    /// Gives claims back unsent.
+    async fn release(&self, deliveries: &[(DeliveryId, Timestamp, i64)]) -> Result<()>;
+
+    /// Writes a heartbeat: proves that the ledger takes writes and keeps this node's number.
+    async fn heartbeat(&self, now: Timestamp) -> Result<()>;
+
+    /// Leaves the address this process listens on where other processes of this machine find it.
+    async fn announce(&self, address: &str) -> Result<()>;
+
+    /// Ends: settles the files, gives the node number back.
+    async fn close(&self);
+}
+
+/// What became of a commit.
+#[derive(Debug)]
+enum Committed {
+    /// Durable. Settlements that named an old claim changed nothing and are named here.
+    Done {
+        /// Deliveries whose settlement was fenced off.
+        stale: Vec<DeliveryId>,
+    },
+    /// Nothing was written: some identities or request keys of the plan are known already.
+    Clash,
+}
+
+/// The ledger. Cheap to clone.
+#[derive(Clone)]
+pub struct Ledger {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    store: Arc<dyn Store>,
+    database: Database,
+    commands: tokio::sync::mpsc::Sender<Command>,
+    writer: Mutex<Option<tokio::task::JoinHandle<()>>>,
+    backlog: Arc<Backlog>,
+    outlet: Arc<OnceLock<Arc<dyn Outlet>>>,
+    health: tokio::sync::watch::Receiver<Option<String>>,
+    lanes: Mutex<LaneCache>,
+    lease: Duration,
+    clock: Arc<dyn Clock>,
+}
+
+/// Lanes by name and by number. Bounded: emptied when it grows past [`LANE_CACHE_LIMIT`], and filled again as needed.
+#[derive(Default)]
+struct LaneCache {
+    by_name: HashMap<(Arc<Destination>, Arc<str>), Arc<Lane>>,
+    by_id: HashMap<LaneId, Arc<Lane>>,
+}
+
+const LANE_CACHE_LIMIT: usize = 100_000;
+
+impl LaneCache {
+    fn insert(&mut self, lane: Arc<Lane>) -> Arc<Lane> {
+        if self.by_id.len() >= LANE_CACHE_LIMIT {
+            *self = Self::default();
+        }
+        self.by_name.insert((lane.destination.clone(), lane.tenant.clone()), lane.clone());
+        self.by_id.insert(lane.id, lane.clone());
+        lane
+    }
+}
+
+impl Ledger {
+    /// Opens the ledger, creating and migrating it as needed, and starts its writer.
+    ///
+    /// # Errors
+    /// [`LedgerError::Refused`] where the database does not keep what it acknowledges, is too old or too new, or
+    /// (SQLite) belongs to another process; [`LedgerError::Unavailable`] where it can't be reached.
+    pub async fn open(options: &LedgerOptions, clock: Arc<dyn Clock>) -> Result<Self> {
+        let (store, database, sequence): (Arc<dyn Store>, _, _) = if is_sqlite(&options.url) {
+            let opened = sqlite::open(options, &clock).await?;
+            (Arc::new(opened.store), opened.database, opened.sequence)
+        } else {
+            let opened = postgres::open(options, &clock).await?;
+            (Arc::new(opened.store), opened.database, opened.sequence)
+        };
+        let backlog = Arc::new(Backlog::new(options.backlog));
+        let outlet = Arc::new(OnceLock::new());
+        let (health_sender, health) = tokio::sync::watch::channel(None);
+        let (commands, queue) = tokio::sync::mpsc::channel(writer::QUEUE_LIMIT);
+        let writer = Writer {
+            store: store.clone(),
+            sequence,
+            backlog: backlog.clone(),
+            outlet: outlet.clone(),
+            health: health_sender,
+            clock: clock.clone(),
+        };
+        let writer = Mutex::new(Some(tokio::spawn(writer.run(queue))));
+        let lanes = Mutex::default();
+        let lease = options.lease;
+        let ledger = Self {
+            shared: Arc::new(Shared {
+                store,
+                database,
+                commands,
+                writer,
+                backlog,
+                outlet,
+                health,
+                lanes,
+                lease,
+                clock,
+            }),
+        };
+        backlog::keep_counting(&ledger);
+        Ok(ledger)
+    }
+
+    /// Names who takes fresh deliveries. Without one, they are claimed from the ledger.
+    pub fn connect(&self, outlet: Arc<dyn Outlet>) {
+        // A second outlet would be a second dispatcher in one process; the first stays.
+        let _ = self.shared.outlet.set(outlet);
+    }
+
+    /// Records a request's events, each once, and answers after the commit is durable.
+    ///
+    /// With `strict`, one conflict refuses the whole request and nothing of it is stored.
+    ///
+    /// # Errors
+    /// [`LedgerError::BacklogFull`] and [`LedgerError::Unavailable`]: nothing is stored, or (a connection lost during
+    /// the commit) all of it, in which case a resend finds duplicates.
+    pub async fn accept(
+        &self,
+        events: Vec<NewEvent>,
+        strict: bool,
+        request_key: Option<RequestKey>,
+    ) -> Result<Accepted> {
+        self.shared.backlog.admit(&events)?;
+        let (answer, verdicts) = oneshot::channel();
+        let request = AcceptRequest { events, strict, request_key };
+        self.command(Command::Accept { request, answer }).await?;
+        verdicts.await.map_err(|_| stopped())?
+    }
+
+    /// Hands in what became of an attempt. Returns once it is queued: the writer keeps it until it is committed.
+    ///
+    /// # Errors
+    /// [`LedgerError::Unavailable`] where the ledger is closed.
+    pub async fn settle(&self, settlement: Settlement) -> Result<()> {
+        self.command(Command::Settle(settlement)).await
+    }
+
+    /// Claims due deliveries for the lease that the ledger was opened with.
+    ///
+    /// Returns one answer for each claim, and when the leases end.
+    ///
+    /// # Errors
+    /// [`LedgerError::Unavailable`].
+    pub async fn claim(&self, claims: &[LaneClaim]) -> Result<(Vec<ClaimedLane>, Moment)> {
+        // Read first: a lease that began later than we believe only ends later.
+        let leased_until = self.shared.clock.moment() + self.shared.lease;
+        let claimed = self.shared.store.claim(claims, self.shared.clock.now()).await?;
+        Ok((claimed, leased_until))
+    }
+
+    /// Gives claims back unsent.
+    ///
+    /// # Errors
+    /// [`LedgerError::Unavailable`]: the leases will end by themselves.
+    pub async fn release(&self, deliveries: &[Delivery]) -> Result<()> {
+        let claims: Vec<_> = deliveries
+            .iter()
+            .map(|delivery| (delivery.id, delivery.due_at, delivery.attempt))
+            .collect();
+        self.shared.store.release(&claims).await
+    }
+
+    /// Lanes with work, by number, from the one after `after`, with when their first delivery falls due.
+    ///
+    /// # Errors
+    /// [`LedgerError::Unavailable`].
+    pub async fn busy_lanes(
+        &self,
+        after: Option<LaneId>,
+        limit: u32,
+    ) -> Result<Vec<(Arc<Lane>, Timestamp)>> {
+        let heads = self.shared.database.busy_lanes(after, limit).await?;
+        let mut lanes = Vec::with_capacity(heads.len());
+        for (id, due_at) in heads {
+            let cached = self.lanes().by_id.get(&id).cloned();
+            let lane = match cached {
+                Some(lane) => Some(lane),
+                None => self.shared.database.lane(id).await?.map(|lane| self.lanes().insert(Arc::new(lane))),
+            };
+            // A lane of a kind that this version does not know is left for one that does.
+            lanes.extend(lane.map(|lane| (lane, due_at)));
+        }
+        Ok(lanes)
+    }
+
+    /// The lane of `tenant` for `destination`, made when it is new.
+    ///
+    /// # Errors
+    /// [`LedgerError::Unavailable`].
+    pub async fn lane(&self, destination: &Arc<Destination>, tenant: &Arc<str>) -> Result<Arc<Lane>> {
+        let name = (destination.clone(), tenant.clone());
+        let cached = self.lanes().by_name.get(&name).cloned();
+        if let Some(lane) = cached {
+            return Ok(lane);
+        }
+        let id = self.shared.database.make_lane(&destination.to_string(), tenant).await?;
+        let lane = Lane { id, destination: destination.clone(), tenant: tenant.clone() };
+        Ok(self.lanes().insert(Arc::new(lane)))
+    }
+
+    /// Whether new events would be taken now, without asking the database.
+    ///
+    /// # Errors
+    /// [`LedgerError::Unavailable`] while writes fail, [`LedgerError::BacklogFull`] at the global cap.
+    pub fn admits(&self) -> Result<()> {
+        if let Some(reason) = self.shared.health.borrow().clone() {
+            return Err(LedgerError::Unavailable(reason));
+        }
+        self.shared.backlog.admits_any()
+    }
+
+    /// Why the ledger takes no writes now; `None` where it does.
+    pub fn trouble(&self) -> Option<String> {
+        self.shared.health.borrow().clone()
+    }
+
+    /// Deliveries waiting, all tenants.
+    pub fn waiting(&self) -> u64 {
+        self.shared.backlog.total()
+    }
+
+    /// Remembers that a gate is closed until `until`, so that a restart does not go early.
+    ///
+    /// # Errors
+    /// [`LedgerError::Unavailable`].
+    pub async fn save_gate(&self, gate: &str, reason: CloseReason, until: Timestamp) -> Result<()> {
+        self.shared.database.save_gate(gate, reason.as_str(), until).await
+    }
+
+    /// Gates that are closed beyond `now`.
+    ///
+    /// # Errors
+    /// [`LedgerError::Unavailable`].
+    pub async fn closed_gates(&self, now: Timestamp) -> Result<Vec<(String, String, Timestamp)>> {
+        self.shared.database.closed_gates(now).await
+    }
+
+    /// Tenants, keys and rejected messages: see [`sql::Database`].
+    pub fn database(&self) -> &Database {
+        &self.shared.database
+    }
+
+    /// Leaves the address this process listens on where the command line finds it (SQLite only).
+    ///
+    /// # Errors
+    /// [`LedgerError::Unavailable`].
+    pub async fn announce(&self, address: &str) -> Result<()> {
+        self.shared.store.announce(address).await
+    }
+
+    /// Commits what is queued and closes the ledger. Calls after this fail.
+    pub async fn close(&self) {
+        // The writer ends when it reads this; what came before is committed.
+        let _ = self.shared.commands.send(Command::Close).await;
+        let writer = self.shared.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(writer) = writer {
+            let _ = writer.await;
+        }
+        self.shared.store.close().await;
+        self.shared.database.close().await;
+    }
+
+    fn lanes(&self) -> std::sync::MutexGuard<'_, LaneCache> {
+        self.shared.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn command(&self, command: Command) -> Result<()> {
+        self.shared.commands.send(command).await.map_err(|_| stopped())
+    }
+}
+
+fn stopped() -> LedgerError {
+    LedgerError::Unavailable("it is being closed".into())
+}
+
+/// Whether a database URL names a SQLite file.
+pub fn is_sqlite(url: &str) -> bool {
+    url.starts_with("sqlite:")
+}
+
+/// A store with what the ledger needs beside it.
+struct Opened<S> {
+    store: S,
+    database: Database,
+    sequence: crate::domain::sequence::Sequence,
+}
+
+/// The migrations of one database: number, name, text. Append-only.
+type Migrations = &'static [(i64, &'static str, &'static str)];
+
+fn migrator(migrations: Migrations) -> Migrator {
+    let migrations = migrations.iter().map(|(version, name, text)| {
+        let text = sqlx::SqlStr::from_static(text);
+        Migration::new(*version, (*name).into(), MigrationType::Simple, text, false)
+    });
+    Migrator::with_migrations(migrations.collect())
+}
+
+/// Why a migration failed, in the operator's words.
+fn migration_error(error: MigrateError, migrations: Migrations) -> LedgerError {
+    match error {
+        MigrateError::VersionMissing(version) => {
+            let ours = migrations.last().map_or(0, |(version, ..)| *version);
+            LedgerError::Refused(format!(
+                "the ledger was written by a newer version: its schema is at {version}, this version knows up to \
+                 {ours}; run that version, or restore a backup"
+            ))
+        }
+        other => LedgerError::Unavailable(format!("migration failed: {other}")),
+    }
+}

@@ -1,0 +1,493 @@
+//! The ledger in Postgres: several machines share it.
+//!
+//! Leases are a column, on the database's clock. A claim changes only columns without an index, which Postgres does
+//! without touching one (a heap-only update); `SKIP LOCKED` keeps two nodes from waiting for each other.
+
+use std::str::FromStr as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{PgConnection, PgPool};
+
+use super::plan::{Known, Plan};
+use super::rows::{self, AttemptColumns, OutcomeColumns, WaitingColumns};
+use super::sql::Database;
+use super::{ClaimedLane, Committed, LedgerError, LedgerOptions, Migrations, Opened, Result, Store};
+use crate::domain::clock::{Clock, Timestamp};
+use crate::domain::delivery::{Delivery, DeliveryId, NextState, Settlement};
+use crate::domain::event::{EventSeq, Fingerprint, Identity};
+use crate::domain::scheduler::{LaneClaim, Remaining};
+use crate::domain::sequence::{NODES, Sequence};
+use crate::domain::tenant::LaneId;
+
+const MIGRATIONS: Migrations = &[(1, "ledger", include_str!("../../migrations/postgres/0001_ledger.sql"))];
+const CONNECTIONS: u32 = 8;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A node that has not been seen for so long has lost its number.
+const NODE_EXPIRY: Duration = Duration::from_secs(600);
+
+/// See the module's own words.
+pub(super) struct PostgresStore {
+    pool: PgPool,
+    lease_ms: i64,
+    node: i64,
+    /// Tells this process from others that had its number before.
+    epoch: String,
+}
+
+/// Connects, migrates, checks, and takes a node number.
+pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Result<Opened<PostgresStore>> {
+    let connect = PgConnectOptions::from_str(&options.url)
+        .map_err(|error| LedgerError::Refused(format!("the database URL is not a Postgres one: {error}")))?
+        .application_name("posthaste");
+    let pool = PgPoolOptions::new()
+        .max_connections(CONNECTIONS)
+        .acquire_timeout(CONNECT_TIMEOUT)
+        .connect_with(connect)
+        .await
+        .map_err(|error| LedgerError::Unavailable(format!("can't reach Postgres: {error}")))?;
+    check(&pool).await?;
+    super::migrator(MIGRATIONS).run(&pool).await.map_err(|error| super::migration_error(error, MIGRATIONS))?;
+    let database = Database::Postgres(pool.clone());
+    let epoch = format!("{:016x}{:08x}", clock.now().as_millis(), std::process::id());
+    let node = take_node(&pool, &epoch, clock.now()).await?;
+    let largest = database.largest_seq().await?;
+    let lease_ms = i64::try_from(options.lease.as_millis()).unwrap_or(i64::MAX);
+    let store = PostgresStore { pool, lease_ms, node, epoch };
+    Ok(Opened { store, database, sequence: Sequence::new(node, largest) })
+}
+
+/// Refuses what would not keep an acknowledged event.
+async fn check(pool: &PgPool) -> Result<()> {
+    for setting in ["fsync", "synchronous_commit", "full_page_writes"] {
+        let (value,): (String,) =
+            sqlx::query_as("SELECT current_setting($1)").bind(setting).fetch_one(pool).await?;
+        if value == "off" {
+            return Err(LedgerError::Refused(format!(
+                "Postgres runs with {setting}=off: it would lose what the ledger acknowledged; turn it on"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Takes the lowest node number that nobody holds.
+async fn take_node(pool: &PgPool, epoch: &str, now: Timestamp) -> Result<i64> {
+    let expired = now.as_millis() - i64::try_from(NODE_EXPIRY.as_millis()).unwrap_or(i64::MAX);
+    let row: Option<(i64,)> = sqlx::query_as(
+        "INSERT INTO node (number, epoch, seen_at)
+         SELECT free, $1, $2 FROM generate_series(0, $3 - 1) AS free
+         WHERE NOT EXISTS (SELECT 1 FROM node WHERE number = free AND seen_at > $4)
+         ORDER BY free LIMIT 1
+         ON CONFLICT (number) DO UPDATE SET epoch = excluded.epoch, seen_at = excluded.seen_at
+             WHERE node.seen_at <= $4
+         RETURNING number",
+    )
+    .bind(epoch)
+    .bind(now.as_millis())
+    .bind(NODES)
+    .bind(expired)
+    .fetch_optional(pool)
+    .await?;
+    match row {
+        Some((number,)) => Ok(number),
+        // Two nodes began at the same instant, and the other was first.
+        None => Err(LedgerError::Unavailable("no node number could be had; start again".into())),
+    }
+}
+
+impl PostgresStore {
+    async fn insert_plan(&self, connection: &mut PgConnection, plan: &Plan<'_>) -> Result<bool> {
+        if !insert_keys(connection, plan).await? {
+            return Ok(false);
+        }
+        insert_events(connection, plan).await?;
+        let rows = &plan.deliveries;
+        if !rows.is_empty() {
+            sqlx::query(
+                "INSERT INTO queue (lane, due_at, event, attempt, failures, uncertain, lease_until)
+                 SELECT lane, $3, event, handed_over, 0, 0,
+                        handed_over * ((EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint + $5)
+                 FROM UNNEST($1::bigint[], $2::bigint[], $4::bigint[]) AS t (lane, event, handed_over)",
+            )
+            .bind(rows.iter().map(|waiting| waiting.lane.id.0).collect::<Vec<_>>())
+            .bind(rows.iter().map(|waiting| waiting.seq.0).collect::<Vec<_>>())
+            .bind(plan.now.as_millis())
+            .bind(rows.iter().map(|waiting| i64::from(waiting.handed_over)).collect::<Vec<_>>())
+            .bind(self.lease_ms)
+            .execute(connection)
+            .await?;
+        }
+        Ok(true)
+    }
+}
+
+/// Writes a plan's keys; false where some are taken.
+async fn insert_keys(connection: &mut PgConnection, plan: &Plan<'_>) -> Result<bool> {
+    let keys: Vec<_> = plan.sorted().collect();
+    if !keys.is_empty() {
+        let identities = || keys.iter().map(|insert| &insert.new.event.identity);
+        let written = sqlx::query(
+            "INSERT INTO event_key (tenant, source, id, fingerprint, event)
+             SELECT * FROM UNNEST($1::text[], $2::text[], $3::text[], $4::bytea[], $5::bigint[])
+             ON CONFLICT DO NOTHING",
+        )
+        .bind(identities().map(|identity| &*identity.tenant).collect::<Vec<_>>())
+        .bind(identities().map(|identity| &*identity.source).collect::<Vec<_>>())
+        .bind(identities().map(|identity| &*identity.id).collect::<Vec<_>>())
+        .bind(keys.iter().map(|insert| &insert.new.event.fingerprint.0[..]).collect::<Vec<_>>())
+        .bind(keys.iter().map(|insert| insert.seq.0).collect::<Vec<_>>())
+        .execute(&mut *connection)
+        .await?
+        .rows_affected();
+        if written < keys.len() as u64 {
+            return Ok(false);
+        }
+    }
+    let keys = &plan.request_keys;
+    if !keys.is_empty() {
+        let written = sqlx::query(
+            "INSERT INTO request_key (scope, key, fingerprint, created_at)
+             SELECT scope, key, fingerprint, $4 FROM UNNEST($1::text[], $2::text[], $3::bytea[])
+                 AS t (scope, key, fingerprint)
+             ON CONFLICT DO NOTHING",
+        )
+        .bind(keys.iter().map(|key| &*key.scope).collect::<Vec<_>>())
+        .bind(keys.iter().map(|key| &*key.key).collect::<Vec<_>>())
+        .bind(keys.iter().map(|key| &key.fingerprint[..]).collect::<Vec<_>>())
+        .bind(plan.now.as_millis())
+        .execute(connection)
+        .await?
+        .rows_affected();
+        if written < keys.len() as u64 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+async fn insert_events(connection: &mut PgConnection, plan: &Plan<'_>) -> Result<()> {
+    if plan.inserts.is_empty() {
+        return Ok(());
+    }
+    let events = || plan.inserts.iter().map(|insert| &insert.new.event);
+    let ranges = || events().map(|event| rows::range_columns(event.data.as_ref()));
+    sqlx::query(
+        "INSERT INTO event (seq, tenant, source, id, type, received_at, destinations, body, data_start, data_end)
+         SELECT seq, tenant, source, id, type, $9, destinations, body, data_start, data_end
+         FROM UNNEST($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bytea[],
+                     $8::bigint[], $10::bigint[])
+             AS t (seq, tenant, source, id, type, destinations, body, data_start, data_end)",
+    )
+    .bind(plan.inserts.iter().map(|insert| insert.seq.0).collect::<Vec<_>>())
+    .bind(events().map(|event| &*event.identity.tenant).collect::<Vec<_>>())
+    .bind(events().map(|event| &*event.identity.source).collect::<Vec<_>>())
+    .bind(events().map(|event| &*event.identity.id).collect::<Vec<_>>())
+    .bind(events().map(|event| &*event.event_type).collect::<Vec<_>>())
+    .bind(plan.inserts.iter().map(|insert| rows::count(insert.new.lanes.len())).collect::<Vec<_>>())
+    .bind(events().map(|event| &event.body[..]).collect::<Vec<_>>())
+    .bind(ranges().map(|(start, _)| start).collect::<Vec<_>>())
+    .bind(plan.now.as_millis())
+    .bind(ranges().map(|(_, end)| end).collect::<Vec<_>>())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// One column of rows, as an array parameter.
+fn column<R, T>(rows: &[R], value: impl Fn(&R) -> T) -> Vec<T> {
+    rows.iter().map(value).collect()
+}
+
+/// Moves finished deliveries from the queue into `outcome`, as far as their claims still hold.
+async fn settle_done(connection: &mut PgConnection, done: &[OutcomeColumns<'_>]) -> Result<Vec<DeliveryId>> {
+    if done.is_empty() {
+        return Ok(Vec::new());
+    }
+    let settled: Vec<(i64, i64)> = sqlx::query_as(
+        "WITH input AS (
+             SELECT * FROM UNNEST($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $5::bigint[], $6::bigint[],
+                                  $7::bigint[], $8::bigint[], $9::bigint[], $10::text[], $11::bigint[], $12::text[])
+                 AS t (event, lane, due_at, state, at, attempts, failures, latency_ms, status, remote_id,
+                       dispatch_unconfirmed, reason)
+         ), gone AS (
+             DELETE FROM queue USING input
+             WHERE queue.lane = input.lane AND queue.due_at = input.due_at AND queue.event = input.event
+               AND queue.attempt = input.attempts
+             RETURNING queue.event, queue.lane
+         )
+         INSERT INTO outcome (event, lane, state, at, attempts, failures, latency_ms, status, remote_id,
+                              dispatch_unconfirmed, reason)
+         SELECT input.event, input.lane, state, at, attempts, failures, latency_ms, status, remote_id,
+                dispatch_unconfirmed, reason
+         FROM input JOIN gone ON gone.event = input.event AND gone.lane = input.lane
+         RETURNING event, lane",
+    )
+    .bind(column(done, |row| row.event))
+    .bind(column(done, |row| row.lane))
+    .bind(column(done, |row| row.was_due_at))
+    .bind(column(done, |row| row.state))
+    .bind(column(done, |row| row.at))
+    .bind(column(done, |row| row.attempts))
+    .bind(column(done, |row| row.failures))
+    .bind(column(done, |row| row.latency_ms))
+    .bind(column(done, |row| row.status))
+    .bind(column(done, |row| row.remote_id))
+    .bind(column(done, |row| row.dispatch_unconfirmed))
+    .bind(column(done, |row| row.reason))
+    .fetch_all(connection)
+    .await?;
+    Ok(settled.into_iter().map(delivery_id).collect())
+}
+
+/// Puts deliveries back for later, as far as their claims still hold.
+async fn settle_waiting(connection: &mut PgConnection, rows: &[WaitingColumns]) -> Result<Vec<DeliveryId>> {
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
+    let settled: Vec<(i64, i64)> = sqlx::query_as(
+        "UPDATE queue SET due_at = input.due_at, failures = input.failures, uncertain = input.uncertain,
+                          lease_until = 0
+         FROM UNNEST($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[])
+             AS input (event, lane, was_due_at, attempt, due_at, failures, uncertain)
+         WHERE queue.lane = input.lane AND queue.due_at = input.was_due_at AND queue.event = input.event
+           AND queue.attempt = input.attempt
+         RETURNING queue.event, queue.lane",
+    )
+    .bind(column(rows, |row| row.event))
+    .bind(column(rows, |row| row.lane))
+    .bind(column(rows, |row| row.was_due_at))
+    .bind(column(rows, |row| row.attempt))
+    .bind(column(rows, |row| row.due_at))
+    .bind(column(rows, |row| row.failures))
+    .bind(column(rows, |row| row.uncertain))
+    .fetch_all(connection)
+    .await?;
+    Ok(settled.into_iter().map(delivery_id).collect())
+}
+
+async fn log_attempts(connection: &mut PgConnection, rows: &[AttemptColumns<'_>]) -> Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "INSERT INTO attempt_log (event, lane, attempt, at, latency_ms, status, code, detail, retry_at)
+         SELECT * FROM UNNEST($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[],
+                              $7::text[], $8::text[], $9::bigint[])
+         ON CONFLICT DO NOTHING",
+    )
+    .bind(column(rows, |row| row.event))
+    .bind(column(rows, |row| row.lane))
+    .bind(column(rows, |row| row.attempt))
+    .bind(column(rows, |row| row.at))
+    .bind(column(rows, |row| row.latency_ms))
+    .bind(column(rows, |row| row.status))
+    .bind(column(rows, |row| row.code))
+    .bind(column(rows, |row| row.detail))
+    .bind(column(rows, |row| row.retry_at))
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+fn delivery_id((event, lane): (i64, i64)) -> DeliveryId {
+    DeliveryId { event: EventSeq(event), lane: LaneId(lane) }
+}
+
+/// Settles what is still held; what was fenced off is returned.
+async fn settle(connection: &mut PgConnection, settlements: &[Settlement]) -> Result<Vec<DeliveryId>> {
+    let done: Vec<_> = settlements.iter().filter_map(OutcomeColumns::of).collect();
+    let waiting: Vec<_> = settlements.iter().filter_map(WaitingColumns::of).collect();
+    let failed: Vec<_> = settlements.iter().filter_map(AttemptColumns::of).collect();
+    let mut settled = settle_done(connection, &done).await?;
+    settled.extend(settle_waiting(connection, &waiting).await?);
+    log_attempts(connection, &failed).await?;
+    let moved = settlements.iter().filter(|settlement| settlement.next != NextState::Released);
+    let settled: std::collections::HashSet<_> = settled.into_iter().collect();
+    Ok(moved.map(|settlement| settlement.id).filter(|id| !settled.contains(id)).collect())
+}
+
+#[async_trait]
+impl Store for PostgresStore {
+    async fn commit(&self, plan: &Plan<'_>, settlements: &[Settlement]) -> Result<Committed> {
+        let mut transaction = self.pool.begin().await?;
+        if !self.insert_plan(&mut transaction, plan).await? {
+            transaction.rollback().await?;
+            return Ok(Committed::Clash);
+        }
+        let stale = settle(&mut transaction, settlements).await?;
+        transaction.commit().await?;
+        Ok(Committed::Done { stale })
+    }
+
+    async fn lookup(&self, plan: &Plan<'_>) -> Result<Known> {
+        let mut known = Known::default();
+        let identities: Vec<_> = plan.sorted().map(|insert| &insert.new.event.identity).collect();
+        let events: Vec<(String, String, String, Vec<u8>)> = sqlx::query_as(
+            "SELECT event_key.tenant, event_key.source, event_key.id, fingerprint
+             FROM UNNEST($1::text[], $2::text[], $3::text[]) AS wanted (tenant, source, id)
+             JOIN event_key USING (tenant, source, id)",
+        )
+        .bind(column(&identities, |identity| &*identity.tenant))
+        .bind(column(&identities, |identity| &*identity.source))
+        .bind(column(&identities, |identity| &*identity.id))
+        .fetch_all(&self.pool)
+        .await?;
+        for (tenant, source, id, fingerprint) in events {
+            let identity = Identity { tenant: tenant.into(), source, id };
+            known.events.insert(identity, Fingerprint(rows::digest(&fingerprint)?));
+        }
+        let requests: Vec<(String, String, Vec<u8>)> = sqlx::query_as(
+            "SELECT request_key.scope, request_key.key, fingerprint
+             FROM UNNEST($1::text[], $2::text[]) AS wanted (scope, key) JOIN request_key USING (scope, key)",
+        )
+        .bind(column(&plan.request_keys, |key| &*key.scope))
+        .bind(column(&plan.request_keys, |key| &*key.key))
+        .fetch_all(&self.pool)
+        .await?;
+        for (scope, key, fingerprint) in requests {
+            known.requests.insert((scope, key), rows::digest(&fingerprint)?);
+        }
+        Ok(known)
+    }
+
+    async fn claim(&self, claims: &[LaneClaim], now: Timestamp) -> Result<Vec<ClaimedLane>> {
+        let lanes = column(claims, |claim| claim.lane.id.0);
+        let limits = column(claims, |claim| rows::count(claim.limit));
+        let rows: Vec<QueueRow> = sqlx::query_as(
+            "WITH picked AS MATERIALIZED (
+                 SELECT head.lane, head.due_at, head.event
+                 FROM UNNEST($1::bigint[], $2::bigint[]) AS wanted (lane, n)
+                 CROSS JOIN LATERAL (
+                     SELECT queue.lane, queue.due_at, queue.event FROM queue
+                     WHERE queue.lane = wanted.lane AND queue.due_at <= $3
+                       AND queue.lease_until <= (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint
+                     ORDER BY queue.due_at, queue.event LIMIT wanted.n FOR UPDATE SKIP LOCKED
+                 ) AS head
+             ), held AS (
+                 UPDATE queue SET attempt = queue.attempt + 1,
+                     lease_until = (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint + $4
+                 FROM picked
+                 WHERE queue.lane = picked.lane AND queue.due_at = picked.due_at AND queue.event = picked.event
+                 RETURNING queue.lane, queue.due_at, queue.event, queue.attempt, queue.failures, queue.uncertain
+             )
+             SELECT held.lane, held.due_at, held.event, held.attempt, held.failures, held.uncertain, event.source,
+                    event.id, event.type, event.received_at, event.body, event.data_start, event.data_end
+             FROM held JOIN event ON event.seq = held.event ORDER BY held.lane, held.due_at, held.event",
+        )
+        .bind(&lanes)
+        .bind(&limits)
+        .bind(now.as_millis())
+        .bind(self.lease_ms)
+        .fetch_all(&self.pool)
+        .await?;
+        let later: Vec<(i64, i64)> = sqlx::query_as(
+            "SELECT wanted.lane, later.due_at FROM UNNEST($1::bigint[]) AS wanted (lane)
+             CROSS JOIN LATERAL (
+                 SELECT queue.due_at FROM queue WHERE queue.lane = wanted.lane AND queue.due_at > $2
+                 ORDER BY queue.due_at LIMIT 1
+             ) AS later",
+        )
+        .bind(&lanes)
+        .bind(now.as_millis())
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(by_lane(claims, rows, &later))
+    }
+
+    async fn release(&self, deliveries: &[(DeliveryId, Timestamp, i64)]) -> Result<()> {
+        sqlx::query(
+            "UPDATE queue SET lease_until = 0
+             FROM UNNEST($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[])
+                 AS input (lane, due_at, event, attempt)
+             WHERE queue.lane = input.lane AND queue.due_at = input.due_at AND queue.event = input.event
+               AND queue.attempt = input.attempt",
+        )
+        .bind(column(deliveries, |(id, ..)| id.lane.0))
+        .bind(column(deliveries, |(_, due_at, _)| due_at.as_millis()))
+        .bind(column(deliveries, |(id, ..)| id.event.0))
+        .bind(column(deliveries, |(_, _, attempt)| *attempt))
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    async fn heartbeat(&self, now: Timestamp) -> Result<()> {
+        let kept = sqlx::query("UPDATE node SET seen_at = $1 WHERE number = $2 AND epoch = $3")
+            .bind(now.as_millis())
+            .bind(self.node)
+            .bind(&self.epoch)
+            .execute(&self.pool)
+            .await?
+            .rows_affected();
+        if kept == 1 {
+            return Ok(());
+        }
+        Err(LedgerError::Unavailable(format!(
+            "node number {} has passed to another process while this one was cut off; start again",
+            self.node
+        )))
+    }
+
+    async fn announce(&self, _address: &str) -> Result<()> {
+        Ok(())
+    }
+
+    async fn close(&self) {
+        // The number is free for the next; where this fails it is free in ten minutes.
+        let _ = sqlx::query("UPDATE node SET seen_at = 0 WHERE number = $1 AND epoch = $2")
+            .bind(self.node)
+            .bind(&self.epoch)
+            .execute(&self.pool)
+            .await;
+    }
+}
+
+/// lane, due_at, event, attempt, failures, uncertain, source, id, type, received_at, body, data_start, data_end
+type QueueRow = (i64, i64, i64, i64, i64, i64, String, String, String, i64, Vec<u8>, Option<i64>, Option<i64>);
+
+/// One answer for each claim.
+fn by_lane(claims: &[LaneClaim], rows: Vec<QueueRow>, later: &[(i64, i64)]) -> Vec<ClaimedLane> {
+    let mut rows = rows.into_iter().peekable();
+    let mut order: Vec<usize> = (0..claims.len()).collect();
+    order.sort_unstable_by_key(|index| claims[*index].lane.id);
+    let mut claimed: Vec<ClaimedLane> = claims
+        .iter()
+        .map(|_| ClaimedLane { deliveries: Vec::new(), remaining: Remaining::Nothing })
+        .collect();
+    for index in order {
+        let claim = &claims[index];
+        let answer = &mut claimed[index];
+        while let Some(row) = rows.next_if(|row| row.0 == claim.lane.id.0) {
+            answer.deliveries.push(delivery(claim, row));
+        }
+        let next = later.iter().find(|(lane, _)| *lane == claim.lane.id.0);
+        answer.remaining = if answer.deliveries.len() == claim.limit {
+            Remaining::Due
+        } else {
+            next.map_or(Remaining::Nothing, |(_, due_at)| Remaining::Later(Timestamp::from_millis(*due_at)))
+        };
+    }
+    claimed
+}
+
+fn delivery(claim: &LaneClaim, row: QueueRow) -> Delivery {
+    let (_, due_at, event, attempt, failures, uncertain, source, id, event_type, received_at, body, start, end) =
+        row;
+    Delivery {
+        id: DeliveryId { event: EventSeq(event), lane: claim.lane.id },
+        lane: claim.lane.clone(),
+        due_at: Timestamp::from_millis(due_at),
+        attempt,
+        failures: u32::try_from(failures).unwrap_or(u32::MAX),
+        uncertain: uncertain != 0,
+        identity: Identity { tenant: claim.lane.tenant.clone(), source, id },
+        event_type,
+        received_at: Timestamp::from_millis(received_at),
+        body: Bytes::from(body),
+        data: rows::range(start, end),
+    }
+}

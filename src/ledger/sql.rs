@@ -1,0 +1,568 @@
+//! The shared text: what both databases answer in the same words.
+//!
+//! `$n` parameters, TEXT, 64-bit integers and bytes, epoch milliseconds, `ON CONFLICT` and `RETURNING` mean the same
+//! in both, and the one conformance suite runs every statement here against both.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use sqlx::{PgPool, SqlitePool};
+
+use super::{LedgerError, Result};
+use crate::domain::clock::Timestamp;
+use crate::domain::event::EventSeq;
+use crate::domain::tenant::{Destination, Lane, LaneId, Route};
+
+/// Connections for what is not hot.
+#[derive(Debug, Clone)]
+pub enum Database {
+    /// A SQLite file; `writes` is one connection of its own beside the writer's.
+    Sqlite {
+        /// Read-only connections.
+        reads: SqlitePool,
+        /// One connection for rare writes: tenants, keys, gates, rejected messages.
+        writes: SqlitePool,
+    },
+    /// A Postgres database.
+    Postgres(PgPool),
+}
+
+/// Runs one body against whichever database there is, reading or writing.
+macro_rules! on {
+    ($database:expr, reads, $pool:ident => $body:expr) => {
+        match $database {
+            Database::Sqlite { reads: $pool, .. } => $body,
+            Database::Postgres($pool) => $body,
+        }
+    };
+    ($database:expr, writes, $pool:ident => $body:expr) => {
+        match $database {
+            Database::Sqlite { writes: $pool, .. } => $body,
+            Database::Postgres($pool) => $body,
+        }
+    };
+}
+
+/// A tenant that has a route of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TenantRow {
+    /// The tenant.
+    pub id: String,
+    /// Where its events go.
+    pub route: Route,
+}
+
+/// An API key as the server checks it.
+#[derive(Debug, Clone)]
+pub struct ApiKey {
+    /// What is told of it.
+    pub info: KeyInfo,
+    /// SHA-256 of its secret part.
+    pub hash: Vec<u8>,
+}
+
+/// An API key without its secret.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct KeyInfo {
+    /// The public part of the key.
+    pub id: String,
+    /// What it is for, in the words of whoever made it.
+    pub name: String,
+    /// `ingest`, `read`, `admin`.
+    pub scopes: Vec<String>,
+    /// The one tenant it is good for; all where absent.
+    pub tenant: Option<String>,
+    /// Milliseconds since the Unix epoch.
+    pub created_at: i64,
+    /// Milliseconds since the Unix epoch; absent while it is good.
+    pub revoked_at: Option<i64>,
+}
+
+/// What could never be accepted, on its way into the ledger.
+#[derive(Debug, Clone)]
+pub struct NewRejected {
+    /// How it came: `pubsub_push`.
+    pub origin: &'static str,
+    /// Why it can't be accepted.
+    pub reason: String,
+    /// The message's attributes, as a JSON object.
+    pub attributes: String,
+    /// Its bytes.
+    pub body: Vec<u8>,
+}
+
+/// What could never be accepted, as it was kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejected {
+    /// The ledger's number.
+    pub id: i64,
+    /// When it came.
+    pub received_at: Timestamp,
+    /// How it came.
+    pub origin: String,
+    /// Why it can't be accepted.
+    pub reason: String,
+    /// The message's attributes, as a JSON object.
+    pub attributes: String,
+    /// Its bytes.
+    pub body: Vec<u8>,
+}
+
+/// What became of an event, delivery by delivery.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// Deliveries that wait or are claimed.
+    pub pending: i64,
+    /// Deliveries done, by state.
+    pub done: HashMap<String, i64>,
+    /// Events recorded.
+    pub events: i64,
+    /// Events that had no destination.
+    pub unrouted: i64,
+    /// Deliveries created.
+    pub created: i64,
+}
+
+type KeyRow = (String, String, Vec<u8>, String, Option<String>, i64, Option<i64>);
+
+impl Database {
+    /// Whether other processes may write to it too.
+    pub const fn is_shared(&self) -> bool {
+        matches!(self, Self::Postgres(_))
+    }
+
+    pub(super) async fn close(&self) {
+        match self {
+            Self::Sqlite { reads, writes } => {
+                reads.close().await;
+                writes.close().await;
+            }
+            Self::Postgres(pool) => pool.close().await,
+        }
+    }
+
+    /// The lane of `tenant` for `destination`, made where it is new.
+    pub(super) async fn make_lane(&self, destination: &str, tenant: &str) -> Result<LaneId> {
+        on!(self, writes, pool => {
+            sqlx::query(
+                "INSERT INTO lane (destination, tenant) VALUES ($1, $2) ON CONFLICT (destination, tenant) DO NOTHING",
+            )
+            .bind(destination)
+            .bind(tenant)
+            .execute(pool)
+            .await?;
+            let (id,): (i64,) = sqlx::query_as("SELECT id FROM lane WHERE destination = $1 AND tenant = $2")
+                .bind(destination)
+                .bind(tenant)
+                .fetch_one(pool)
+                .await?;
+            Ok(LaneId(id))
+        })
+    }
+
+    /// The lane with this number; `None` where its destination is of a kind this version does not know.
+    pub(super) async fn lane(&self, id: LaneId) -> Result<Option<Lane>> {
+        let row: Option<(String, String)> = on!(self, reads, pool => {
+            sqlx::query_as("SELECT destination, tenant FROM lane WHERE id = $1")
+                .bind(id.0)
+                .fetch_optional(pool)
+                .await?
+        });
+        Ok(row.and_then(|(destination, tenant)| {
+            let destination = Arc::new(Destination::parse(&destination)?);
+            Some(Lane { id, destination, tenant: tenant.into() })
+        }))
+    }
+
+    /// Whose lanes lead to a destination.
+    pub(super) async fn lane_tenants(&self, destination: &str) -> Result<Vec<String>> {
+        let rows: Vec<(String,)> = on!(self, reads, pool => {
+            sqlx::query_as("SELECT tenant FROM lane WHERE destination = $1")
+                .bind(destination)
+                .fetch_all(pool)
+                .await?
+        });
+        Ok(rows.into_iter().map(|(tenant,)| tenant).collect())
+    }
+
+    /// Lanes that have deliveries waiting, from the one after `after`, each with when the first falls due.
+    ///
+    /// A loose index scan: one look into the queue's key for each lane, however deep it is.
+    pub(super) async fn busy_lanes(
+        &self,
+        after: Option<LaneId>,
+        limit: u32,
+    ) -> Result<Vec<(LaneId, Timestamp)>> {
+        let rows: Vec<(i64, i64)> = on!(self, reads, pool => {
+            sqlx::query_as(
+                "WITH RECURSIVE busy (lane) AS (
+                     SELECT (SELECT MIN(lane) FROM queue WHERE lane > $1)
+                     UNION ALL
+                     SELECT (SELECT MIN(queue.lane) FROM queue WHERE queue.lane > busy.lane)
+                     FROM busy WHERE busy.lane IS NOT NULL
+                 )
+                 SELECT lane, (SELECT MIN(due_at) FROM queue WHERE queue.lane = busy.lane)
+                 FROM busy WHERE lane IS NOT NULL LIMIT $2",
+            )
+            .bind(after.map_or(0, |lane| lane.0))
+            .bind(i64::from(limit))
+            .fetch_all(pool)
+            .await?
+        });
+        Ok(rows.into_iter().map(|(lane, due_at)| (LaneId(lane), Timestamp::from_millis(due_at))).collect())
+    }
+
+    /// Deliveries waiting, by tenant.
+    pub(super) async fn count_waiting(&self) -> Result<HashMap<Arc<str>, i64>> {
+        let rows: Vec<(String, i64)> = on!(self, reads, pool => {
+            sqlx::query_as(
+                "SELECT lane.tenant, waiting.n
+                 FROM (SELECT lane, COUNT(*) AS n FROM queue GROUP BY lane) AS waiting
+                 JOIN lane ON lane.id = waiting.lane",
+            )
+            .fetch_all(pool)
+            .await?
+        });
+        let mut counts = HashMap::new();
+        for (tenant, waiting) in rows {
+            *counts.entry(Arc::from(tenant)).or_insert(0) += waiting;
+        }
+        Ok(counts)
+    }
+
+    /// The account of all events and deliveries. Reads whole tables: for tests and audits.
+    ///
+    /// # Errors
+    /// [`LedgerError::Unavailable`].
+    pub async fn progress(&self) -> Result<Progress> {
+        on!(self, reads, pool => {
+            let (events, unrouted, created): (i64, i64, i64) = sqlx::query_as(
+                "SELECT COUNT(*), COALESCE(SUM(CASE WHEN destinations = 0 THEN 1 ELSE 0 END), 0),
+                        CAST(COALESCE(SUM(destinations), 0) AS BIGINT)
+                 FROM event",
+            )
+            .fetch_one(pool)
+            .await?;
+            let (pending,): (i64,) = sqlx::query_as("SELECT COUNT(*) FROM queue").fetch_one(pool).await?;
+            let done: Vec<(String, i64)> =
+                sqlx::query_as("SELECT state, COUNT(*) FROM outcome GROUP BY state").fetch_all(pool).await?;
+            Ok(Progress { pending, done: done.into_iter().collect(), events, unrouted, created })
+        })
+    }
+
+    /// How the deliveries of one event stand: state, failures, reason and the receiver's id for each that is done.
+    ///
+    /// # Errors
+    /// [`LedgerError::Unavailable`].
+    pub async fn outcomes(&self, tenant: &str, event_id: &str) -> Result<Vec<OutcomeRow>> {
+        let rows: Vec<(String, i64, i64, Option<i64>, Option<String>, i64, Option<String>)> = on!(self, reads, pool => {
+            sqlx::query_as(
+                "SELECT outcome.state, outcome.attempts, outcome.failures, outcome.status, outcome.remote_id,
+                        outcome.dispatch_unconfirmed, outcome.reason
+                 FROM event_key JOIN outcome ON outcome.event = event_key.event
+                 WHERE event_key.tenant = $1 AND event_key.id = $2",
+            )
+            .bind(tenant)
+            .bind(event_id)
+            .fetch_all(pool)
+            .await?
+        });
+        let rows = rows.into_iter().map(
+            |(state, attempts, failures, status, remote_id, dispatch_unconfirmed, reason)| OutcomeRow {
+                state,
+                attempts,
+                failures,
+                status,
+                remote_id,
+                dispatch_unconfirmed: dispatch_unconfirmed != 0,
+                reason,
+            },
+        );
+        Ok(rows.collect())
+    }
+
+    /// The failed attempts of one event, oldest first: attempt number, code and detail.
+    ///
+    /// # Errors
+    /// [`LedgerError::Unavailable`].
+    pub async fn attempt_log(&self, tenant: &str, event_id: &str) -> Result<Vec<(i64, String, String)>> {
+        on!(self, reads, pool => {
+            Ok(sqlx::query_as(
+                "SELECT attempt_log.attempt, attempt_log.code, attempt_log.detail
+                 FROM event_key JOIN attempt_log ON attempt_log.event = event_key.event
+                 WHERE event_key.tenant = $1 AND event_key.id = $2 ORDER BY attempt_log.attempt",
+            )
+            .bind(tenant)
+            .bind(event_id)
+            .fetch_all(pool)
+            .await?)
+        })
+    }
+
+    /// The stored body of an event, byte for byte; `None` where there is none.
+    ///
+    /// # Errors
+    /// [`LedgerError::Unavailable`].
+    pub async fn body(&self, tenant: &str, source: &str, event_id: &str) -> Result<Option<Vec<u8>>> {
+        let row: Option<(Vec<u8>,)> = on!(self, reads, pool => {
+            sqlx::query_as(
+                "SELECT event.body FROM event_key JOIN event ON event.seq = event_key.event
+                 WHERE event_key.tenant = $1 AND event_key.source = $2 AND event_key.id = $3",
+            )
+            .bind(tenant)
+            .bind(source)
+            .bind(event_id)
+            .fetch_optional(pool)
+            .await?
+        });
+        Ok(row.map(|(body,)| body))
+    }
+
+    /// Grows with every change of tenants and keys.
+    ///
+    /// # Errors
+    /// [`LedgerError::Unavailable`].
+    pub async fn revision(&self) -> Result<i64> {
+        on!(self, reads, pool => {
+            let (number,): (i64,) = sqlx::query_as("SELECT number FROM revision").fetch_one(pool).await?;
+            Ok(number)
+        })
+    }
+
+    /// Tenants with a route of their own.
+    ///
+    /// # Errors
+    /// [`LedgerError::Unavailable`].
+    pub async fn tenants(&self) -> Result<Vec<TenantRow>> {
+        let rows: Vec<(String, String, Option<String>)> = on!(self, reads, pool => {
+            sqlx::query_as("SELECT id, route, svix_app FROM tenant").fetch_all(pool).await?
+        });
+        let route = |route: &str, app: Option<String>| match (route, app) {
+            ("svix", Some(app)) => Route::Svix { app },
+            _ => Route::Direct,
+        };
+        Ok(rows.into_iter().map(|(id, name, app)| TenantRow { id, route: route(&name, app) }).collect())
+    }
+
+    /// Sets a tenant's route; whether the tenant is new here.
+    ///
+    /// # Errors
+    /// [`LedgerError::Taken`] where the Svix application belongs to another tenant.
+    pub async fn put_tenant(&self, tenant: &TenantRow) -> Result<bool> {
+        let (route, app) = match &tenant.route {
+            Route::Svix { app } => ("svix", Some(app.as_str())),
+            Route::Direct => ("direct", None),
+        };
+        if let Some(app) = app {
+            let destination = Destination::Svix { app: app.to_owned() }.to_string();
+            let others = self.lane_tenants(&destination).await?;
+            if let Some(other) = others.iter().find(|other| **other != tenant.id) {
+                return Err(taken(app, other));
+            }
+        }
+        on!(self, writes, pool => {
+            let mut transaction = pool.begin().await?;
+            sqlx::query("UPDATE revision SET number = number + 1").execute(&mut *transaction).await?;
+            let known: Option<(String,)> = sqlx::query_as("SELECT id FROM tenant WHERE id = $1")
+                .bind(&tenant.id)
+                .fetch_optional(&mut *transaction)
+                .await?;
+            let written = sqlx::query(
+                "INSERT INTO tenant (id, route, svix_app) VALUES ($1, $2, $3)
+                 ON CONFLICT (id) DO UPDATE SET route = excluded.route, svix_app = excluded.svix_app",
+            )
+            .bind(&tenant.id)
+            .bind(route)
+            .bind(app)
+            .execute(&mut *transaction)
+            .await;
+            if let Err(error) = written {
+                let unique = error.as_database_error().is_some_and(sqlx::error::DatabaseError::is_unique_violation);
+                return Err(if unique { taken(app.unwrap_or_default(), "another tenant") } else { error.into() });
+            }
+            transaction.commit().await?;
+            Ok(known.is_none())
+        })
+    }
+
+    /// Every API key that is good.
+    ///
+    /// # Errors
+    /// [`LedgerError::Unavailable`].
+    pub async fn api_keys(&self) -> Result<Vec<ApiKey>> {
+        Ok(self.all_api_keys().await?.into_iter().filter(|key| key.info.revoked_at.is_none()).collect())
+    }
+
+    /// Every API key there ever was, oldest first.
+    ///
+    /// # Errors
+    /// [`LedgerError::Unavailable`].
+    pub async fn all_api_keys(&self) -> Result<Vec<ApiKey>> {
+        let rows: Vec<KeyRow> = on!(self, reads, pool => {
+            sqlx::query_as(
+                "SELECT id, name, hash, scopes, tenant, created_at, revoked_at FROM api_key ORDER BY created_at, id",
+            )
+            .fetch_all(pool)
+            .await?
+        });
+        let key = |(id, name, hash, scopes, tenant, created_at, revoked_at): KeyRow| ApiKey {
+            info: KeyInfo {
+                id,
+                name,
+                scopes: scopes.split(',').map(str::to_owned).collect(),
+                tenant,
+                created_at,
+                revoked_at,
+            },
+            hash,
+        };
+        Ok(rows.into_iter().map(key).collect())
+    }
+
+    /// Adds an API key.
+    ///
+    /// # Errors
+    /// [`LedgerError::Unavailable`].
+    pub async fn add_api_key(&self, key: &ApiKey) -> Result<()> {
+        on!(self, writes, pool => {
+            let mut transaction = pool.begin().await?;
+            sqlx::query("UPDATE revision SET number = number + 1").execute(&mut *transaction).await?;
+            sqlx::query(
+                "INSERT INTO api_key (id, name, hash, scopes, tenant, created_at) VALUES ($1, $2, $3, $4, $5, $6)",
+            )
+            .bind(&key.info.id)
+            .bind(&key.info.name)
+            .bind(&key.hash)
+            .bind(key.info.scopes.join(","))
+            .bind(&key.info.tenant)
+            .bind(key.info.created_at)
+            .execute(&mut *transaction)
+            .await?;
+            transaction.commit().await?;
+            Ok(())
+        })
+    }
+
+    /// Revokes an API key; whether there was one that was good.
+    ///
+    /// # Errors
+    /// [`LedgerError::Unavailable`].
+    pub async fn revoke_api_key(&self, id: &str, now: Timestamp) -> Result<bool> {
+        on!(self, writes, pool => {
+            let mut transaction = pool.begin().await?;
+            sqlx::query("UPDATE revision SET number = number + 1").execute(&mut *transaction).await?;
+            let changed = sqlx::query("UPDATE api_key SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL")
+                .bind(id)
+                .bind(now.as_millis())
+                .execute(&mut *transaction)
+                .await?
+                .rows_affected();
+            transaction.commit().await?;
+            Ok(changed == 1)
+        })
+    }
+
+    pub(super) async fn save_gate(&self, gate: &str, reason: &str, until: Timestamp) -> Result<()> {
+        on!(self, writes, pool => {
+            sqlx::query(
+                "INSERT INTO gate (id, reason, closed_until) VALUES ($1, $2, $3)
+                 ON CONFLICT (id) DO UPDATE SET reason = excluded.reason, closed_until = excluded.closed_until",
+            )
+            .bind(gate)
+            .bind(reason)
+            .bind(until.as_millis())
+            .execute(pool)
+            .await?;
+            Ok(())
+        })
+    }
+
+    pub(super) async fn closed_gates(&self, now: Timestamp) -> Result<Vec<(String, String, Timestamp)>> {
+        let rows: Vec<(String, String, i64)> = on!(self, reads, pool => {
+            sqlx::query_as("SELECT id, reason, closed_until FROM gate WHERE closed_until > $1")
+                .bind(now.as_millis())
+                .fetch_all(pool)
+                .await?
+        });
+        Ok(rows.into_iter().map(|(id, reason, until)| (id, reason, Timestamp::from_millis(until))).collect())
+    }
+
+    /// Keeps what can never be accepted; durable before it returns.
+    ///
+    /// # Errors
+    /// [`LedgerError::Unavailable`]: it must not be acknowledged.
+    pub async fn reject(&self, rejected: &[NewRejected], now: Timestamp) -> Result<()> {
+        on!(self, writes, pool => {
+            let mut transaction = pool.begin().await?;
+            for message in rejected {
+                sqlx::query(
+                    "INSERT INTO rejected (received_at, origin, reason, attributes, body) VALUES ($1, $2, $3, $4, $5)",
+                )
+                .bind(now.as_millis())
+                .bind(message.origin)
+                .bind(&message.reason)
+                .bind(&message.attributes)
+                .bind(&message.body)
+                .execute(&mut *transaction)
+                .await?;
+            }
+            transaction.commit().await?;
+            Ok(())
+        })
+    }
+
+    /// What was rejected, newest first, at most `limit`.
+    ///
+    /// # Errors
+    /// [`LedgerError::Unavailable`].
+    pub async fn rejected(&self, limit: u32) -> Result<Vec<Rejected>> {
+        let rows: Vec<(i64, i64, String, String, String, Vec<u8>)> = on!(self, reads, pool => {
+            sqlx::query_as(
+                "SELECT id, received_at, origin, reason, attributes, body FROM rejected ORDER BY id DESC LIMIT $1",
+            )
+            .bind(i64::from(limit))
+            .fetch_all(pool)
+            .await?
+        });
+        let rejected = |(id, received_at, origin, reason, attributes, body)| Rejected {
+            id,
+            received_at: Timestamp::from_millis(received_at),
+            origin,
+            reason,
+            attributes,
+            body,
+        };
+        Ok(rows.into_iter().map(rejected).collect())
+    }
+
+    /// The largest event number in use.
+    pub(super) async fn largest_seq(&self) -> Result<Option<EventSeq>> {
+        on!(self, reads, pool => {
+            let (seq,): (Option<i64>,) = sqlx::query_as("SELECT MAX(seq) FROM event").fetch_one(pool).await?;
+            Ok(seq.map(EventSeq))
+        })
+    }
+}
+
+/// A delivery that is done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutcomeRow {
+    /// `delivered`, `dead`, `canceled`.
+    pub state: String,
+    /// Attempts made.
+    pub attempts: i64,
+    /// Failures among them.
+    pub failures: i64,
+    /// The last status answered.
+    pub status: Option<i64>,
+    /// The receiver's own id for it.
+    pub remote_id: Option<String>,
+    /// Stored at Svix after an uncertain attempt.
+    pub dispatch_unconfirmed: bool,
+    /// Why it is dead.
+    pub reason: Option<String>,
+}
+
+fn taken(app: &str, by: &str) -> LedgerError {
+    LedgerError::Taken(format!("the Svix application `{app}` belongs to {by}"))
+}
