@@ -46,6 +46,11 @@ impl Moment {
         Self(since_start)
     }
 
+    /// Time since the process began.
+    pub const fn since_start(self) -> Duration {
+        self.0
+    }
+
     /// How long until `later`; zero where it has passed.
     pub fn until(self, later: Self) -> Duration {
         later.0.saturating_sub(self.0)
@@ -66,6 +71,12 @@ pub trait Clock: Send + Sync + fmt::Debug {
     fn now(&self) -> Timestamp;
     /// The monotonic clock.
     fn moment(&self) -> Moment;
+    /// 128 random bits, good enough for a secret.
+    fn random(&self) -> u128;
+
     /// A number drawn evenly from `[0, 1)`, for jitter.
-    fn chance(&self) -> f64;
+    #[expect(clippy::cast_precision_loss, reason = "53 bits fit a double exactly")]
+    fn chance(&self) -> f64 {
+        (self.random() >> 75) as f64 / (1_u64 << 53) as f64
+    }
 }

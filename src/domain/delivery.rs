@@ -185,8 +185,8 @@ impl DeadReason {
 pub struct Settlement {
     /// The delivery.
     pub id: DeliveryId,
-    /// Whose it is, for the backlog's account.
-    pub tenant: Arc<str>,
+    /// Its lane.
+    pub lane: Arc<Lane>,
     /// Its place in the queue.
     pub due_at: Timestamp,
     /// The claim this settles.
@@ -229,7 +229,7 @@ pub fn settle(
 ) -> Settlement {
     let mut settlement = Settlement {
         id: delivery.id,
-        tenant: delivery.lane.tenant.clone(),
+        lane: delivery.lane.clone(),
         due_at: delivery.due_at,
         attempt: delivery.attempt,
         at: timing.at,

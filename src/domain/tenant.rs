@@ -69,3 +69,9 @@ pub struct Lane {
     /// Whose they are.
     pub tenant: Arc<str>,
 }
+
+/// Whether Svix takes this as a uid or `eventId`: up to 256 of `[a-zA-Z0-9_.-]`.
+pub fn svix_name_is_valid(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    !name.is_empty() && name.len() <= NAME_LIMIT_BYTES && name.bytes().all(allowed)
+}

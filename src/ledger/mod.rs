@@ -97,7 +97,7 @@ pub trait Outlet: Send + Sync {
     fn deliver(&self, delivery: Delivery, ticket: Ticket);
     /// The commit failed: the place is free again.
     fn give_back(&self, lane: &Arc<Lane>, ticket: Ticket);
-    /// The ledger holds work of this lane, due now.
+    /// The ledger holds work of this lane that falls due at `due_at`.
     fn wake(&self, lane: &Arc<Lane>, due_at: Timestamp);
 }
 

@@ -175,12 +175,24 @@ impl Writer {
         }
     }
 
+    /// After the commit: what is done leaves the backlog, what waits again is told to the dispatcher. Not earlier: a
+    /// claim made before the commit would find it still held.
     fn settled(&self, settlements: impl Iterator<Item = Settlement>, stale: &[DeliveryId]) {
         for settlement in settlements {
             if stale.contains(&settlement.id) {
                 tracing::warn!(delivery = %settlement.id, attempt = settlement.attempt, "lease lost: not settled");
-            } else if matches!(settlement.next, NextState::Delivered { .. } | NextState::Dead { .. }) {
-                self.backlog.add(&settlement.tenant, -1);
+                continue;
+            }
+            match settlement.next {
+                NextState::Delivered { .. } | NextState::Dead { .. } => {
+                    self.backlog.add(&settlement.lane.tenant, -1);
+                }
+                NextState::Pending { due_at, .. } => {
+                    if let Some(outlet) = self.outlet.get() {
+                        outlet.wake(&settlement.lane, due_at);
+                    }
+                }
+                NextState::Released => {}
             }
         }
     }

@@ -1,0 +1,528 @@
+//! Configuration: a TOML file, then the environment on top of it.
+//!
+//! Every setting has its default here and nowhere else. Each is also a variable: `POSTHASTE_` and the key in upper
+//! case, `__` between levels, lists comma-separated (`POSTHASTE_HTTP__INGEST_PATHS=/notifications,/events`).
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use figment::providers::{Format as _, Serialized, Toml};
+use figment::value::{Dict, Num, Value};
+use figment::{Figment, Profile};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::{Deserialize, Serialize, Serializer};
+
+use crate::domain::event::Relay;
+use crate::domain::tenant::DefaultRoute;
+use crate::ledger::{BacklogLimits, LedgerOptions};
+
+const PREFIX: &str = "POSTHASTE_";
+/// Variables with the prefix that are not settings of the server.
+const NOT_SETTINGS: &[&str] = &["POSTHASTE_CONFIG", "POSTHASTE_URL", "POSTHASTE_API_KEY"];
+
+/// Everything that can be set. Fields and defaults are the documentation: see each.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// `sqlite:PATH`, created when missing, or `postgres://…`.
+    pub database_url: String,
+    /// Name of this installation: part of every idempotency key, so that staging and production never meet.
+    pub environment: String,
+    /// The server.
+    pub http: HttpConfig,
+    /// What is taken in, and how.
+    pub ingest: IngestConfig,
+    /// The way to Svix.
+    pub svix: SvixConfig,
+    /// What waits, and how long.
+    pub ledger: LedgerConfig,
+    /// What is under way.
+    pub dispatch: DispatchConfig,
+    /// The program's own words.
+    pub log: LogConfig,
+}
+
+/// `[http]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HttpConfig {
+    /// Address and port to listen on. Port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Paths that take events.
+    pub ingest_paths: Vec<String>,
+    /// An admin key that is always good; required to listen beyond loopback before any key was made.
+    #[serde(serialize_with = "redacted")]
+    pub bootstrap_admin_key: Option<SecretString>,
+    /// Longest request body, before and after decompression, in bytes.
+    pub body_limit_bytes: usize,
+    /// Most connections at once.
+    pub max_connections: usize,
+    /// Time for a request's head, in milliseconds.
+    pub header_timeout_ms: u64,
+    /// Time for a request's body, in milliseconds.
+    pub body_timeout_ms: u64,
+    /// Time from the wish to stop until the process is gone, in milliseconds.
+    pub shutdown_timeout_ms: u64,
+}
+
+/// `[ingest]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct IngestConfig {
+    /// Event attributes that name the tenant; the first one present counts.
+    pub tenant_attributes: Vec<String>,
+    /// Tenant of events that name none, by attribute or `X-Tenant`.
+    pub default_tenant: Option<String>,
+    /// What goes out as the payload: `event` (the whole event as received) or `data`.
+    pub relay: Relay,
+    /// Refuse events without an id instead of making one.
+    pub require_id: bool,
+    /// Most events in one request.
+    pub max_batch_events: usize,
+    /// Longest event, in bytes (Svix takes 1 MiB).
+    pub max_event_bytes: usize,
+}
+
+/// `[svix]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SvixConfig {
+    /// API token. With one, tenants without a route of their own go to Svix.
+    #[serde(serialize_with = "redacted")]
+    pub token: Option<SecretString>,
+    /// Base URL; by default the token's suffix picks the region.
+    pub server_url: Option<String>,
+    /// Create an application that Svix does not know.
+    pub create_applications: bool,
+    /// Most requests to Svix in flight.
+    pub max_in_flight: u32,
+    /// Time for one request, in milliseconds.
+    pub timeout_ms: u64,
+    /// Waits after the first, second … failure of a delivery, in milliseconds, each ±20 %; then it is dead.
+    pub retry_schedule_ms: Vec<u64>,
+    /// Longest `Retry-After` that is honoured, in milliseconds.
+    pub retry_after_max_ms: u64,
+    /// Failures in a row, over all tenants, that close the way to Svix.
+    pub failures_to_close: u32,
+    /// First wait behind a closed gate where Svix named none, in milliseconds; doubles up to `probe_max_ms`.
+    pub probe_first_ms: u64,
+    /// Longest wait between two probes, in milliseconds.
+    pub probe_max_ms: u64,
+}
+
+/// `[ledger]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LedgerConfig {
+    /// Most deliveries of one tenant that may wait; beyond it 429.
+    pub tenant_backlog_max: u64,
+    /// Most deliveries that may wait; beyond it 503.
+    pub backlog_max: u64,
+}
+
+/// `[dispatch]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DispatchConfig {
+    /// Most requests in flight, over all destinations.
+    pub max_in_flight: usize,
+    /// Most requests in flight to one destination.
+    pub max_in_flight_per_destination: usize,
+    /// Most claimed deliveries that wait in memory.
+    pub max_buffered: usize,
+    /// Most deliveries claimed for one lane at once.
+    pub max_claim: usize,
+    /// How long a claim holds, in milliseconds; at least four times `svix.timeout_ms`.
+    pub lease_ms: u64,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// `text` or `json`.
+    pub format: LogFormat,
+    /// What is told: `error`, `warn`, `info`, `debug`, `trace`, or directives such as `info,posthaste=debug`.
+    pub level: String,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            database_url: "sqlite:posthaste.db".into(),
+            environment: "default".into(),
+            http: HttpConfig::default(),
+            ingest: IngestConfig::default(),
+            svix: SvixConfig::default(),
+            ledger: LedgerConfig::default(),
+            dispatch: DispatchConfig::default(),
+            log: LogConfig::default(),
+        }
+    }
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            ingest_paths: vec!["/notifications".into(), "/api/v1/events".into()],
+            bootstrap_admin_key: None,
+            body_limit_bytes: 16 << 20,
+            max_connections: 4_096,
+            header_timeout_ms: 15_000,
+            body_timeout_ms: 30_000,
+            shutdown_timeout_ms: 25_000,
+        }
+    }
+}
+
+impl Default for IngestConfig {
+    fn default() -> Self {
+        Self {
+            tenant_attributes: vec!["tenant".into(), "project".into(), "account".into()],
+            default_tenant: None,
+            relay: Relay::Event,
+            require_id: false,
+            max_batch_events: 10_000,
+            max_event_bytes: 1 << 20,
+        }
+    }
+}
+
+impl Default for SvixConfig {
+    fn default() -> Self {
+        const SECOND: u64 = 1_000;
+        const MINUTE: u64 = 60 * SECOND;
+        const HOUR: u64 = 60 * MINUTE;
+        Self {
+            token: None,
+            server_url: None,
+            create_applications: true,
+            max_in_flight: 128,
+            timeout_ms: 15 * SECOND,
+            retry_schedule_ms: vec![
+                5 * SECOND,
+                30 * SECOND,
+                2 * MINUTE,
+                10 * MINUTE,
+                30 * MINUTE,
+                HOUR,
+                2 * HOUR,
+                5 * HOUR,
+                10 * HOUR,
+                10 * HOUR,
+            ],
+            retry_after_max_ms: HOUR,
+            failures_to_close: 10,
+            probe_first_ms: SECOND,
+            probe_max_ms: MINUTE,
+        }
+    }
+}
+
+impl Default for LedgerConfig {
+    fn default() -> Self {
+        Self { tenant_backlog_max: 2_000_000, backlog_max: 10_000_000 }
+    }
+}
+
+impl Default for DispatchConfig {
+    fn default() -> Self {
+        Self {
+            max_in_flight: 512,
+            max_in_flight_per_destination: 64,
+            max_buffered: 1_024,
+            max_claim: 256,
+            lease_ms: 120_000,
+        }
+    }
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { format: LogFormat::Text, level: "info".into() }
+    }
+}
+
+/// Why a configuration can't be used: one line, naming the place.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(String);
+
+/// A configuration, and what of the environment was not understood.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The settings.
+    pub config: Config,
+    /// A line for each unknown variable.
+    pub warnings: Vec<String>,
+}
+
+impl Config {
+    /// Reads `file`, where one is given, and then `variables` (name and value; others than ours are passed over).
+    ///
+    /// # Errors
+    /// A file that can't be read, a key it should not have, a value of the wrong kind or out of bounds.
+    pub fn load(
+        file: Option<&Path>,
+        variables: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Loaded, ConfigError> {
+        let defaults = Value::serialize(Self::default()).map_err(|error| ConfigError(one_line(&error)))?;
+        let mut figment = Figment::from(Serialized::defaults(Self::default()));
+        if let Some(file) = file {
+            if !file.is_file() {
+                return Err(ConfigError(format!("there is no configuration file {}", file.display())));
+            }
+            figment = figment.merge(Toml::file_exact(file));
+        }
+        let mut warnings = Vec::new();
+        for (name, text) in variables {
+            let Some(key) = name.strip_prefix(PREFIX).filter(|_| !NOT_SETTINGS.contains(&name.as_str())) else {
+                continue;
+            };
+            let path = key.to_lowercase().replace("__", ".");
+            match known(&defaults, &path) {
+                Some(default) => {
+                    let value = typed(default, &text).map_err(|wanted| {
+                        ConfigError(format!("{name}: `{}` is not {wanted}", shown(&path, &text)))
+                    })?;
+                    let mut nested = Dict::new();
+                    nest(&mut nested, &path, value);
+                    figment = figment.merge(Serialized::from(nested, Profile::Default));
+                }
+                None => warnings.push(format!("{name} is not a setting of this version and does nothing")),
+            }
+        }
+        let config: Self = figment.extract().map_err(|error| ConfigError(one_line(&error)))?;
+        config.check()?;
+        Ok(Loaded { config, warnings })
+    }
+
+    /// The settings as TOML, secrets redacted.
+    ///
+    /// # Errors
+    /// None that is known; the serializer's own word if there is one.
+    pub fn show(&self) -> Result<String, ConfigError> {
+        let mut shown = self.clone();
+        shown.database_url = without_password(&self.database_url);
+        toml::to_string(&shown).map_err(|error| ConfigError(error.to_string()))
+    }
+
+    /// How the ledger is opened.
+    pub fn ledger_options(&self) -> LedgerOptions {
+        LedgerOptions {
+            url: self.database_url.clone(),
+            lease: Duration::from_millis(self.dispatch.lease_ms),
+            backlog: BacklogLimits { tenant: self.ledger.tenant_backlog_max, total: self.ledger.backlog_max },
+        }
+    }
+
+    /// Where tenants go that have no route of their own.
+    pub fn default_route(&self) -> DefaultRoute {
+        if self.svix.token.is_some() { DefaultRoute::Svix } else { DefaultRoute::Direct }
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let url = &self.database_url;
+        let schemes = ["sqlite:", "postgres://", "postgresql://"];
+        let zero = [
+            ("http.body_limit_bytes", self.http.body_limit_bytes),
+            ("http.max_connections", self.http.max_connections),
+            ("ingest.max_batch_events", self.ingest.max_batch_events),
+            ("ingest.max_event_bytes", self.ingest.max_event_bytes),
+            ("dispatch.max_in_flight", self.dispatch.max_in_flight),
+            ("dispatch.max_in_flight_per_destination", self.dispatch.max_in_flight_per_destination),
+            ("dispatch.max_buffered", self.dispatch.max_buffered),
+            ("dispatch.max_claim", self.dispatch.max_claim),
+            ("svix.max_in_flight", self.svix.max_in_flight as usize),
+            ("svix.failures_to_close", self.svix.failures_to_close as usize),
+        ];
+        let bad_path = self.http.ingest_paths.iter().find(|path| {
+            !path.starts_with('/') || path.contains(['{', '}', '*', '?', '#', ' ']) || path.starts_with("/v1/")
+        });
+        let problem = if !schemes.iter().any(|scheme| url.starts_with(scheme)) {
+            "database_url must begin with sqlite: or postgres://".into()
+        } else if self.environment.is_empty() {
+            "environment must not be empty".into()
+        } else if self.http.ingest_paths.is_empty() {
+            "http.ingest_paths must name at least one path".into()
+        } else if let Some(path) = bad_path {
+            format!("http.ingest_paths: `{path}` is not a plain path outside of /v1/")
+        } else if let Some((key, _)) = zero.iter().find(|(_, value)| *value == 0) {
+            format!("{key} must be at least 1")
+        } else if self.dispatch.lease_ms < 4 * self.svix.timeout_ms {
+            "dispatch.lease_ms must be at least four times svix.timeout_ms: a lease outlives the longest send".into()
+        } else if self.svix.server_url.as_deref().is_some_and(|url| !is_http_url(url)) {
+            "svix.server_url must be an http:// or https:// URL".into()
+        } else {
+            return Ok(());
+        };
+        Err(ConfigError(problem))
+    }
+}
+
+fn is_http_url(url: &str) -> bool {
+    let http = url.starts_with("http://") || url.starts_with("https://");
+    http && url.parse::<axum::http::Uri>().is_ok_and(|uri| uri.host().is_some_and(|host| !host.is_empty()))
+}
+
+/// The default at `path`, which also tells its type; `None` where there is no such setting.
+fn known<'a>(defaults: &'a Value, path: &str) -> Option<&'a Value> {
+    defaults.find_ref(path).filter(|value| !matches!(value, Value::Dict(..)))
+}
+
+/// A variable's text as the kind of value that its default is. Settings that default to nothing are text.
+fn typed(default: &Value, text: &str) -> Result<Value, &'static str> {
+    match default {
+        Value::Bool(..) => text.parse::<bool>().map(Value::from).map_err(|_| "true or false"),
+        Value::Num(_, Num::U64(_) | Num::USize(_) | Num::U32(_)) => {
+            text.parse::<u64>().map(Value::from).map_err(|_| "a whole number")
+        }
+        Value::Array(_, items) => {
+            let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+            let like = items.first().cloned().unwrap_or_else(|| Value::from(String::new()));
+            parts.map(|part| typed(&like, part)).collect::<Result<Vec<_>, _>>().map(Value::from)
+        }
+        _ => Ok(Value::from(text)),
+    }
+}
+
+/// Puts `value` into nested dictionaries at `path`.
+fn nest(dict: &mut Dict, path: &str, value: Value) {
+    match path.split_once('.') {
+        None => {
+            dict.insert(path.to_owned(), value);
+        }
+        Some((head, rest)) => {
+            let mut inner = Dict::new();
+            nest(&mut inner, rest, value);
+            dict.insert(head.to_owned(), Value::from(inner));
+        }
+    }
+}
+
+/// A value in an error message: never a secret.
+fn shown<'a>(path: &str, text: &'a str) -> &'a str {
+    let secret = ["token", "key", "url", "secret"].iter().any(|word| path.ends_with(word));
+    if secret { "…" } else { text }
+}
+
+/// All of figment's complaints on one line, each with its place.
+fn one_line(error: &figment::Error) -> String {
+    let mut line = String::new();
+    for (index, complaint) in error.clone().into_iter().enumerate() {
+        let separator = if index == 0 { "" } else { "; " };
+        // Writing to a String can't fail.
+        let _ = write!(line, "{separator}{complaint}");
+    }
+    line.replace('\n', " ")
+}
+
+/// A database URL without its password.
+fn without_password(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let end = rest.find('/').unwrap_or(rest.len());
+    let Some(at) = rest[..end].rfind('@') else { return url.to_owned() };
+    match rest[..at].split_once(':') {
+        Some((user, _)) => format!("{scheme}://{user}:[redacted]{}", &rest[at..]),
+        None => url.to_owned(),
+    }
+}
+
+fn redacted<S: Serializer>(secret: &Option<SecretString>, serializer: S) -> Result<S::Ok, S::Error> {
+    match secret {
+        Some(secret) if !secret.expose_secret().is_empty() => serializer.serialize_some("[redacted]"),
+        _ => serializer.serialize_none(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    fn from_env(variables: &[(&str, &str)]) -> Result<Loaded, ConfigError> {
+        let owned = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Config::load(None, owned.collect::<Vec<_>>())
+    }
+
+    fn from_file(text: &str) -> Result<Loaded, ConfigError> {
+        let file = tempfile::NamedTempFile::new().expect("temporary file");
+        std::fs::write(file.path(), text).expect("written");
+        Config::load(Some(file.path()), [])
+    }
+
+    #[test]
+    fn variables_take_the_kind_of_their_default() {
+        let loaded = from_env(&[
+            ("POSTHASTE_DATABASE_URL", "postgres://u:p@h/d"),
+            ("POSTHASTE_HTTP__LISTEN", "127.0.0.1:0"),
+            ("POSTHASTE_HTTP__INGEST_PATHS", "/a, /b"),
+            ("POSTHASTE_SVIX__TOKEN", "12345"),
+            ("POSTHASTE_SVIX__CREATE_APPLICATIONS", "false"),
+            ("POSTHASTE_SVIX__RETRY_SCHEDULE_MS", "1,20"),
+            ("POSTHASTE_INGEST__RELAY", "data"),
+            ("POSTHASTE_API_KEY", "not a setting"),
+            ("PATH", "/bin"),
+        ])
+        .expect("good");
+        let config = loaded.config;
+        assert_eq!(config.http.ingest_paths, ["/a", "/b"]);
+        assert_eq!(config.svix.token.expect("set").expose_secret(), "12345");
+        assert!(!config.svix.create_applications);
+        assert_eq!(config.svix.retry_schedule_ms, [1, 20]);
+        assert_eq!(config.ingest.relay, Relay::Data);
+        assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+    }
+
+    #[test]
+    fn unknown_variables_warn_and_unknown_keys_in_the_file_fail_with_the_place() {
+        let loaded = from_env(&[("POSTHASTE_SVIX__TOKN", "x")]).expect("good");
+        assert_eq!(loaded.warnings, ["POSTHASTE_SVIX__TOKN is not a setting of this version and does nothing"]);
+        let error = from_file("[svix]\ntokn = 'x'\n").expect_err("unknown key").to_string();
+        assert!(error.contains("tokn") && error.contains("svix") && !error.contains('\n'), "{error}");
+    }
+
+    #[rstest]
+    #[case(&[("POSTHASTE_SVIX__MAX_IN_FLIGHT", "many")], "POSTHASTE_SVIX__MAX_IN_FLIGHT: `many` is not a whole number")]
+    #[case(&[("POSTHASTE_HTTP__LISTEN", "nowhere")], "socket address")]
+    #[case(&[("POSTHASTE_DATABASE_URL", "mysql://x")], "database_url")]
+    #[case(&[("POSTHASTE_HTTP__INGEST_PATHS", "events")], "`events`")]
+    #[case(&[("POSTHASTE_DISPATCH__LEASE_MS", "10")], "lease_ms")]
+    #[case(&[("POSTHASTE_DISPATCH__MAX_CLAIM", "0")], "dispatch.max_claim must be at least 1")]
+    #[case(&[("POSTHASTE_SVIX__SERVER_URL", "ftp://x")], "svix.server_url")]
+    #[case(&[("POSTHASTE_INGEST__RELAY", "half")], "relay")]
+    fn bad_values_are_one_clear_line(#[case] variables: &[(&str, &str)], #[case] expected: &str) {
+        let error = from_env(variables).expect_err("bad value").to_string();
+        assert!(error.contains(expected) && !error.contains('\n'), "{error}");
+    }
+
+    #[test]
+    fn secrets_are_not_shown_and_what_is_shown_can_be_read_again() {
+        // holds: 46
+        let loaded = from_env(&[
+            ("POSTHASTE_DATABASE_URL", "postgres://user:hunter2@db:5432/posthaste"),
+            ("POSTHASTE_SVIX__TOKEN", "sk_canary.eu"),
+            ("POSTHASTE_HTTP__BOOTSTRAP_ADMIN_KEY", "canary-key"),
+        ])
+        .expect("good");
+        let shown = loaded.config.show().expect("shown");
+        assert!(!shown.contains("canary") && !shown.contains("hunter2"), "{shown}");
+        assert!(shown.contains("postgres://user:[redacted]@db:5432/posthaste"), "{shown}");
+        assert!(!format!("{:?}", loaded.config.svix).contains("canary"));
+        from_file(&Config::default().show().expect("shown")).expect("read again");
+    }
+}

@@ -1,0 +1,411 @@
+//! The one loop: claims what the [`Scheduler`] wants, sends what it picks, settles what came of it.
+//!
+//! It decides nothing itself. Who may send is the scheduler's word, what an attempt means is
+//! [`delivery::settle`]'s, and both are plain data. No transaction is open while a request is under way.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::domain::clock::{Clock, Moment, Timestamp};
+use crate::domain::delivery::{self, Delivery, Failure, Outcome, Timing};
+use crate::domain::gate::{Change, CloseReason, Gate, GateLimits, Signal, Ticket};
+use crate::domain::retry::RetrySchedule;
+use crate::domain::scheduler::{GateId, LaneClaim, Scheduler, SchedulerLimits, Start};
+use crate::domain::tenant::{Lane, LaneId};
+use crate::ledger::{ClaimedLane, Ledger, Outlet};
+use crate::send::Sender;
+
+/// How often the ledger is asked for lanes with work, for what no wake-up told: on Postgres other nodes' work, on
+/// SQLite nothing that should be there.
+const POLL_SHARED: Duration = Duration::from_secs(1);
+const POLL_OWN: Duration = Duration::from_secs(30);
+/// Lanes read at once.
+const LANES_PAGE: u32 = 1_000;
+/// Wait after the ledger failed to answer.
+const AFTER_ERROR: Duration = Duration::from_millis(500);
+
+/// Bounds of the dispatcher.
+#[derive(Debug, Clone)]
+pub struct DispatcherOptions {
+    /// Bounds of the scheduler.
+    pub scheduler: SchedulerLimits,
+    /// Bounds of the gate before Svix.
+    pub svix_gate: GateLimits,
+    /// When a delivery to Svix is tried again.
+    pub svix_schedule: RetrySchedule,
+    /// Longest time for one attempt with all its requests; shorter than the lease.
+    pub attempt_timeout: Duration,
+    /// There is nothing to send to Svix with: its deliveries wait.
+    pub svix_configured: bool,
+}
+
+/// A gate as operators see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GateStatus {
+    /// Which gate.
+    pub gate: GateId,
+    /// Why it is closed or probing.
+    pub reason: Option<CloseReason>,
+    /// How long until it opens or lets a probe through; `None` where it is open or probing.
+    pub opens_in: Option<Duration>,
+    /// Requests that may be in flight.
+    pub width: u32,
+    /// Requests in flight.
+    pub in_flight: u32,
+}
+
+/// The dispatcher. Cheap to clone.
+#[derive(Clone)]
+pub struct Dispatcher {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    scheduler: Mutex<Scheduler<Delivery>>,
+    changed: Notify,
+    ledger: Ledger,
+    sender: Arc<dyn Sender>,
+    options: DispatcherOptions,
+    sends: TaskTracker,
+    clock: Arc<dyn Clock>,
+}
+
+impl Dispatcher {
+    /// A dispatcher for `ledger` that sends with `sender`. It does nothing before [`Self::run`], but takes fresh
+    /// deliveries from now on.
+    pub fn new(
+        ledger: Ledger,
+        sender: Arc<dyn Sender>,
+        options: DispatcherOptions,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let mut scheduler = Scheduler::new(options.scheduler, [(GateId::Svix, options.svix_gate)]);
+        if !options.svix_configured {
+            let for_ever = Moment::after_start(Duration::MAX);
+            scheduler.close_gate(GateId::Svix, for_ever, CloseReason::NotConfigured);
+        }
+        let shared = Shared {
+            scheduler: Mutex::new(scheduler),
+            changed: Notify::new(),
+            ledger: ledger.clone(),
+            sender,
+            options,
+            sends: TaskTracker::new(),
+            clock,
+        };
+        let dispatcher = Self { shared: Arc::new(shared) };
+        ledger.connect(Arc::new(dispatcher.clone()));
+        dispatcher
+    }
+
+    /// Runs until `stop` is cancelled; then sends nothing new, and returns once what is in flight is settled.
+    ///
+    /// Whoever loses patience drops the future: what is in flight is then sent again, under the same keys.
+    pub async fn run(&self, stop: CancellationToken) {
+        self.restore_gates().await;
+        let poll = if self.shared.ledger.database().is_shared() { POLL_SHARED } else { POLL_OWN };
+        let mut next_poll = self.shared.clock.moment();
+        while !stop.is_cancelled() {
+            // Registered before the look at what there is to do: a wake-up in between is not lost.
+            let changed = self.shared.changed.notified();
+            let now = self.shared.clock.moment();
+            if next_poll <= now {
+                self.find_work(&stop).await;
+                next_poll = self.shared.clock.moment() + poll;
+            }
+            self.start_sends();
+            if self.claim().await {
+                continue;
+            }
+            let wait = self.until_next_alarm().min(self.shared.clock.moment().until(next_poll));
+            tokio::select! {
+                () = changed => {}
+                () = tokio::time::sleep(wait) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+        self.finish().await;
+    }
+
+    /// The gates and their state.
+    pub fn gates(&self) -> Vec<GateStatus> {
+        let now = self.shared.clock.moment();
+        let scheduler = self.shared.scheduler();
+        let status = |(gate, state): (GateId, &Gate)| GateStatus {
+            gate,
+            reason: state.reason(),
+            opens_in: state.opens_at().map(|opens_at| now.until(opens_at)),
+            width: state.width(),
+            in_flight: state.in_flight(),
+        };
+        scheduler.gates().map(status).collect()
+    }
+
+    /// Requests in flight.
+    pub fn in_flight(&self) -> usize {
+        self.shared.scheduler().in_flight()
+    }
+
+    /// Closes the gates that were closed when the process last ran.
+    async fn restore_gates(&self) {
+        let now = self.shared.clock.now();
+        let gates = match self.shared.ledger.closed_gates(now).await {
+            Ok(gates) => gates,
+            Err(error) => return tracing::warn!(%error, "closed gates could not be read"),
+        };
+        for (gate, reason, until) in gates {
+            let (Some(gate), Some(reason)) = (GateId::parse(&gate), CloseReason::parse(&reason)) else { continue };
+            let until = self.shared.clock.moment() + until.since(now);
+            self.shared.scheduler().close_gate(gate, until, reason);
+        }
+    }
+
+    /// Asks the ledger which lanes have work, and wakes them.
+    async fn find_work(&self, stop: &CancellationToken) {
+        let mut after: Option<LaneId> = None;
+        while !stop.is_cancelled() {
+            let lanes = match self.shared.ledger.busy_lanes(after, LANES_PAGE).await {
+                Ok(lanes) => lanes,
+                Err(error) => return tracing::debug!(%error, "lanes could not be read"),
+            };
+            let now = self.shared.clock.now();
+            let mut scheduler = self.shared.scheduler();
+            for (lane, due_at) in &lanes {
+                scheduler.wake(lane, *due_at, now);
+            }
+            match lanes.last() {
+                Some((lane, _)) if lanes.len() == LANES_PAGE as usize => after = Some(lane.id),
+                _ => return,
+            }
+        }
+    }
+
+    /// Sends all that may go now.
+    fn start_sends(&self) {
+        let moment = self.shared.clock.moment();
+        let mut scheduler = self.shared.scheduler();
+        scheduler.tick(self.shared.clock.now(), moment);
+        while let Some(Start { item, ticket }) = scheduler.next(moment) {
+            self.shared.spawn(item, ticket);
+        }
+    }
+
+    /// Claims what the scheduler wants; whether it wanted anything.
+    async fn claim(&self) -> bool {
+        let claims = self.shared.scheduler().claims(self.shared.clock.moment());
+        if claims.is_empty() {
+            return false;
+        }
+        match self.shared.ledger.claim(&claims).await {
+            Ok((claimed, leased_until)) => self.shared.claimed(&claims, claimed, leased_until),
+            Err(error) => {
+                tracing::debug!(%error, "nothing could be claimed");
+                self.shared.claim_failed(&claims);
+                tokio::time::sleep(AFTER_ERROR).await;
+            }
+        }
+        true
+    }
+
+    fn until_next_alarm(&self) -> Duration {
+        let (due_at, opens_at) = self.shared.scheduler().next_alarm();
+        let until_due = due_at.map(|due_at| due_at.since(self.shared.clock.now()));
+        let until_open = opens_at.map(|opens_at| self.shared.clock.moment().until(opens_at));
+        // A timer may ring a moment early, and a clock may be set: rather look once more than sleep too long.
+        let soonest = until_due.into_iter().chain(until_open).min().unwrap_or(POLL_OWN);
+        soonest.max(Duration::from_millis(1))
+    }
+
+    async fn finish(&self) {
+        let unsent = self.shared.scheduler().drain();
+        if let Err(error) = self.shared.ledger.release(&unsent).await {
+            tracing::debug!(%error, "claims were not given back; their leases will end");
+        }
+        self.shared.sends.close();
+        self.shared.sends.wait().await;
+    }
+}
+
+impl Shared {
+    fn scheduler(&self) -> MutexGuard<'_, Scheduler<Delivery>> {
+        self.scheduler.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn claimed(&self, claims: &[LaneClaim], claimed: Vec<ClaimedLane>, leased_until: Moment) {
+        let now = self.clock.now();
+        // What is sent must come back before the lease ends.
+        let send_by = Moment::after_start(leased_until.since_start().saturating_sub(self.options.attempt_timeout));
+        let mut scheduler = self.scheduler();
+        for (claim, lane) in claims.iter().zip(claimed) {
+            scheduler.claimed(claim, lane.deliveries, send_by, lane.remaining, now);
+        }
+    }
+
+    /// The ledger did not answer: the lanes are asked again later.
+    fn claim_failed(&self, claims: &[LaneClaim]) {
+        use crate::domain::scheduler::Remaining;
+
+        let now = self.clock.now();
+        let mut scheduler = self.scheduler();
+        for claim in claims {
+            scheduler.claimed(claim, Vec::new(), self.clock.moment(), Remaining::Due, now);
+        }
+    }
+
+    fn spawn(self: &Arc<Self>, delivery: Delivery, ticket: Ticket) {
+        let shared = Arc::clone(self);
+        self.sends.spawn(async move { shared.attempt(delivery, ticket).await });
+    }
+
+    /// One attempt, from the last look at the gate to the hand-in of its settlement.
+    async fn attempt(self: Arc<Self>, delivery: Delivery, ticket: Ticket) {
+        let began = self.clock.moment();
+        let admitted = self.scheduler().still_admits(&delivery.lane, ticket);
+        let outcome = if admitted {
+            let sending = tokio::time::timeout(self.options.attempt_timeout, self.sender.send(&delivery));
+            sending.await.unwrap_or_else(|_| {
+                let detail = format!("not done within {} ms", self.options.attempt_timeout.as_millis());
+                Outcome::Failed(Failure::transport("timeout", detail, true))
+            })
+        } else {
+            Outcome::NotSent
+        };
+        let ended = self.clock.moment();
+        // The gate first, and at once: nothing may start between the answer that closes it and its closing.
+        let change = self.scheduler().finish(
+            &delivery.lane,
+            ticket,
+            signal(&outcome),
+            ended,
+            self.clock.chance(),
+        );
+        if let Change::Closed { until, reason } = change {
+            self.gate_closed(&delivery.lane, until, reason, &outcome).await;
+        } else if change == Change::Opened {
+            tracing::info!(gate = GateId::of(&delivery.lane.destination).as_str(), "gate open again");
+        }
+        let timing =
+            Timing { at: self.clock.now(), latency: began.until(ended), chance: self.clock.chance() };
+        self.settle(delivery, ticket, outcome, timing).await;
+        self.changed.notify_one();
+    }
+
+    async fn settle(&self, delivery: Delivery, ticket: Ticket, outcome: Outcome, timing: Timing) {
+        if outcome == Outcome::NotSent {
+            return self.release(std::slice::from_ref(&delivery)).await;
+        }
+        let counts = Gate::failure_counts(ticket);
+        let settlement =
+            delivery::settle(&delivery, outcome, counts, &self.options.svix_schedule, timing);
+        tell(&delivery, &settlement);
+        if let Err(error) = self.ledger.settle(settlement).await {
+            // The lease ends and it is sent again, under the same key.
+            tracing::warn!(delivery = %delivery.id, %error, "an attempt could not be recorded");
+        }
+    }
+
+    async fn release(&self, deliveries: &[Delivery]) {
+        if let Err(error) = self.ledger.release(deliveries).await {
+            tracing::debug!(%error, "claims were not given back; their leases will end");
+        }
+        let now = self.clock.now();
+        let mut scheduler = self.scheduler();
+        for delivery in deliveries {
+            scheduler.wake(&delivery.lane, now, now);
+        }
+    }
+
+    /// Tells the operator and the ledger, and gives back what waits behind the gate.
+    async fn gate_closed(&self, lane: &Lane, until: Moment, reason: CloseReason, outcome: &Outcome) {
+        let gate = GateId::of(&lane.destination);
+        let wait = self.clock.moment().until(until);
+        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        let detail = failure_of(outcome).map_or("", |failure| failure.detail.as_str());
+        match reason {
+            CloseReason::Throttled => {
+                tracing::info!(gate = gate.as_str(), wait_ms, "gate closed: asked to slow down");
+            }
+            CloseReason::Unauthorized => {
+                tracing::error!(gate = gate.as_str(), wait_ms, detail, "gate closed: credentials refused");
+            }
+            CloseReason::Failing | CloseReason::NotConfigured => {
+                tracing::warn!(gate = gate.as_str(), wait_ms, detail, "gate closed: one failure after another");
+            }
+        }
+        let recalled = self.scheduler().recall(gate);
+        if !recalled.is_empty() {
+            self.release(&recalled).await;
+        }
+        if let Err(error) = self.ledger.save_gate(gate.as_str(), reason, self.clock.now() + wait).await {
+            tracing::debug!(%error, "a closed gate could not be recorded");
+        }
+    }
+}
+
+impl Outlet for Dispatcher {
+    fn reserve(&self, lane: &Arc<Lane>) -> Option<Ticket> {
+        self.shared.scheduler().reserve(lane, self.shared.clock.moment())
+    }
+
+    fn deliver(&self, delivery: Delivery, ticket: Ticket) {
+        self.shared.spawn(delivery, ticket);
+    }
+
+    fn give_back(&self, lane: &Arc<Lane>, ticket: Ticket) {
+        let now = self.shared.clock.moment();
+        let _ = self.shared.scheduler().finish(lane, ticket, Signal::NotSent, now, 0.0);
+        self.shared.changed.notify_one();
+    }
+
+    fn wake(&self, lane: &Arc<Lane>, due_at: Timestamp) {
+        self.shared.scheduler().wake(lane, due_at, self.shared.clock.now());
+        self.shared.changed.notify_one();
+    }
+}
+
+/// What an outcome says of the receiver's health.
+const fn signal(outcome: &Outcome) -> Signal {
+    match outcome {
+        Outcome::Delivered { .. } => Signal::Success,
+        Outcome::Throttled { retry_after, .. } => Signal::Throttled(*retry_after),
+        Outcome::Unauthorized(_) => Signal::Unauthorized,
+        Outcome::Rejected(_) => Signal::Alive,
+        Outcome::NotSent => Signal::NotSent,
+        // 4xx that may go better later: it is there, and answers.
+        Outcome::Failed(Failure { status: Some(400..=499), .. }) => Signal::Alive,
+        Outcome::Failed(_) => Signal::Failure,
+    }
+}
+
+fn failure_of(outcome: &Outcome) -> Option<&Failure> {
+    match outcome {
+        Outcome::Throttled { failure, .. }
+        | Outcome::Unauthorized(failure)
+        | Outcome::Failed(failure)
+        | Outcome::Rejected(failure) => Some(failure),
+        Outcome::Delivered { .. } | Outcome::NotSent => None,
+    }
+}
+
+/// A line for what an operator may have to act on; the rest at `debug`.
+fn tell(delivery: &Delivery, settlement: &delivery::Settlement) {
+    use delivery::NextState;
+
+    let (tenant, event) = (&*delivery.identity.tenant, delivery.identity.id.as_str());
+    let code = settlement.failure.as_ref().map_or("", |failure| failure.code.as_str());
+    let detail = settlement.failure.as_ref().map_or("", |failure| failure.detail.as_str());
+    match &settlement.next {
+        NextState::Dead { reason } => {
+            tracing::error!(tenant, event, reason = reason.as_str(), code, detail, "delivery is dead");
+        }
+        NextState::Pending { .. } => tracing::debug!(tenant, event, code, detail, "attempt failed"),
+        NextState::Delivered { .. } => {
+            tracing::debug!(tenant, event, latency_ms = settlement.latency_ms, "delivered");
+        }
+        NextState::Released => {}
+    }
+}

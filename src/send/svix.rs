@@ -1,0 +1,384 @@
+//! The way to Svix: one message per event.
+//!
+//! Messages are created by our own POST, because the SDK can't tell `Retry-After`, retries on its own and
+//! re-serialises the payload; everything else (look-ups, applications) goes through the `svix` crate.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::svix::api::{MessageGetOptions, Svix, SvixOptions as SdkOptions};
+use ::svix::error::Error as SvixError;
+use ::svix::models::{ApplicationIn, MessageOut};
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, USER_AGENT};
+use axum::http::{HeaderMap, Method, Request, StatusCode};
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper_rustls::HttpsConnector;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use secrecy::{ExposeSecret as _, SecretString};
+
+use crate::domain::clock::Clock;
+use crate::domain::delivery::{Delivery, Failure, Outcome};
+use crate::domain::event::Relay;
+use crate::domain::key::idempotency_key;
+use crate::domain::retry;
+use crate::domain::tenant::svix_name_is_valid;
+
+/// Svix forgets idempotency keys after 12 hours: a delivery older than this is looked up before it is posted.
+const LOOK_UP_AFTER: Duration = Duration::from_secs(11 * 3_600);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// More of an answer is not read.
+const ANSWER_LIMIT_BYTES: usize = 64 << 10;
+const AGENT: &str = concat!("posthaste/", env!("CARGO_PKG_VERSION"));
+
+/// How Svix is reached.
+#[derive(Debug, Clone)]
+pub struct SvixOptions {
+    /// API token.
+    pub token: SecretString,
+    /// Base URL; by default the token's suffix picks the region.
+    pub server_url: Option<String>,
+    /// Create an application that Svix does not know.
+    pub create_applications: bool,
+    /// Time for one request.
+    pub timeout: Duration,
+    /// Longest `Retry-After` that is honoured.
+    pub retry_after_max: Duration,
+    /// Part of every idempotency key.
+    pub environment: String,
+    /// What goes out as the payload.
+    pub relay: Relay,
+}
+
+/// Sends to Svix. See the module's own words.
+pub struct SvixSender {
+    options: SvixOptions,
+    http: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    authorization: HeaderValue,
+    api: Svix,
+    /// Applications this process has made sure of. Held while one is made, so that a burst makes it once.
+    applications: tokio::sync::Mutex<HashSet<String>>,
+    clock: Arc<dyn Clock>,
+}
+
+impl fmt::Debug for SvixSender {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("SvixSender").field("server_url", &self.api.server_url()).finish_non_exhaustive()
+    }
+}
+
+/// What Svix answered.
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl SvixSender {
+    /// A sender with its own pool of connections.
+    ///
+    /// # Errors
+    /// A token that is no header value, or a machine without CA certificates: one clear line.
+    pub fn new(options: SvixOptions, clock: Arc<dyn Clock>) -> Result<Self, String> {
+        let mut connector = HttpConnector::new();
+        connector.enforce_http(false);
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        // First of all: the SDK panics where this fails.
+        let tls = hyper_rustls::HttpsConnectorBuilder::new()
+            .with_provider_and_native_roots(rustls::crypto::aws_lc_rs::default_provider())
+            .map_err(|error| format!("no CA certificates (install the package ca-certificates): {error}"))?;
+        let connector = tls.https_or_http().enable_http1().wrap_connector(connector);
+        let http = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(Duration::from_secs(60))
+            .build(connector);
+        let token = options.token.expose_secret();
+        let mut authorization = HeaderValue::try_from(format!("Bearer {token}"))
+            .map_err(|_| "svix.token has characters that no header may have".to_owned())?;
+        authorization.set_sensitive(true);
+        let api = Svix::new(
+            token.to_owned(),
+            Some(SdkOptions {
+                server_url: options.server_url.clone(),
+                timeout: Some(options.timeout),
+                // The ledger retries; a second layer would only hold a place in flight.
+                num_retries: Some(0),
+                ..SdkOptions::default()
+            }),
+        );
+        Ok(Self { options, http, authorization, api, applications: tokio::sync::Mutex::default(), clock })
+    }
+
+    /// Where messages go.
+    pub fn server_url(&self) -> &str {
+        self.api.server_url()
+    }
+
+    /// Makes sure that Svix has the delivery's message in `app`, once.
+    pub async fn send(&self, delivery: &Delivery, app: &str) -> Outcome {
+        let key =
+            idempotency_key(&self.options.environment, &delivery.lane.destination.to_string(), &delivery.identity);
+        let event_id = if event_id_is_valid(&delivery.identity.id) { &delivery.identity.id } else { &key };
+        if self.clock.now().since(delivery.received_at) > LOOK_UP_AFTER {
+            match self.look_up(app, event_id).await {
+                Ok(Some(message)) if self.is_same(delivery, &message) => {
+                    return delivered(StatusCode::OK, Some(message.id), delivery.uncertain);
+                }
+                Ok(_) => {}
+                Err(outcome) => return outcome,
+            }
+        }
+        let mut answer = match self.post(delivery, app, event_id, &key).await {
+            Ok(answer) => answer,
+            Err(outcome) => return outcome,
+        };
+        if answer.status == StatusCode::NOT_FOUND && self.options.create_applications {
+            if let Err(outcome) = self.create_application(app, &delivery.lane.tenant).await {
+                return outcome;
+            }
+            answer = match self.post(delivery, app, event_id, &key).await {
+                Ok(answer) => answer,
+                Err(outcome) => return outcome,
+            };
+            if answer.status == StatusCode::NOT_FOUND {
+                // It is gone again: the next attempt makes it anew.
+                self.applications.lock().await.remove(app);
+            }
+        }
+        if answer.status == StatusCode::CONFLICT {
+            return self.resolve_conflict(delivery, app, event_id, &key).await;
+        }
+        self.outcome(&answer)
+    }
+
+    /// A 409 says that a message with this `eventId` exists; a look-up says which.
+    async fn resolve_conflict(&self, delivery: &Delivery, app: &str, event_id: &str, key: &str) -> Outcome {
+        match self.look_up(app, event_id).await {
+            Ok(Some(message)) if self.is_same(delivery, &message) => {
+                return delivered(StatusCode::CONFLICT, Some(message.id), delivery.uncertain);
+            }
+            Ok(Some(_)) if event_id != key => {}
+            Ok(Some(_)) => return conflict("another message has this event's idempotency key as its eventId"),
+            // Svix knows an id that it can't find: it is not settled yet.
+            Ok(None) => return Outcome::Failed(failure("conflict_unresolved", 409, "409, but no such message")),
+            Err(outcome) => return outcome,
+        }
+        // The id belongs to another event (ids are unique by source, Svix's by application): the key is ours alone.
+        match self.post(delivery, app, key, key).await {
+            Ok(answer) if answer.status == StatusCode::CONFLICT => match self.look_up(app, key).await {
+                Ok(Some(message)) if self.is_same(delivery, &message) => {
+                    delivered(StatusCode::CONFLICT, Some(message.id), delivery.uncertain)
+                }
+                Ok(_) => conflict("Svix has other messages under both this event's id and its idempotency key"),
+                Err(outcome) => outcome,
+            },
+            Ok(answer) => self.outcome(&answer),
+            Err(outcome) => outcome,
+        }
+    }
+
+    /// What an answer to the message POST means. 409 has been dealt with.
+    fn outcome(&self, answer: &Answer) -> Outcome {
+        let status = answer.status.as_u16();
+        let retry_after = answer.headers.get(RETRY_AFTER).and_then(|header| header.to_str().ok());
+        let failure = || Failure::answered(status, &words(&answer.body));
+        match status {
+            200..=299 => delivered(answer.status, message_id(&answer.body), false),
+            429 => Outcome::Throttled { failure: failure(), retry_after: self.wait(retry_after) },
+            503 if retry_after.is_some() => {
+                Outcome::Throttled { failure: failure(), retry_after: self.wait(retry_after) }
+            }
+            401 | 403 => Outcome::Unauthorized(failure()),
+            404 | 408 | 409 | 425 => Outcome::Failed(failure()),
+            500.. => Outcome::Failed(failure()),
+            // Redirects are not followed: the token is for this server alone.
+            _ => Outcome::Rejected(failure()),
+        }
+    }
+
+    fn wait(&self, retry_after: Option<&str>) -> Option<Duration> {
+        retry::retry_after(retry_after?, self.clock.now(), self.options.retry_after_max)
+    }
+
+    async fn post(&self, delivery: &Delivery, app: &str, event_id: &str, key: &str) -> Result<Answer, Outcome> {
+        let payload = self.options.relay.payload(&delivery.body, delivery.data.as_ref());
+        let body = message_body(&delivery.event_type, event_id, payload);
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(format!("{}/api/v1/app/{app}/msg/?with_content=false", self.api.server_url()))
+            .header(AUTHORIZATION, self.authorization.clone())
+            .header(CONTENT_TYPE, "application/json")
+            .header(USER_AGENT, AGENT)
+            .header("idempotency-key", key)
+            .body(Full::new(body))
+            .map_err(|error| Outcome::Rejected(Failure::transport("bad_request", error, false)))?;
+        let exchange = async {
+            let response = self.http.request(request).await.map_err(|error| transport_failure(&error))?;
+            let (head, body) = response.into_parts();
+            // The head tells; a body that does not come in full is only without words.
+            let body = Limited::new(body, ANSWER_LIMIT_BYTES).collect().await;
+            let body = body.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+            Ok(Answer { status: head.status, headers: head.headers, body })
+        };
+        tokio::time::timeout(self.options.timeout, exchange).await.unwrap_or_else(|_| {
+            let detail = format!("no answer within {} ms", self.options.timeout.as_millis());
+            Err(Outcome::Failed(Failure::transport("timeout", detail, true)))
+        })
+    }
+
+    async fn look_up(&self, app: &str, event_id: &str) -> Result<Option<MessageOut>, Outcome> {
+        let options = MessageGetOptions { with_content: Some(true) };
+        match self.api.message().get(app.to_owned(), event_id.to_owned(), Some(options)).await {
+            Ok(message) => Ok(Some(message)),
+            Err(SvixError::Http(answer)) if answer.status == StatusCode::NOT_FOUND => Ok(None),
+            Err(error) => Err(api_failure(&error)),
+        }
+    }
+
+    async fn create_application(&self, app: &str, tenant: &str) -> Result<(), Outcome> {
+        let mut applications = self.applications.lock().await;
+        if applications.contains(app) {
+            return Ok(());
+        }
+        let wanted = ApplicationIn { uid: Some(app.to_owned()), ..ApplicationIn::new(tenant.to_owned()) };
+        match self.api.application().get_or_create(wanted, None).await {
+            Ok(_) => {
+                tracing::info!(%app, %tenant, "created the Svix application");
+                applications.insert(app.to_owned());
+                Ok(())
+            }
+            Err(error) => Err(match api_failure(&error) {
+                // What is refused here is the application, not the event.
+                Outcome::Rejected(failure) => Outcome::Failed(failure),
+                outcome => outcome,
+            }),
+        }
+    }
+
+    /// Whether a message at Svix is this delivery's: same type and payload. Both payloads are compared as values,
+    /// because Svix gives one back with its keys sorted and its whitespace gone.
+    fn is_same(&self, delivery: &Delivery, message: &MessageOut) -> bool {
+        if message.event_type != delivery.event_type {
+            return false;
+        }
+        // What Svix says where it no longer has the payload: the type is all there is to compare.
+        let expired = message.payload == serde_json::json!({ "expired": true });
+        let payload = self.options.relay.payload(&delivery.body, delivery.data.as_ref());
+        expired || serde_json::from_slice::<serde_json::Value>(payload).is_ok_and(|ours| ours == message.payload)
+    }
+}
+
+fn delivered(status: StatusCode, remote_id: Option<String>, dispatch_unconfirmed: bool) -> Outcome {
+    Outcome::Delivered { status: status.as_u16(), remote_id, dispatch_unconfirmed }
+}
+
+fn conflict(detail: &str) -> Outcome {
+    Outcome::Rejected(failure("event_id_conflict", 409, detail))
+}
+
+fn failure(code: &str, status: u16, detail: &str) -> Failure {
+    Failure { code: code.to_owned(), ..Failure::answered(status, detail) }
+}
+
+/// Whether Svix takes `id` as an `eventId`: its pattern, and not the prefix of its own ids.
+fn event_id_is_valid(id: &str) -> bool {
+    svix_name_is_valid(id) && !id.starts_with("msg_")
+}
+
+/// `{"eventType":…,"eventId":…,"payload":…}` with the payload's bytes as they are.
+fn message_body(event_type: &str, event_id: &str, payload: &[u8]) -> Bytes {
+    let quoted = |text: &str| serde_json::Value::from(text).to_string();
+    let head = format!(r#"{{"eventType":{},"eventId":{},"payload":"#, quoted(event_type), quoted(event_id));
+    let mut body = Vec::with_capacity(head.len() + payload.len() + 1);
+    body.extend_from_slice(head.as_bytes());
+    body.extend_from_slice(payload);
+    body.push(b'}');
+    body.into()
+}
+
+/// Svix's id of a message it has created.
+fn message_id(body: &[u8]) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Created {
+        id: String,
+    }
+    serde_json::from_slice::<Created>(body).ok().map(|created| created.id).filter(|id| svix_name_is_valid(id))
+}
+
+/// What a server says of itself when it refuses: the text of its answer.
+fn words(body: &[u8]) -> String {
+    String::from_utf8_lossy(body).trim().to_owned()
+}
+
+/// What it means that no answer came.
+fn transport_failure(error: &hyper_util::client::legacy::Error) -> Outcome {
+    let chain = || {
+        let first: Option<&(dyn std::error::Error + 'static)> = Some(error);
+        std::iter::successors(first, |error: &&(dyn std::error::Error + 'static)| (*error).source())
+    };
+    let kind = chain().find_map(|error| error.downcast_ref::<std::io::Error>()).map(std::io::Error::kind);
+    let tls = chain().any(|error| {
+        error.is::<rustls::Error>()
+            || error
+                .downcast_ref::<std::io::Error>()
+                .and_then(std::io::Error::get_ref)
+                .is_some_and(|inner| inner.is::<rustls::Error>())
+    });
+    let code = match kind {
+        _ if tls => "tls_failed",
+        Some(std::io::ErrorKind::ConnectionRefused) => "connect_refused",
+        Some(std::io::ErrorKind::TimedOut) if error.is_connect() => "connect_timeout",
+        _ if error.is_connect() && chain().any(|error| error.to_string().contains("dns")) => "dns_failed",
+        _ if error.is_connect() => "connect_failed",
+        _ => "connection_lost",
+    };
+    let detail = chain().last().map(ToString::to_string).unwrap_or_default();
+    Outcome::Failed(Failure::transport(code, detail, !error.is_connect()))
+}
+
+/// What an error of the SDK means. It does not tell `Retry-After`.
+fn api_failure(error: &SvixError) -> Outcome {
+    let (status, detail) = match error {
+        SvixError::Http(answer) => {
+            let words = answer.payload.as_ref().map(|words| format!("{}: {}", words.code, words.detail));
+            (answer.status, words.unwrap_or_default())
+        }
+        SvixError::Validation(answer) => (answer.status, error.to_string()),
+        SvixError::Timeout { .. } => {
+            return Outcome::Failed(Failure::transport("timeout", error, false));
+        }
+        SvixError::Generic(_) => return Outcome::Failed(Failure::transport("connection_lost", error, false)),
+    };
+    let failure = Failure { may_have_arrived: false, ..Failure::answered(status.as_u16(), &detail) };
+    match status.as_u16() {
+        429 => Outcome::Throttled { failure, retry_after: None },
+        401 | 403 => Outcome::Unauthorized(failure),
+        400 | 413 | 422 => Outcome::Rejected(failure),
+        _ => Outcome::Failed(failure),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_payload_stays_as_it_is() {
+        let body = message_body("a\"b", "evt_1", br#"{"n":1.10,"n":12345678901234567890}"#);
+        let expected = r#"{"eventType":"a\"b","eventId":"evt_1","payload":{"n":1.10,"n":12345678901234567890}}"#;
+        assert_eq!(body, expected.as_bytes());
+    }
+
+    #[test]
+    fn ids_that_svix_would_refuse_are_known() {
+        assert!(event_id_is_valid("evt_1.a-B"));
+        for id in ["", "a b", "é", "a/b", "msg_1", &"x".repeat(257)] {
+            assert!(!event_id_is_valid(id), "{id}");
+        }
+    }
+}
