@@ -1,0 +1,299 @@
+//! The doorway of the ledger: parse, authorise, route, record, and a verdict for each event.
+//!
+//! HTTP and every source go through here, so that an event means the same whichever way it came.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use sha2::{Digest as _, Sha256};
+
+use crate::directory::{self, Directory};
+use crate::domain::clock::Clock;
+use crate::domain::key::derived_event_id;
+use crate::domain::parse::{self, Incoming, Invalid, Item, ParseError, ParseSettings, Shape};
+use crate::domain::tenant::{DefaultRoute, Lane};
+use crate::ledger::{Accepted, ItemVerdict, Ledger, LedgerError, NewEvent, NewRejected, RequestKey};
+
+/// What became of one event of a request.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct ItemResult {
+    /// Its place in the request, from 0.
+    pub index: usize,
+    /// Its id: the producer's, or the one made for it. Absent where an invalid event has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Its tenant. Absent where an invalid event names none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// What became of it.
+    pub status: Status,
+    /// Why, where it was not taken.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// JSON Pointer to what is wrong with it, within the event.
+    #[serde(skip)]
+    pub pointer: String,
+}
+
+/// What became of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// New, and stored.
+    Accepted,
+    /// Stored before, with the same type and data.
+    Duplicate,
+    /// Its identity is taken by an event with another type or data.
+    Conflict,
+    /// It can never be an event.
+    Invalid,
+}
+
+/// The verdicts on a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Receipt {
+    /// What the body was.
+    pub shape: Shape,
+    /// Whether the good events are stored. False only for a strict request with a bad one: then nothing is.
+    pub stored: bool,
+    /// One for each event, in order.
+    pub results: Vec<ItemResult>,
+}
+
+impl Receipt {
+    /// How many events have this status.
+    pub fn count(&self, status: Status) -> usize {
+        self.results.iter().filter(|result| result.status == status).count()
+    }
+}
+
+/// Why a request as a whole is refused. Nothing of it is stored.
+#[derive(Debug, thiserror::Error)]
+pub enum IngestError {
+    /// The body can't be read.
+    #[error(transparent)]
+    Parse(#[from] ParseError),
+    /// An event belongs to a tenant that the caller may not speak for.
+    #[error("event {index} belongs to tenant `{tenant}`, and this key is for `{bound}` alone")]
+    ForeignTenant {
+        /// The event's place in the request.
+        index: usize,
+        /// Its tenant.
+        tenant: String,
+        /// The caller's.
+        bound: String,
+    },
+    /// The request's `Idempotency-Key` was used with another body.
+    #[error("this Idempotency-Key was used with another body within the last day")]
+    KeyReused,
+    /// The ledger can't take it now.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+}
+
+/// How a request wants to be handled.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Handling<'a> {
+    /// One bad event refuses all. Never for a Pub/Sub push.
+    pub strict: bool,
+    /// The `Idempotency-Key` header.
+    pub request_key: Option<&'a str>,
+    /// The one tenant that the caller may speak for.
+    pub bound_tenant: Option<&'a str>,
+}
+
+/// Takes events in. Cheap to clone.
+#[derive(Clone)]
+pub struct Ingest {
+    ledger: Ledger,
+    directory: Directory,
+    settings: Arc<ParseSettings>,
+    default_route: DefaultRoute,
+    clock: Arc<dyn Clock>,
+}
+
+impl Ingest {
+    /// A doorway into `ledger`.
+    pub fn new(
+        ledger: Ledger,
+        directory: Directory,
+        settings: ParseSettings,
+        default_route: DefaultRoute,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self { ledger, directory, settings: Arc::new(settings), default_route, clock }
+    }
+
+    /// Reads a body and records its events; returns after the commit.
+    ///
+    /// # Errors
+    /// [`IngestError`]: nothing is stored.
+    pub async fn take(&self, incoming: Incoming<'_>, handling: Handling<'_>) -> Result<Receipt, IngestError> {
+        let request_key = handling.request_key.map(|key| RequestKey {
+            // A key is its sender's: two tenants may use the same.
+            scope: handling.bound_tenant.or(incoming.tenant).unwrap_or_default().to_owned(),
+            key: key.to_owned(),
+            fingerprint: Sha256::digest(&incoming.body).into(),
+        });
+        let batch = parse::parse(&incoming, &self.settings)?;
+        let pushed = batch.shape == Shape::PubSubPush;
+        let strict = handling.strict && !pushed;
+        let (mut results, events, raw) =
+            self.prepare(batch.items, handling.bound_tenant, request_key.as_ref()).await?;
+        let refuse = strict && results.iter().any(|result| result.status == Status::Invalid);
+        let receipt = |stored, results| Receipt { shape: batch.shape, stored, results };
+        if refuse {
+            return Ok(receipt(false, results));
+        }
+        let (indexes, events): (Vec<_>, Vec<_>) = events.into_iter().unzip();
+        let (stored, verdicts) = match self.ledger.accept(events, strict, request_key).await? {
+            Accepted::Stored(verdicts) => (true, verdicts),
+            Accepted::Refused(verdicts) => (false, verdicts),
+            Accepted::KeyReused => return Err(IngestError::KeyReused),
+        };
+        for (index, verdict) in indexes.into_iter().zip(verdicts) {
+            let result = &mut results[index];
+            result.status = match verdict {
+                ItemVerdict::Accepted => Status::Accepted,
+                ItemVerdict::Duplicate => Status::Duplicate,
+                ItemVerdict::Conflict => Status::Conflict,
+            };
+            if verdict == ItemVerdict::Conflict {
+                result.pointer = "/id".into();
+                result.detail = Some("an event with this id, but another type or data, is stored already".into());
+            }
+        }
+        if pushed {
+            self.keep_rejected(&results, &raw, batch.attributes.as_deref()).await?;
+        }
+        Ok(receipt(stored, results))
+    }
+
+    /// Verdicts so far, the events to record with their places, and every item's bytes.
+    async fn prepare(
+        &self,
+        items: Vec<Item>,
+        bound_tenant: Option<&str>,
+        request_key: Option<&RequestKey>,
+    ) -> Result<(Vec<ItemResult>, Vec<(usize, NewEvent)>, Vec<bytes::Bytes>), IngestError> {
+        let mut lanes = Lanes { ingest: self, known: HashMap::new() };
+        let (mut results, mut events, mut raw) = (Vec::new(), Vec::new(), Vec::new());
+        for (index, item) in items.into_iter().enumerate() {
+            raw.push(item.raw);
+            let draft = match item.result {
+                Ok(draft) => draft,
+                Err(invalid) => {
+                    results.push(refused(index, invalid));
+                    continue;
+                }
+            };
+            if let Some(bound) = bound_tenant.filter(|bound| **bound != *draft.tenant) {
+                let (tenant, bound) = (draft.tenant.to_string(), bound.to_owned());
+                return Err(IngestError::ForeignTenant { index, tenant, bound });
+            }
+            let event = draft.into_event(|| self.make_id(request_key, index));
+            let (id, tenant) = (event.identity.id.clone(), event.identity.tenant.to_string());
+            match lanes.of(&event.identity.tenant).await? {
+                Ok(lanes) => {
+                    results.push(ItemResult {
+                        index,
+                        id: Some(id),
+                        tenant: Some(tenant),
+                        status: Status::Accepted,
+                        detail: None,
+                        pointer: String::new(),
+                    });
+                    events.push((index, NewEvent { event, lanes }));
+                }
+                Err(detail) => {
+                    let (id, tenant) = (Some(id), Some(tenant));
+                    results.push(refused(index, Invalid { pointer: String::new(), detail, id, tenant }));
+                }
+            }
+        }
+        Ok((results, events, raw))
+    }
+
+    /// An id for an event that has none: derived where the request has a key, so that a resend finds the same one.
+    fn make_id(&self, request_key: Option<&RequestKey>, index: usize) -> String {
+        match request_key {
+            Some(key) => derived_event_id("idempotency-key", &[&key.scope, &key.key], index),
+            None => new_event_id(&*self.clock),
+        }
+    }
+
+    /// Keeps what can never be accepted: it is acknowledged, or Pub/Sub would send it for ever.
+    async fn keep_rejected(
+        &self,
+        results: &[ItemResult],
+        raw: &[bytes::Bytes],
+        attributes: Option<&[u8]>,
+    ) -> Result<(), LedgerError> {
+        let attributes = attributes.map_or_else(|| "{}".into(), String::from_utf8_lossy);
+        let rejected: Vec<_> = results
+            .iter()
+            .zip(raw)
+            .filter(|(result, _)| matches!(result.status, Status::Invalid | Status::Conflict))
+            .map(|(result, body)| NewRejected {
+                origin: "pubsub_push",
+                reason: result.detail.clone().unwrap_or_default(),
+                attributes: attributes.replace('\0', ""),
+                body: body.to_vec(),
+            })
+            .collect();
+        if rejected.is_empty() {
+            return Ok(());
+        }
+        tracing::warn!(count = rejected.len(), reason = %rejected[0].reason, "kept what can never be accepted");
+        self.ledger.database().reject(&rejected, self.clock.now()).await
+    }
+}
+
+/// The lanes of each tenant in a request, asked for once.
+struct Lanes<'a> {
+    ingest: &'a Ingest,
+    known: HashMap<Arc<str>, Result<Vec<Arc<Lane>>, String>>,
+}
+
+impl Lanes<'_> {
+    /// The lanes that a tenant's events go to now, or why there are none to be had.
+    async fn of(&mut self, tenant: &Arc<str>) -> Result<Result<Vec<Arc<Lane>>, String>, LedgerError> {
+        if let Some(lanes) = self.known.get(tenant) {
+            return Ok(lanes.clone());
+        }
+        let route = self.ingest.directory.snapshot().route(tenant, self.ingest.default_route);
+        let lanes = match route {
+            Err(taken) => Err(taken.to_string()),
+            Ok(route) => {
+                let mut lanes = Vec::new();
+                for destination in directory::destinations(&route) {
+                    lanes.push(self.ingest.ledger.lane(&destination, tenant).await?);
+                }
+                Ok(lanes)
+            }
+        };
+        self.known.insert(tenant.clone(), lanes.clone());
+        Ok(lanes)
+    }
+}
+
+fn refused(index: usize, invalid: Invalid) -> ItemResult {
+    ItemResult {
+        index,
+        id: invalid.id,
+        tenant: invalid.tenant,
+        status: Status::Invalid,
+        detail: Some(invalid.detail),
+        pointer: invalid.pointer,
+    }
+}
+
+/// `evt_` and a UUIDv7 (RFC 9562 §5.7): unique, and in the order of time.
+fn new_event_id(clock: &dyn Clock) -> String {
+    let millis = clock.now().as_millis().max(0).unsigned_abs();
+    let random = clock.random().to_be_bytes();
+    let mut ten = [0; 10];
+    ten.copy_from_slice(&random[..10]);
+    let id = uuid::Builder::from_unix_timestamp_millis(millis, &ten).into_uuid();
+    format!("evt_{}", id.simple())
+}
