@@ -16,6 +16,8 @@ mod media_type;
 mod pubsub;
 mod reader;
 mod rules;
+#[cfg(test)]
+mod tests;
 
 use std::ops::Range;
 use std::sync::Arc;
