@@ -37,12 +37,15 @@ impl<'a> Reader<'a> {
                 return Err(ParseError::TooManyEvents { limit });
             }
             let (element, attributes) = self.leading_element(start).map_err(|_| elements.malformed())?;
-            // The array around it is one level.
-            if json::is_deeper_than(element, DEPTH_LIMIT - 1) {
-                return Err(ParseError::TooDeep);
-            }
             let raw = body.slice_ref(element.as_bytes());
+            // The array around it is one level.
+            let is_too_deep = json::is_deeper_than(element, DEPTH_LIMIT - 1);
             items.push(match attributes {
+                // Nobody would send a pushed message's other events again.
+                _ if is_too_deep && self.push.is_some() => {
+                    self.refused(raw, Fault::whole(ParseError::TooDeep.to_string()))
+                }
+                _ if is_too_deep => return Err(ParseError::TooDeep),
                 Some(attributes) => self.item(raw, &attributes, items.len()),
                 None => {
                     let detail = format!("expected an object, found {}", json::kind(element));

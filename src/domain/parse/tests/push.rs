@@ -160,7 +160,7 @@ fn broken_envelopes_are_kept_whole(#[case] message: &str, #[case] pointer: &str,
 #[case::number("{}", b"17".to_vec(), "expected an object or an array of objects at line 1 column 1")]
 #[case::blank("{}", b"  ".to_vec(), "the body is empty at line 1 column 3")]
 #[case::not_utf_8("{}", b"{\"type\":\"\xFF\"}".to_vec(), "not UTF-8 at line 1 column 10")]
-#[case::deep("{}", nested(200_000).into_bytes(), "nested deeper than 128 levels")]
+#[case::deep("{}", format!(r#"{{"type":"t","x":{}}}"#, nested(200_000)).into_bytes(), "nested deeper than 128 levels")]
 #[case::many("{}", format!("[{}1]", "1,".repeat(5)).into_bytes(), "more than 5 events")]
 #[case::binary_broken(r#"{"ce-type":"t"}"#, b"nope".to_vec(), "expected ident at line 1 column 2")]
 #[case::binary_deep(r#"{"ce-type":"t"}"#, nested(128).into_bytes(), "nested deeper than 128 levels")]
@@ -189,6 +189,15 @@ fn bad_elements_and_attributes_are_items_too() {
 
     let invalid = only(push(envelope(r#"{"ce-type":"t","ce-id":7,"tenant":"acme"}"#, b"1"))).unwrap_err();
     assert_eq!((invalid.pointer.as_str(), invalid.tenant.as_deref()), ("/id", Some("acme")));
+}
+
+#[test]
+fn a_deep_element_leaves_the_others_alone() {
+    // holds: 49
+    let batch =
+        push(envelope("{}", format!(r#"[{{"type":"a","x":{}}},{{"type":"b"}}]"#, nested(127)).as_bytes()));
+    assert_eq!(batch.items[0].result.as_ref().unwrap_err().detail, "nested deeper than 128 levels");
+    assert!(batch.items[1].result.is_ok());
 }
 
 #[test]
