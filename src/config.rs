@@ -289,7 +289,8 @@ impl Config {
         }
         let mut warnings = Vec::new();
         for (name, text) in variables {
-            let Some(key) = name.strip_prefix(PREFIX).filter(|_| !NOT_SETTINGS.contains(&name.as_str())) else {
+            let Some(key) = name.strip_prefix(PREFIX).filter(|_| !NOT_SETTINGS.contains(&name.as_str()))
+            else {
                 continue;
             };
             let path = key.to_lowercase().replace("__", ".");
@@ -350,7 +351,9 @@ impl Config {
             ("svix.failures_to_close", self.svix.failures_to_close as usize),
         ];
         let bad_path = self.http.ingest_paths.iter().find(|path| {
-            !path.starts_with('/') || path.contains(['{', '}', '*', '?', '#', ' ']) || path.starts_with("/v1/")
+            !path.starts_with('/')
+                || path.contains(['{', '}', '*', '?', '#', ' '])
+                || path.starts_with("/v1/")
         });
         let problem = if !schemes.iter().any(|scheme| url.starts_with(scheme)) {
             "database_url must begin with sqlite: or postgres://".into()
@@ -363,7 +366,8 @@ impl Config {
         } else if let Some((key, _)) = zero.iter().find(|(_, value)| *value == 0) {
             format!("{key} must be at least 1")
         } else if self.dispatch.lease_ms < 4 * self.svix.timeout_ms {
-            "dispatch.lease_ms must be at least four times svix.timeout_ms: a lease outlives the longest send".into()
+            "dispatch.lease_ms must be at least four times svix.timeout_ms: a lease outlives the longest send"
+                .into()
         } else if self.svix.server_url.as_deref().is_some_and(|url| !is_http_url(url)) {
             "svix.server_url must be an http:// or https:// URL".into()
         } else {
@@ -491,7 +495,10 @@ mod tests {
     #[test]
     fn unknown_variables_warn_and_unknown_keys_in_the_file_fail_with_the_place() {
         let loaded = from_env(&[("POSTHASTE_SVIX__TOKN", "x")]).expect("good");
-        assert_eq!(loaded.warnings, ["POSTHASTE_SVIX__TOKN is not a setting of this version and does nothing"]);
+        assert_eq!(
+            loaded.warnings,
+            ["POSTHASTE_SVIX__TOKN is not a setting of this version and does nothing"]
+        );
         let error = from_file("[svix]\ntokn = 'x'\n").expect_err("unknown key").to_string();
         assert!(error.contains("tokn") && error.contains("svix") && !error.contains('\n'), "{error}");
     }

@@ -58,9 +58,7 @@ impl Snapshot {
             DefaultRoute::Svix => {
                 let app = application_of(tenant);
                 match self.applications.get(&app) {
-                    Some(owner) => {
-                        Err(ApplicationTaken { tenant: tenant.to_owned(), owner: owner.clone() })
-                    }
+                    Some(owner) => Err(ApplicationTaken { tenant: tenant.to_owned(), owner: owner.clone() }),
                     None => Ok(Route::Svix { app }),
                 }
             }

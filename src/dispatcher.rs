@@ -158,7 +158,9 @@ impl Dispatcher {
             Err(error) => return tracing::warn!(%error, "closed gates could not be read"),
         };
         for (gate, reason, until) in gates {
-            let (Some(gate), Some(reason)) = (GateId::parse(&gate), CloseReason::parse(&reason)) else { continue };
+            let (Some(gate), Some(reason)) = (GateId::parse(&gate), CloseReason::parse(&reason)) else {
+                continue;
+            };
             let until = self.shared.clock.moment() + until.since(now);
             self.shared.scheduler().close_gate(gate, until, reason);
         }
@@ -238,7 +240,8 @@ impl Shared {
     fn claimed(&self, claims: &[LaneClaim], claimed: Vec<ClaimedLane>, leased_until: Moment) {
         let now = self.clock.now();
         // What is sent must come back before the lease ends.
-        let send_by = Moment::after_start(leased_until.since_start().saturating_sub(self.options.attempt_timeout));
+        let send_by =
+            Moment::after_start(leased_until.since_start().saturating_sub(self.options.attempt_timeout));
         let mut scheduler = self.scheduler();
         for (claim, lane) in claims.iter().zip(claimed) {
             scheduler.claimed(claim, lane.deliveries, send_by, lane.remaining, now);
@@ -276,13 +279,8 @@ impl Shared {
         };
         let ended = self.clock.moment();
         // The gate first, and at once: nothing may start between the answer that closes it and its closing.
-        let change = self.scheduler().finish(
-            &delivery.lane,
-            ticket,
-            signal(&outcome),
-            ended,
-            self.clock.chance(),
-        );
+        let change =
+            self.scheduler().finish(&delivery.lane, ticket, signal(&outcome), ended, self.clock.chance());
         if let Change::Closed { until, reason } = change {
             self.gate_closed(&delivery.lane, until, reason, &outcome).await;
         } else if change == Change::Opened {
@@ -299,8 +297,7 @@ impl Shared {
             return self.release(std::slice::from_ref(&delivery)).await;
         }
         let counts = Gate::failure_counts(ticket);
-        let settlement =
-            delivery::settle(&delivery, outcome, counts, &self.options.svix_schedule, timing);
+        let settlement = delivery::settle(&delivery, outcome, counts, &self.options.svix_schedule, timing);
         tell(&delivery, &settlement);
         if let Err(error) = self.ledger.settle(settlement).await {
             // The lease ends and it is sent again, under the same key.
@@ -333,7 +330,12 @@ impl Shared {
                 tracing::error!(gate = gate.as_str(), wait_ms, detail, "gate closed: credentials refused");
             }
             CloseReason::Failing | CloseReason::NotConfigured => {
-                tracing::warn!(gate = gate.as_str(), wait_ms, detail, "gate closed: one failure after another");
+                tracing::warn!(
+                    gate = gate.as_str(),
+                    wait_ms,
+                    detail,
+                    "gate closed: one failure after another"
+                );
             }
         }
         let recalled = self.scheduler().recall(gate);

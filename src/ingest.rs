@@ -160,7 +160,8 @@ impl Ingest {
             };
             if verdict == ItemVerdict::Conflict {
                 result.pointer = "/id".into();
-                result.detail = Some("an event with this id, but another type or data, is stored already".into());
+                result.detail =
+                    Some("an event with this id, but another type or data, is stored already".into());
             }
         }
         if pushed {

@@ -1,7 +1,11 @@
 //! Posthaste: a webhook relay.
+pub mod app;
 pub mod config;
+pub mod directory;
 pub mod dispatcher;
 pub mod domain;
+pub mod http;
+pub mod ingest;
 pub mod ledger;
 #[cfg(feature = "mock")]
 pub mod mock;

@@ -229,7 +229,11 @@ impl Gate {
     }
 
     /// How many requests may be in flight at once.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 1 and max_in_flight")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "between 1 and max_in_flight"
+    )]
     pub fn width(&self) -> u32 {
         self.window as u32
     }

@@ -307,7 +307,14 @@ impl<T> Scheduler<T> {
     }
 
     /// A send has ended, with what it tells of the receiver; `chance` from `[0, 1)` spreads a wait.
-    pub fn finish(&mut self, lane: &Arc<Lane>, ticket: Ticket, signal: Signal, now: Moment, chance: f64) -> Change {
+    pub fn finish(
+        &mut self,
+        lane: &Arc<Lane>,
+        ticket: Ticket,
+        signal: Signal,
+        now: Moment,
+        chance: f64,
+    ) -> Change {
         self.in_flight = self.in_flight.saturating_sub(1);
         if let Some(state) = self.lanes.get_mut(&lane.id) {
             state.in_flight = state.in_flight.saturating_sub(1);

@@ -127,7 +127,9 @@ fn identify(
         return Err(unauthorized("a key is needed: Authorization: Bearer …, or X-API-Key"));
     }
     if !peer.is_some_and(|peer| peer.to_canonical().is_loopback()) || is_forwarded(headers) {
-        return Err(unauthorized("no key exists yet, and without one only direct callers from loopback are let in"));
+        return Err(unauthorized(
+            "no key exists yet, and without one only direct callers from loopback are let in",
+        ));
     }
     if !host(headers, uri).is_some_and(|host| is_loopback_host(&host)) || !is_same_site(headers) {
         let detail = "without a key, only requests to a loopback host that no other site has sent are let in";
@@ -165,7 +167,9 @@ fn check(credential: &str, snapshot: &Snapshot, bootstrap: Option<&SecretString>
 }
 
 fn is_forwarded(headers: &HeaderMap) -> bool {
-    headers.contains_key(FORWARDED) || headers.contains_key("x-forwarded-for") || headers.contains_key("x-real-ip")
+    headers.contains_key(FORWARDED)
+        || headers.contains_key("x-forwarded-for")
+        || headers.contains_key("x-real-ip")
 }
 
 fn host(headers: &HeaderMap, uri: &Uri) -> Option<String> {
@@ -177,20 +181,27 @@ fn host(headers: &HeaderMap, uri: &Uri) -> Option<String> {
 fn is_loopback_host(host: &str) -> bool {
     let Ok(authority) = host.parse::<axum::http::uri::Authority>() else { return false };
     let name = authority.host().trim_start_matches('[').trim_end_matches(']');
-    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// Whether no browser sent this on behalf of another site.
 fn is_same_site(headers: &HeaderMap) -> bool {
     let origin = headers.get(ORIGIN).is_none_or(|origin| {
         let uri = origin.to_str().ok().and_then(|origin| origin.parse::<Uri>().ok());
-        uri.and_then(|uri| uri.authority().map(|authority| is_loopback_host(authority.as_str()))).unwrap_or(false)
+        uri.and_then(|uri| uri.authority().map(|authority| is_loopback_host(authority.as_str())))
+            .unwrap_or(false)
     });
     origin && headers.get("sec-fetch-site").is_none_or(|site| site != "cross-site")
 }
 
 /// A new key: what the ledger keeps, and the text that is shown this once.
-pub fn new_key(name: &str, scopes: &[Scope], tenant: Option<&str>, clock: &Arc<dyn Clock>) -> (ApiKey, SecretString) {
+pub fn new_key(
+    name: &str,
+    scopes: &[Scope],
+    tenant: Option<&str>,
+    clock: &Arc<dyn Clock>,
+) -> (ApiKey, SecretString) {
     let id = prefixed_hex("", &clock.random().to_be_bytes()[..8]);
     let mut secret = [0; 32];
     secret[..16].copy_from_slice(&clock.random().to_be_bytes());

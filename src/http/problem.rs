@@ -108,7 +108,9 @@ impl Problem {
     /// What the ledger could not do.
     pub fn of_ledger(error: &LedgerError, retry_after_s: u32) -> Self {
         let (status, code) = match error {
-            LedgerError::BacklogFull { tenant: true, .. } => (StatusCode::TOO_MANY_REQUESTS, "tenant_backlog_full"),
+            LedgerError::BacklogFull { tenant: true, .. } => {
+                (StatusCode::TOO_MANY_REQUESTS, "tenant_backlog_full")
+            }
             LedgerError::BacklogFull { .. } => (StatusCode::SERVICE_UNAVAILABLE, "backlog_full"),
             LedgerError::Taken(_) => return Self::new(StatusCode::CONFLICT, "taken", error.to_string()),
             LedgerError::Unavailable(_) | LedgerError::Refused(_) => {
@@ -147,7 +149,9 @@ pub async fn normalize(response: Response<Body>) -> Response<Body> {
         StatusCode::NOT_FOUND => ("not_found", "there is nothing under this path"),
         StatusCode::METHOD_NOT_ALLOWED => ("method_not_allowed", "this path does not take this method"),
         StatusCode::PAYLOAD_TOO_LARGE => ("body_too_large", "the body is larger than http.body_limit_bytes"),
-        StatusCode::UNSUPPORTED_MEDIA_TYPE => ("unsupported_encoding", "only gzip, identity and JSON are read"),
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => {
+            ("unsupported_encoding", "only gzip, identity and JSON are read")
+        }
         status if status.is_server_error() => ("internal", "something went wrong here; it is in the log"),
         _ => ("bad_request", "the request can't be read"),
     };

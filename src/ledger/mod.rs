@@ -20,13 +20,13 @@ use async_trait::async_trait;
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use tokio::sync::oneshot;
 
+use self::backlog::Backlog;
 pub use self::backlog::BacklogLimits;
+use self::plan::{AcceptRequest, Known, Plan};
 pub use self::plan::{Accepted, ItemVerdict, NewEvent, RequestKey};
+use self::sql::Database;
 pub use self::sql::{ApiKey, KeyInfo, NewRejected, Rejected, TenantRow};
 pub use self::sqlite::lock_holder;
-use self::backlog::Backlog;
-use self::plan::{AcceptRequest, Known, Plan};
-use self::sql::Database;
 use self::writer::{Command, Writer};
 use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::delivery::{Delivery, DeliveryId, Settlement};
@@ -278,10 +278,8 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError::Unavailable`]: the leases will end by themselves.
     pub async fn release(&self, deliveries: &[Delivery]) -> Result<()> {
-        let claims: Vec<_> = deliveries
-            .iter()
-            .map(|delivery| (delivery.id, delivery.due_at, delivery.attempt))
-            .collect();
+        let claims: Vec<_> =
+            deliveries.iter().map(|delivery| (delivery.id, delivery.due_at, delivery.attempt)).collect();
         self.shared.store.release(&claims).await
     }
 
@@ -289,11 +287,7 @@ impl Ledger {
     ///
     /// # Errors
     /// [`LedgerError::Unavailable`].
-    pub async fn busy_lanes(
-        &self,
-        after: Option<LaneId>,
-        limit: u32,
-    ) -> Result<Vec<(Arc<Lane>, Timestamp)>> {
+    pub async fn busy_lanes(&self, after: Option<LaneId>, limit: u32) -> Result<Vec<(Arc<Lane>, Timestamp)>> {
         let heads = self.shared.database.busy_lanes(after, limit).await?;
         let mut lanes = Vec::with_capacity(heads.len());
         for (id, due_at) in heads {

@@ -280,11 +280,7 @@ mod tests {
         let keyed = |body: u8, events| AcceptRequest {
             events,
             strict: true,
-            request_key: Some(RequestKey {
-                scope: String::new(),
-                key: "k".into(),
-                fingerprint: [body; 32],
-            }),
+            request_key: Some(RequestKey { scope: String::new(), key: "k".into(), fingerprint: [body; 32] }),
         };
         let requests = [
             keyed(1, vec![event("a", "1"), event("a", "2")]),

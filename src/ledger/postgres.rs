@@ -50,7 +50,10 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
         .await
         .map_err(|error| LedgerError::Unavailable(format!("can't reach Postgres: {error}")))?;
     check(&pool).await?;
-    super::migrator(MIGRATIONS).run(&pool).await.map_err(|error| super::migration_error(error, MIGRATIONS))?;
+    super::migrator(MIGRATIONS)
+        .run(&pool)
+        .await
+        .map_err(|error| super::migration_error(error, MIGRATIONS))?;
     let database = Database::Postgres(pool.clone());
     let epoch = format!("{:016x}{:08x}", clock.now().as_millis(), std::process::id());
     let node = take_node(&pool, &epoch, clock.now()).await?;
@@ -447,7 +450,8 @@ impl Store for PostgresStore {
 }
 
 /// lane, due_at, event, attempt, failures, uncertain, source, id, type, received_at, body, data_start, data_end
-type QueueRow = (i64, i64, i64, i64, i64, i64, String, String, String, i64, Vec<u8>, Option<i64>, Option<i64>);
+type QueueRow =
+    (i64, i64, i64, i64, i64, i64, String, String, String, i64, Vec<u8>, Option<i64>, Option<i64>);
 
 /// One answer for each claim.
 fn by_lane(claims: &[LaneClaim], rows: Vec<QueueRow>, later: &[(i64, i64)]) -> Vec<ClaimedLane> {
@@ -475,8 +479,21 @@ fn by_lane(claims: &[LaneClaim], rows: Vec<QueueRow>, later: &[(i64, i64)]) -> V
 }
 
 fn delivery(claim: &LaneClaim, row: QueueRow) -> Delivery {
-    let (_, due_at, event, attempt, failures, uncertain, source, id, event_type, received_at, body, start, end) =
-        row;
+    let (
+        _,
+        due_at,
+        event,
+        attempt,
+        failures,
+        uncertain,
+        source,
+        id,
+        event_type,
+        received_at,
+        body,
+        start,
+        end,
+    ) = row;
     Delivery {
         id: DeliveryId { event: EventSeq(event), lane: claim.lane.id },
         lane: claim.lane.clone(),

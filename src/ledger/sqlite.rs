@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use sqlx::sqlite::{SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::sqlite::{
+    SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
+};
 use sqlx::{AssertSqlSafe, Connection as _, Sqlite, SqliteConnection, SqlitePool};
 
 use super::plan::{Known, Plan};
@@ -27,8 +29,7 @@ use crate::domain::scheduler::{LaneClaim, Remaining};
 use crate::domain::sequence::Sequence;
 use crate::domain::tenant::{Lane, LaneId};
 
-const MIGRATIONS: Migrations =
-    &[(1, "ledger", include_str!("../../migrations/sqlite/0001_ledger.sql"))];
+const MIGRATIONS: Migrations = &[(1, "ledger", include_str!("../../migrations/sqlite/0001_ledger.sql"))];
 
 /// Before this version a checkpoint could corrupt the file while another connection wrote (sqlite.org, "WAL reset bug").
 const OLDEST_VERSION: (u32, u32, u32) = (3, 51, 3);
@@ -143,7 +144,10 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
     };
     let mut writer = SqliteConnection::connect_with(&connect).await.map_err(unreachable)?;
     check(&mut writer).await?;
-    super::migrator(MIGRATIONS).run(&mut writer).await.map_err(|error| super::migration_error(error, MIGRATIONS))?;
+    super::migrator(MIGRATIONS)
+        .run(&mut writer)
+        .await
+        .map_err(|error| super::migration_error(error, MIGRATIONS))?;
     let reads = SqlitePoolOptions::new()
         .max_connections(READERS)
         .connect_with(connect.clone().read_only(true).create_if_missing(false))
@@ -173,7 +177,9 @@ fn path_of(url: &str) -> Result<PathBuf> {
         .map_err(|error| LedgerError::Refused(format!("`{url}` is not a SQLite URL: {error}")))?;
     let path = options.get_filename();
     if path == Path::new(":memory:") || url.contains("mode=memory") {
-        return Err(LedgerError::Refused("a ledger in memory would lose what it acknowledged; name a file".into()));
+        return Err(LedgerError::Refused(
+            "a ledger in memory would lose what it acknowledged; name a file".into(),
+        ));
     }
     Ok(path.to_owned())
 }

@@ -87,11 +87,7 @@ impl State {
                 Reply::Send(Answer::of_status(429).retry_after(retry_after.as_deref()))
             }
             Trouble::Status(status) => Reply::Send(Answer::of_status(*status)),
-            Trouble::Answer {
-                status,
-                retry_after,
-                body,
-            } => {
+            Trouble::Answer { status, retry_after, body } => {
                 let answer = Answer::new(answerable(*status), "application/json", body.as_str());
                 Reply::Send(answer.retry_after(retry_after.as_deref()))
             }
@@ -163,12 +159,7 @@ impl State {
     }
 
     /// Creates the application that a message needs, if it may be.
-    fn application_for(
-        &mut self,
-        app: &str,
-        new: &mut NewMessage,
-        now: Moment,
-    ) -> Result<usize, Answer> {
+    fn application_for(&mut self, app: &str, new: &mut NewMessage, now: Moment) -> Result<usize, Answer> {
         let application = match new.application.take() {
             Some(application) => {
                 input::same_application(app, &application)?;
@@ -208,10 +199,7 @@ impl State {
         let get_if_exists = flag(request, "get_if_exists", false)?;
         self.authorize(request)?;
         let new = input::application(&request.body)?;
-        let existing = new
-            .uid
-            .as_deref()
-            .and_then(|uid| self.store.application(uid));
+        let existing = new.uid.as_deref().and_then(|uid| self.store.application(uid));
         let (status, application) = match existing {
             Some(existing) if get_if_exists => (200, existing),
             Some(_) => {
@@ -226,10 +214,7 @@ impl State {
 
     fn get_application(&self, app: &str, request: &Request) -> Result<Answer, Answer> {
         self.authorize(request)?;
-        let application = self
-            .store
-            .application(app)
-            .ok_or_else(|| Answer::not_found("Entity not found"))?;
+        let application = self.store.application(app).ok_or_else(|| Answer::not_found("Entity not found"))?;
         Ok(Answer::json(200, &self.store.application_out(application)))
     }
 
@@ -239,11 +224,7 @@ impl State {
         };
         let given = header(request, "authorization").and_then(|value| value.split_once(' '));
         match given {
-            Some((scheme, given))
-                if scheme.eq_ignore_ascii_case("bearer") && given.trim() == token =>
-            {
-                Ok(())
-            }
+            Some((scheme, given)) if scheme.eq_ignore_ascii_case("bearer") && given.trim() == token => Ok(()),
             _ => Err(Answer::of_status(401)),
         }
     }

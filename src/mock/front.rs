@@ -76,9 +76,7 @@ impl Shared {
         let reset = |_: &Request| io::Error::from(io::ErrorKind::ConnectionReset);
         let answering = Arc::clone(self);
         [
-            Mock::given(Decide(Arc::clone(self)))
-                .respond_with_err(reset)
-                .with_priority(1),
+            Mock::given(Decide(Arc::clone(self))).respond_with_err(reset).with_priority(1),
             Mock::given(wiremock::matchers::any())
                 .respond_with(move |_: &Request| answering.take_decided())
                 .with_priority(2),
@@ -143,8 +141,7 @@ impl Match for Decide {
 }
 
 fn template(answer: Answer) -> ResponseTemplate {
-    let mut template =
-        ResponseTemplate::new(answer.status).set_body_raw(answer.body, answer.media_type);
+    let mut template = ResponseTemplate::new(answer.status).set_body_raw(answer.body, answer.media_type);
     if let Some(retry_after) = answer.retry_after {
         template = template.insert_header("retry-after", retry_after);
     }

@@ -111,8 +111,7 @@ pub(super) fn message(body: &[u8]) -> Result<NewMessage, Answer> {
 /// Reads the body of a new application, or says how the server refuses it.
 pub(super) fn application(body: &[u8]) -> Result<NewApplication, Answer> {
     let body = text(body).map_err(|problem| Answer::invalid(&[problem]))?;
-    let application =
-        read_application(body, &["body"]).map_err(|problem| Answer::invalid(&[problem]))?;
+    let application = read_application(body, &["body"]).map_err(|problem| Answer::invalid(&[problem]))?;
     let mut problems = Vec::new();
     check_application(&mut problems, &["body"], &application);
     refuse(&problems)?;
@@ -131,26 +130,16 @@ pub(super) fn same_application(in_path: &str, application: &NewApplication) -> R
     let loc = ["body", "application", "uid"];
     let problem = match application.uid.as_deref() {
         Some(uid) if uid == in_path => return Ok(()),
-        Some(_) => Invalid::new(
-            &loc,
-            "Application UID in the path and body must match",
-            "application_uid_mismatch",
-        ),
-        None => Invalid::new(
-            &loc,
-            "Application UID not set in body",
-            "application_uid_missing",
-        ),
+        Some(_) => {
+            Invalid::new(&loc, "Application UID in the path and body must match", "application_uid_mismatch")
+        }
+        None => Invalid::new(&loc, "Application UID not set in body", "application_uid_missing"),
     };
     Err(Answer::invalid(&[problem]))
 }
 
 fn refuse(problems: &[Invalid]) -> Result<(), Answer> {
-    if problems.is_empty() {
-        Ok(())
-    } else {
-        Err(Answer::invalid(problems))
-    }
+    if problems.is_empty() { Ok(()) } else { Err(Answer::invalid(problems)) }
 }
 
 fn read_message(body: &[u8]) -> Result<(NewMessage, i64), Invalid> {
@@ -205,10 +194,7 @@ fn at_root(error: &serde_json::Error) -> Invalid {
     Invalid::json(&["body", "", ""], error.to_string())
 }
 
-fn optional<T: DeserializeOwned>(
-    value: Option<&RawValue>,
-    name: &str,
-) -> Result<Option<T>, Invalid> {
+fn optional<T: DeserializeOwned>(value: Option<&RawValue>, name: &str) -> Result<Option<T>, Invalid> {
     value.map(|value| field(value, &["body"], name)).transpose()
 }
 
@@ -282,10 +268,7 @@ fn check_string(problems: &mut Vec<Invalid>, loc: &[&str], text: &str, max: usiz
     } else if text.len() > max {
         "String too long".to_owned()
     } else if !text.chars().all(allowed) {
-        format!(
-            "String must match the following pattern: [a-zA-Z0-9{}].",
-            marks.replace('-', "\\-")
-        )
+        format!("String must match the following pattern: [a-zA-Z0-9{}].", marks.replace('-', "\\-"))
     } else {
         return;
     };

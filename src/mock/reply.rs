@@ -38,11 +38,7 @@ pub(super) struct Invalid {
 
 impl Invalid {
     pub(super) fn new(loc: &[&str], msg: impl Into<String>, kind: &'static str) -> Self {
-        Self {
-            loc: loc.iter().map(|part| (*part).to_owned()).collect(),
-            msg: msg.into(),
-            kind,
-        }
+        Self { loc: loc.iter().map(|part| (*part).to_owned()).collect(), msg: msg.into(), kind }
     }
 
     /// A value of the right type that breaks a rule.
@@ -58,13 +54,7 @@ impl Invalid {
 
 impl Answer {
     pub(super) fn new(status: u16, media_type: &'static str, body: impl Into<Vec<u8>>) -> Self {
-        Self {
-            status,
-            media_type,
-            body: body.into(),
-            retry_after: None,
-            delay: None,
-        }
+        Self { status, media_type, body: body.into(), retry_after: None, delay: None }
     }
 
     pub(super) fn json(status: u16, body: &impl Serialize) -> Self {
@@ -75,10 +65,7 @@ impl Answer {
 
     /// An error as the server words it.
     pub(super) fn error(status: u16, code: &str, detail: &str) -> Self {
-        Self::json(
-            status,
-            &BTreeMap::from([("code", code), ("detail", detail)]),
-        )
+        Self::json(status, &BTreeMap::from([("code", code), ("detail", detail)]))
     }
 
     pub(super) fn invalid(problems: &[Invalid]) -> Self {
@@ -147,16 +134,8 @@ pub(super) fn timestamp(micros: u64) -> String {
         days -= days_in_month(year, month);
         month += 1;
     }
-    let (hour, minute, second) = (
-        second_of_day / 3600,
-        second_of_day / 60 % 60,
-        second_of_day % 60,
-    );
-    format!(
-        "{year:04}-{:02}-{:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}Z",
-        month + 1,
-        days + 1,
-    )
+    let (hour, minute, second) = (second_of_day / 3600, second_of_day / 60 % 60, second_of_day % 60);
+    format!("{year:04}-{:02}-{:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}Z", month + 1, days + 1,)
 }
 
 fn days_in_year(year: u64) -> u64 {
@@ -228,18 +207,9 @@ mod tests {
     #[test]
     fn timestamps_are_rfc_3339() {
         assert_eq!(timestamp(0), "1970-01-01T00:00:00.000000Z");
-        assert_eq!(
-            timestamp(951_782_400_000_001),
-            "2000-02-29T00:00:00.000001Z"
-        );
-        assert_eq!(
-            timestamp(4_107_542_399_999_999),
-            "2100-02-28T23:59:59.999999Z"
-        );
-        assert_eq!(
-            timestamp(4_107_542_400_000_000),
-            "2100-03-01T00:00:00.000000Z"
-        );
+        assert_eq!(timestamp(951_782_400_000_001), "2000-02-29T00:00:00.000001Z");
+        assert_eq!(timestamp(4_107_542_399_999_999), "2100-02-28T23:59:59.999999Z");
+        assert_eq!(timestamp(4_107_542_400_000_000), "2100-03-01T00:00:00.000000Z");
     }
 
     #[test]

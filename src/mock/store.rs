@@ -30,10 +30,7 @@ impl Moment {
     pub(super) fn now() -> Self {
         let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let micros = since_1970.map_or(0, |elapsed| elapsed.as_micros());
-        Self {
-            instant: Instant::now(),
-            micros: u64::try_from(micros).unwrap_or(u64::MAX),
-        }
+        Self { instant: Instant::now(), micros: u64::try_from(micros).unwrap_or(u64::MAX) }
     }
 }
 
@@ -143,11 +140,7 @@ impl Store {
     }
 
     /// The message of an application with this id or `eventId`.
-    pub(super) fn message(
-        &self,
-        application: usize,
-        id_or_event_id: &str,
-    ) -> Option<&Arc<ReceivedMessage>> {
+    pub(super) fn message(&self, application: usize, id_or_event_id: &str) -> Option<&Arc<ReceivedMessage>> {
         let owner = &self.applications[application];
         let by_id = owner.by_id.get(id_or_event_id);
         by_id.or_else(|| owner.by_event_id.get(id_or_event_id))
@@ -281,11 +274,7 @@ pub(super) struct Keys {
 impl Keys {
     /// Room for this many answers; the oldest are forgotten then.
     pub(super) fn new(limit: usize) -> Self {
-        Self {
-            answers: HashMap::new(),
-            order: VecDeque::new(),
-            limit,
-        }
+        Self { answers: HashMap::new(), order: VecDeque::new(), limit }
     }
 
     pub(super) fn get(&self, key: &Fingerprint, now: Moment) -> Option<&Answer> {

@@ -78,12 +78,7 @@ impl MockSvix {
     /// of the application, the script, the standing trouble of the application, the standing
     /// trouble, every n-th.
     pub fn script(&self, troubles: impl IntoIterator<Item = Trouble>) {
-        self.shared
-            .state()
-            .rules
-            .rules(None)
-            .script
-            .extend(troubles);
+        self.shared.state().rules.rules(None).script.extend(troubles);
     }
 
     /// Adds these to the script of one application, named as in the paths of the requests.
@@ -174,8 +169,7 @@ impl MockSvix {
     ///
     /// When it has not within `timeout`.
     pub async fn wait_for_messages(&self, n: u64, timeout: Duration) -> Result<(), TooFew> {
-        self.wait_for("messages", n, timeout, |counts| counts.messages)
-            .await
+        self.wait_for("messages", n, timeout, |counts| counts.messages).await
     }
 
     /// Waits until [`MockSvix::request_count`] has reached `n`. The timeout is on tokio's clock.
@@ -184,8 +178,7 @@ impl MockSvix {
     ///
     /// When it has not within `timeout`.
     pub async fn wait_for_requests(&self, n: u64, timeout: Duration) -> Result<(), TooFew> {
-        self.wait_for("requests", n, timeout, |counts| counts.requests)
-            .await
+        self.wait_for("requests", n, timeout, |counts| counts.requests).await
     }
 
     /// What happens from now on. A receiver that is more than 4,096 events late misses the oldest
@@ -222,12 +215,7 @@ impl MockSvix {
         match tokio::time::timeout(timeout, reached).await {
             // The sender lives as long as this handle.
             Ok(_) => Ok(()),
-            Err(_) => Err(TooFew {
-                what,
-                wanted,
-                got: count(&self.shared.state().counts),
-                timeout,
-            }),
+            Err(_) => Err(TooFew { what, wanted, got: count(&self.shared.state().counts), timeout }),
         }
     }
 }
@@ -325,11 +313,7 @@ impl MockSvixBuilder {
         let shared = Shared::new(state);
         let server = Arc::new(server.start().await);
         shared.serve_on(&server).await;
-        MockSvix {
-            server,
-            shared,
-            token,
-        }
+        MockSvix { server, shared, token }
     }
 }
 

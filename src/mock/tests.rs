@@ -1,8 +1,5 @@
 //! The mock, met over HTTP: with Svix's own client and with requests of our own.
-#![allow(
-    clippy::disallowed_methods,
-    reason = "a test measures real time, as the mock does"
-)]
+#![allow(clippy::disallowed_methods, reason = "a test measures real time, as the mock does")]
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -28,11 +25,8 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// Svix's own client, without its retries.
 fn svix(mock: &MockSvix) -> Svix {
-    let options = SvixOptions {
-        server_url: Some(mock.url()),
-        num_retries: Some(0),
-        ..SvixOptions::default()
-    };
+    let options =
+        SvixOptions { server_url: Some(mock.url()), num_retries: Some(0), ..SvixOptions::default() };
     Svix::new(mock.token().to_owned(), Some(options))
 }
 
@@ -54,10 +48,7 @@ fn body(event_id: &str) -> String {
 
 fn status_of<T: std::fmt::Debug>(result: Result<T, Error>) -> (u16, String) {
     match result.unwrap_err() {
-        Error::Http(e) => (
-            e.status.as_u16(),
-            e.payload.map_or(String::new(), |p| p.code),
-        ),
+        Error::Http(e) => (e.status.as_u16(), e.payload.map_or(String::new(), |p| p.code)),
         Error::Validation(e) => {
             let first = e.payload.unwrap().detail.swap_remove(0);
             (422, first.loc.join("."))
@@ -101,9 +92,7 @@ impl Raw {
         key: Option<&str>,
         body: &str,
     ) -> Result<RawAnswer, hyper_util::client::legacy::Error> {
-        let mut request = hyper::Request::builder()
-            .method(method)
-            .uri(format!("{}{path}", self.url));
+        let mut request = hyper::Request::builder().method(method).uri(format!("{}{path}", self.url));
         if let Some(token) = &self.token {
             request = request.header("authorization", format!("Bearer {token}"));
         }
@@ -144,10 +133,7 @@ async fn svix_client_creates_and_gets_a_message() {
     let mut new = message("evt_1");
     new.channels = Some(BTreeSet::from(["eu".to_owned()]));
     new.tags = Some(BTreeSet::from(["billing".to_owned()]));
-    let options = MessageCreateOptions {
-        with_content: None,
-        idempotency_key: Some("key-1".to_owned()),
-    };
+    let options = MessageCreateOptions { with_content: None, idempotency_key: Some("key-1".to_owned()) };
     let messages = client.message();
     let created = messages.create("acme".to_owned(), new, Some(options));
     let created = created.await.unwrap();
@@ -155,9 +141,7 @@ async fn svix_client_creates_and_gets_a_message() {
     assert_eq!(created.payload, json!({}));
 
     for id in [&created.id, "evt_1"] {
-        let options = MessageGetOptions {
-            with_content: Some(true),
-        };
+        let options = MessageGetOptions { with_content: Some(true) };
         let got = messages.get("acme".to_owned(), id.to_owned(), Some(options));
         let got = got.await.unwrap();
         assert_eq!(got.payload, json!({ "total": 12 }));
@@ -177,42 +161,23 @@ async fn svix_client_creates_and_gets_a_message() {
 
 #[tokio::test]
 async fn svix_client_is_refused_as_svix_refuses() {
-    let mock = MockSvix::builder()
-        .token("right")
-        .application("acme")
-        .start()
-        .await;
+    let mock = MockSvix::builder().token("right").application("acme").start().await;
     let client = svix(&mock);
     create(&client, "acme", message("evt_1")).await.unwrap();
-    let other_body = MessageIn {
-        payload: json!({ "total": 13 }),
-        ..message("evt_1")
-    };
+    let other_body = MessageIn { payload: json!({ "total": 13 }), ..message("evt_1") };
     let conflict = (409, "conflict".to_owned());
-    assert_eq!(
-        status_of(create(&client, "acme", message("evt_1")).await),
-        conflict
-    );
-    assert_eq!(
-        status_of(create(&client, "acme", other_body).await),
-        conflict
-    );
+    assert_eq!(status_of(create(&client, "acme", message("evt_1")).await), conflict);
+    assert_eq!(status_of(create(&client, "acme", other_body).await), conflict);
 
     let not_found = (404, "not_found".to_owned());
-    assert_eq!(
-        status_of(create(&client, "nobody", message("x")).await),
-        not_found
-    );
+    assert_eq!(status_of(create(&client, "nobody", message("x")).await), not_found);
     let messages = client.message();
     let nothing = messages.get("acme".to_owned(), "x".to_owned(), None);
     assert_eq!(status_of(nothing.await), not_found);
 
     let wrong = client.with_token("wrong".to_owned());
     let unauthorized = (401, "authentication_failed".to_owned());
-    assert_eq!(
-        status_of(create(&wrong, "acme", message("x")).await),
-        unauthorized
-    );
+    assert_eq!(status_of(create(&wrong, "acme", message("x")).await), unauthorized);
     let unknown = client.message().poller();
     let unknown = unknown.poll("acme".to_owned(), "sink".to_owned(), None);
     assert_eq!(status_of(unknown.await).0, 404);
@@ -236,10 +201,7 @@ async fn svix_client_manages_applications() {
     let created = apps.get_or_create(new.clone(), None).await.unwrap();
     assert!(created.id.starts_with("app_") && created.id.len() == 31);
     assert_eq!(created.throttle_rate, Some(5));
-    assert_eq!(
-        apps.get_or_create(new.clone(), None).await.unwrap(),
-        created
-    );
+    assert_eq!(apps.get_or_create(new.clone(), None).await.unwrap(), created);
     assert_eq!(apps.get("acme".to_owned()).await.unwrap(), created);
     assert_eq!(apps.get(created.id.clone()).await.unwrap(), created);
     assert_eq!(status_of(apps.create(new, None).await).0, 409);
@@ -301,10 +263,7 @@ async fn limits_are_svixs() {
     let (_mock, raw) = acme().await;
     let long = "x".repeat(256);
     assert_eq!(raw.post(MESSAGES, None, &body(&long)).await.status, 202);
-    assert_eq!(
-        raw.post(MESSAGES, None, &body(&(long + "x"))).await.status,
-        422
-    );
+    assert_eq!(raw.post(MESSAGES, None, &body(&(long + "x"))).await.status, 422);
     let big = "x".repeat(1024 * 1024);
     let big = format!(r#"{{"eventType":"a","payload":{{"a":"{big}"}}}}"#);
     let answer = raw.post(MESSAGES, None, &big).await;
@@ -331,9 +290,7 @@ async fn payloads_are_kept_as_sent_and_printed_as_svix_prints() {
         let answer = raw.get(&format!("/api/v1/app/acme{path}")).await;
         assert!(answer.body.contains(printed), "{}", answer.body);
     }
-    let answer = raw
-        .get("/api/v1/app/acme/msg/evt_1/?with_content=false")
-        .await;
+    let answer = raw.get("/api/v1/app/acme/msg/evt_1/?with_content=false").await;
     assert_eq!(answer.json()["payload"], json!({}));
 }
 
@@ -400,11 +357,7 @@ async fn it_listens_where_it_is_told_and_stops_with_its_last_handle() {
 async fn twenty_thousand_messages_from_many_connections() {
     const TASKS: u64 = 20;
     const EACH: u64 = 1000;
-    let mock = MockSvix::builder()
-        .application("acme")
-        .record_limit(5000)
-        .start()
-        .await;
+    let mock = MockSvix::builder().application("acme").record_limit(5000).start().await;
     let tasks = (0..TASKS).map(|task| {
         let raw = Raw::new(&mock);
         tokio::spawn(async move {

@@ -51,9 +51,7 @@ pub enum Trouble {
 impl Trouble {
     /// A 429 that asks to wait this many seconds.
     pub fn throttle(retry_after_seconds: u64) -> Self {
-        Self::Throttle {
-            retry_after: Some(retry_after_seconds.to_string()),
-        }
+        Self::Throttle { retry_after: Some(retry_after_seconds.to_string()) }
     }
 }
 
@@ -88,11 +86,7 @@ impl Rulebook {
     }
 
     pub(super) fn set_every_nth(&mut self, n: u64, trouble: Trouble) {
-        self.every_nth = (n > 0).then_some(EveryNth {
-            n,
-            seen: 0,
-            trouble,
-        });
+        self.every_nth = (n > 0).then_some(EveryNth { n, seen: 0, trouble });
     }
 
     /// How many entries of the scripts wait for their request.
@@ -119,8 +113,6 @@ impl Rulebook {
 impl EveryNth {
     fn next(&mut self) -> Option<Trouble> {
         self.seen += 1;
-        self.seen
-            .is_multiple_of(self.n)
-            .then(|| self.trouble.clone())
+        self.seen.is_multiple_of(self.n).then(|| self.trouble.clone())
     }
 }

@@ -29,9 +29,11 @@ impl Sender for Senders {
     async fn send(&self, delivery: &Delivery) -> Outcome {
         match (&*delivery.lane.destination, &self.svix) {
             (Destination::Svix { app }, Some(svix)) => svix.send(delivery, app).await,
-            (Destination::Svix { .. }, None) => {
-                Outcome::Unauthorized(Failure::transport("not_configured", "no Svix token is configured", false))
-            }
+            (Destination::Svix { .. }, None) => Outcome::Unauthorized(Failure::transport(
+                "not_configured",
+                "no Svix token is configured",
+                false,
+            )),
         }
     }
 }

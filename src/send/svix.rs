@@ -121,8 +121,11 @@ impl SvixSender {
 
     /// Makes sure that Svix has the delivery's message in `app`, once.
     pub async fn send(&self, delivery: &Delivery, app: &str) -> Outcome {
-        let key =
-            idempotency_key(&self.options.environment, &delivery.lane.destination.to_string(), &delivery.identity);
+        let key = idempotency_key(
+            &self.options.environment,
+            &delivery.lane.destination.to_string(),
+            &delivery.identity,
+        );
         let event_id = if event_id_is_valid(&delivery.identity.id) { &delivery.identity.id } else { &key };
         if self.clock.now().since(delivery.received_at) > LOOK_UP_AFTER {
             match self.look_up(app, event_id).await {
@@ -163,9 +166,13 @@ impl SvixSender {
                 return delivered(StatusCode::CONFLICT, Some(message.id), delivery.uncertain);
             }
             Ok(Some(_)) if event_id != key => {}
-            Ok(Some(_)) => return conflict("another message has this event's idempotency key as its eventId"),
+            Ok(Some(_)) => {
+                return conflict("another message has this event's idempotency key as its eventId");
+            }
             // Svix knows an id that it can't find: it is not settled yet.
-            Ok(None) => return Outcome::Failed(failure("conflict_unresolved", 409, "409, but no such message")),
+            Ok(None) => {
+                return Outcome::Failed(failure("conflict_unresolved", 409, "409, but no such message"));
+            }
             Err(outcome) => return outcome,
         }
         // The id belongs to another event (ids are unique by source, Svix's by application): the key is ours alone.
@@ -174,7 +181,9 @@ impl SvixSender {
                 Ok(Some(message)) if self.is_same(delivery, &message) => {
                     delivered(StatusCode::CONFLICT, Some(message.id), delivery.uncertain)
                 }
-                Ok(_) => conflict("Svix has other messages under both this event's id and its idempotency key"),
+                Ok(_) => {
+                    conflict("Svix has other messages under both this event's id and its idempotency key")
+                }
                 Err(outcome) => outcome,
             },
             Ok(answer) => self.outcome(&answer),
@@ -205,7 +214,13 @@ impl SvixSender {
         retry::retry_after(retry_after?, self.clock.now(), self.options.retry_after_max)
     }
 
-    async fn post(&self, delivery: &Delivery, app: &str, event_id: &str, key: &str) -> Result<Answer, Outcome> {
+    async fn post(
+        &self,
+        delivery: &Delivery,
+        app: &str,
+        event_id: &str,
+        key: &str,
+    ) -> Result<Answer, Outcome> {
         let payload = self.options.relay.payload(&delivery.body, delivery.data.as_ref());
         let body = message_body(&delivery.event_type, event_id, payload);
         let request = Request::builder()
@@ -269,7 +284,8 @@ impl SvixSender {
         // What Svix says where it no longer has the payload: the type is all there is to compare.
         let expired = message.payload == serde_json::json!({ "expired": true });
         let payload = self.options.relay.payload(&delivery.body, delivery.data.as_ref());
-        expired || serde_json::from_slice::<serde_json::Value>(payload).is_ok_and(|ours| ours == message.payload)
+        expired
+            || serde_json::from_slice::<serde_json::Value>(payload).is_ok_and(|ours| ours == message.payload)
     }
 }
 
@@ -370,7 +386,8 @@ mod tests {
     #[test]
     fn the_payload_stays_as_it_is() {
         let body = message_body("a\"b", "evt_1", br#"{"n":1.10,"n":12345678901234567890}"#);
-        let expected = r#"{"eventType":"a\"b","eventId":"evt_1","payload":{"n":1.10,"n":12345678901234567890}}"#;
+        let expected =
+            r#"{"eventType":"a\"b","eventId":"evt_1","payload":{"n":1.10,"n":12345678901234567890}}"#;
         assert_eq!(body, expected.as_bytes());
     }
 

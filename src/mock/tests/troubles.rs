@@ -12,9 +12,7 @@ use crate::mock::{MockEvent, MockSvix, TooFew, Trouble};
 async fn scripted_troubles_strike_in_order() {
     let (mock, raw) = acme().await;
     mock.script([
-        Trouble::Throttle {
-            retry_after: Some("0.25".to_owned()),
-        },
+        Trouble::Throttle { retry_after: Some("0.25".to_owned()) },
         Trouble::Pass,
         Trouble::Status(503),
         Trouble::Answer {
@@ -75,10 +73,7 @@ async fn standing_rules_give_way_to_scripts() {
 #[tokio::test]
 async fn answers_get_lost_on_both_sides_of_the_commit() {
     let (mock, raw) = acme().await;
-    let post = async |key| {
-        raw.send(Method::POST, MESSAGES, Some(key), &body(key))
-            .await
-    };
+    let post = async |key| raw.send(Method::POST, MESSAGES, Some(key), &body(key)).await;
     mock.script([Trouble::Reset]);
     assert!(post("k0").await.is_err());
     assert_eq!(mock.message_count(), 0);
@@ -163,12 +158,7 @@ async fn watchers_are_told() {
 
     mock.wait_for_requests(5, SECOND).await.unwrap();
     let wait = Duration::from_millis(20);
-    let too_few = TooFew {
-        what: "messages",
-        wanted: 3,
-        got: 2,
-        timeout: wait,
-    };
+    let too_few = TooFew { what: "messages", wanted: 3, got: 2, timeout: wait };
     assert_eq!(mock.wait_for_messages(3, wait).await, Err(too_few));
     mock.clear();
     assert_eq!((mock.message_count(), mock.request_count()), (0, 0));

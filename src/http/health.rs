@@ -1,0 +1,76 @@
+//! `/health`: alive, and able to take events.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use super::state::HttpState;
+
+#[derive(Debug, Serialize)]
+struct Live {
+    status: &'static str,
+    version: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct Ready {
+    status: &'static str,
+    /// Why no events are taken. Empty while they are.
+    reasons: Vec<String>,
+    /// Deliveries that wait.
+    waiting: u64,
+    /// The ways out. A closed one is shown, and events are taken all the same.
+    gates: Vec<GateView>,
+}
+
+#[derive(Debug, Serialize)]
+struct GateView {
+    gate: &'static str,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    opens_in_ms: Option<u64>,
+    max_in_flight: u32,
+    in_flight: u32,
+}
+
+/// `GET /health/live`: 200 as long as the process answers.
+pub async fn live() -> Response {
+    Json(Live { status: "ok", version: env!("CARGO_PKG_VERSION") }).into_response()
+}
+
+/// `GET /health/ready`: 200 where events are taken, 503 with the reasons where not.
+pub async fn ready(State(state): State<HttpState>) -> Response {
+    let mut reasons = Vec::new();
+    if state.is_draining() {
+        reasons.push("draining: this process is about to end".to_owned());
+    }
+    if let Err(error) = state.ledger.admits() {
+        reasons.push(error.to_string());
+    }
+    let gates = state.dispatcher.gates().into_iter().map(|gate| GateView {
+        gate: gate.gate.as_str(),
+        state: match (gate.reason, gate.opens_in) {
+            (None, _) => "open",
+            (Some(_), None) => "probing",
+            (Some(_), Some(_)) => "closed",
+        },
+        reason: gate.reason.map(crate::domain::gate::CloseReason::as_str),
+        opens_in_ms: gate.opens_in.and_then(|wait| u64::try_from(wait.as_millis()).ok()),
+        max_in_flight: gate.width,
+        in_flight: gate.in_flight,
+    });
+    let gates = gates.collect();
+    let ready = reasons.is_empty();
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let body = Ready {
+        status: if ready { "ready" } else { "not_ready" },
+        reasons,
+        waiting: state.ledger.waiting(),
+        gates,
+    };
+    (status, Json(body)).into_response()
+}

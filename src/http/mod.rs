@@ -1,0 +1,54 @@
+//! The HTTP side: ingest, administration, health. It records and answers; it never sends.
+
+mod admin;
+mod auth;
+mod health;
+mod notifications;
+mod problem;
+mod server;
+mod state;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::DefaultBodyLimit;
+use axum::middleware::map_response;
+use axum::routing::{delete, get, post};
+use tower::ServiceBuilder;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::decompression::RequestDecompressionLayer;
+use tower_http::limit::RequestBodyLimitLayer;
+use tower_http::map_request_body::MapRequestBodyLayer;
+
+pub use self::auth::{Scope, new_key};
+pub use self::server::{ServerLimits, serve};
+pub use self::state::{HttpOptions, HttpState};
+
+/// Longest body of an administrative request, in bytes.
+const ADMIN_BODY_LIMIT_BYTES: usize = 64 << 10;
+
+/// Every route there is.
+pub fn router(state: HttpState) -> Router {
+    let limit = state.options.body_limit_bytes;
+    let mut ingest = Router::new();
+    for path in &state.options.ingest_paths {
+        ingest = ingest.route(path, post(notifications::take));
+    }
+    // Bounded on both sides of the decoder: here what comes in, in the handler what comes out.
+    let decoding = ServiceBuilder::new()
+        .layer(RequestBodyLimitLayer::new(limit))
+        .layer(RequestDecompressionLayer::new().gzip(true))
+        .layer(MapRequestBodyLayer::new(Body::new));
+    let admin = Router::new()
+        .route("/v1/tenants/{tenant}", get(admin::get_tenant).put(admin::put_tenant))
+        .route("/v1/keys", post(admin::create_key).get(admin::list_keys))
+        .route("/v1/keys/{id}", delete(admin::revoke_key))
+        .layer(DefaultBodyLimit::max(ADMIN_BODY_LIMIT_BYTES));
+    Router::new()
+        .merge(ingest.layer(decoding))
+        .merge(admin)
+        .route("/health/live", get(health::live))
+        .route("/health/ready", get(health::ready))
+        .layer(map_response(problem::normalize))
+        .layer(CatchPanicLayer::new())
+        .with_state(state)
+}

@@ -1,0 +1,170 @@
+//! `POST /notifications`: one event or a batch, answered after the commit.
+
+use std::error::Error;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::header::{CONTENT_TYPE, HeaderMap, HeaderName};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use serde::Serialize;
+
+use super::auth::{Caller, Scope};
+use super::problem::Problem;
+use super::state::HttpState;
+use crate::domain::parse::{Incoming, Shape};
+use crate::ingest::{Handling, ItemResult, Receipt, Status};
+
+/// Longest `Idempotency-Key`, in bytes.
+const REQUEST_KEY_LIMIT_BYTES: usize = 256;
+static PREFER: HeaderName = HeaderName::from_static("prefer");
+static PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
+
+/// The answer to a request whose events are stored.
+#[derive(Debug, Serialize)]
+struct Body202<'a> {
+    accepted: usize,
+    duplicates: usize,
+    results: &'a [ItemResult],
+}
+
+/// Takes events in. 202 when all are accepted or duplicates, 207 when only some are (`Prefer: handling=lenient`),
+/// 204 for a Pub/Sub push of which something was kept as rejected; otherwise a problem, and nothing is stored.
+pub async fn take(
+    State(state): State<HttpState>,
+    caller: Caller,
+    request: Request,
+) -> Result<Response, Problem> {
+    caller.require(Scope::Ingest)?;
+    admit(&state)?;
+    let (parts, body) = request.into_parts();
+    let lenient = prefers_lenient(&parts.headers);
+    let request_key = request_key(&parts.headers)?;
+    let tenant = header(&parts.headers, "x-tenant")?;
+    if let Some(tenant) = tenant {
+        caller.require_tenant(tenant)?;
+    }
+    let body = read(&state, body).await?;
+    let incoming = Incoming {
+        body,
+        content_type: header(&parts.headers, CONTENT_TYPE.as_str())?,
+        headers: &parts.headers,
+        tenant: tenant.or(caller.tenant.as_deref()),
+    };
+    let handling = Handling { strict: !lenient, request_key, bound_tenant: caller.tenant.as_deref() };
+    let receipt = state
+        .ingest
+        .take(incoming, handling)
+        .await
+        .map_err(|error| Problem::of_ingest(&error, state.retry_after_s()))?;
+    let mut response = answer(&receipt)?;
+    if lenient {
+        let applied = HeaderValue::from_static("handling=lenient");
+        response.headers_mut().insert(PREFERENCE_APPLIED.clone(), applied);
+    }
+    Ok(response)
+}
+
+/// Refuses what can't be taken now, before a byte of the body is read.
+fn admit(state: &HttpState) -> Result<(), Problem> {
+    if state.is_draining() {
+        let problem = Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "draining",
+            "this process is about to end; try again",
+        );
+        return Err(problem.retry_after(state.retry_after_s()));
+    }
+    state.ledger.admits().map_err(|error| Problem::of_ledger(&error, state.retry_after_s()))
+}
+
+fn answer(receipt: &Receipt) -> Result<Response, Problem> {
+    if !receipt.stored {
+        return Err(Problem::bad_items(&receipt.results, receipt.shape == Shape::Array));
+    }
+    let (accepted, duplicates) = (receipt.count(Status::Accepted), receipt.count(Status::Duplicate));
+    let all = accepted + duplicates == receipt.results.len();
+    let status = match (all, receipt.shape) {
+        (true, _) => StatusCode::ACCEPTED,
+        // What was bad is kept, and Pub/Sub must not send it again.
+        (false, Shape::PubSubPush) => return Ok(StatusCode::NO_CONTENT.into_response()),
+        (false, _) => StatusCode::MULTI_STATUS,
+    };
+    let body = Body202 { accepted, duplicates, results: &receipt.results };
+    Ok((status, axum::Json(body)).into_response())
+}
+
+/// The whole body, within its limits of size and time.
+async fn read(state: &HttpState, body: Body) -> Result<Bytes, Problem> {
+    let limit = state.options.body_limit_bytes;
+    let reading = Limited::new(body, limit).collect();
+    let Ok(read) = tokio::time::timeout(state.options.body_timeout, reading).await else {
+        let seconds = state.options.body_timeout.as_secs();
+        let detail = format!("the body did not come within {seconds} s");
+        return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", detail));
+    };
+    read.map(http_body_util::Collected::to_bytes).map_err(|error| {
+        if is_length_limit(&*error) {
+            let detail = format!("the body has more than {limit} bytes (after decompression)");
+            return Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail);
+        }
+        Problem::new(StatusCode::BAD_REQUEST, "bad_body", format!("the body can't be read: {error}"))
+    })
+}
+
+fn is_length_limit(error: &(dyn Error + 'static)) -> bool {
+    let mut chain = std::iter::successors(Some(error), |error| (*error).source());
+    chain.any(<dyn Error>::is::<LengthLimitError>)
+}
+
+/// Whether the caller wants the good events stored although others are bad (RFC 7240 §4.4).
+fn prefers_lenient(headers: &HeaderMap) -> bool {
+    let preferences = headers.get_all(&PREFER).iter().filter_map(|value| value.to_str().ok());
+    // The first of a kind counts (§2).
+    preferences
+        .flat_map(|value| value.split(','))
+        .filter_map(|preference| preference.split(';').next()?.split_once('='))
+        .find(|(name, _)| name.trim().eq_ignore_ascii_case("handling"))
+        .is_some_and(|(_, value)| value.trim().trim_matches('"').eq_ignore_ascii_case("lenient"))
+}
+
+fn request_key(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
+    let key = header(headers, "idempotency-key")?;
+    if key.is_some_and(|key| key.is_empty() || key.len() > REQUEST_KEY_LIMIT_BYTES) {
+        let detail = format!("Idempotency-Key must have 1 to {REQUEST_KEY_LIMIT_BYTES} characters");
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "bad_header", detail));
+    }
+    Ok(key)
+}
+
+/// A header as text; a value that is none is refused rather than passed over.
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Problem> {
+    let value = headers.get(name).map(|value| value.to_str());
+    value.transpose().map_err(|_| {
+        let detail = format!("the header {name} has characters other than visible ASCII");
+        Problem::new(StatusCode::BAD_REQUEST, "bad_header", detail)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case(&["handling=lenient"], true)]
+    #[case(&["respond-async, Handling = \"lenient\"; x=1"], true)]
+    #[case(&["respond-async", "handling=lenient"], true)]
+    #[case(&["handling=strict"], false)]
+    #[case(&["handling=strict, handling=lenient"], false)]
+    #[case(&["lenient"], false)]
+    #[case(&[], false)]
+    fn preferences(#[case] values: &[&'static str], #[case] lenient: bool) {
+        let headers: HeaderMap =
+            values.iter().map(|value| (PREFER.clone(), value.parse().unwrap())).collect();
+        assert_eq!(prefers_lenient(&headers), lenient);
+    }
+}

@@ -1,0 +1,61 @@
+//! What the handlers share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+use crate::directory::Directory;
+use crate::dispatcher::Dispatcher;
+use crate::domain::clock::Clock;
+use crate::domain::tenant::DefaultRoute;
+use crate::ingest::Ingest;
+use crate::ledger::Ledger;
+
+/// Settings of the HTTP side.
+#[derive(Debug, Clone)]
+pub struct HttpOptions {
+    /// Paths that take events.
+    pub ingest_paths: Vec<String>,
+    /// Longest body, before and after decompression.
+    pub body_limit_bytes: usize,
+    /// Time for a request's body.
+    pub body_timeout: Duration,
+    /// Where tenants go that have no route of their own.
+    pub default_route: DefaultRoute,
+}
+
+/// What the handlers share. Cheap to clone.
+#[derive(Clone)]
+pub struct HttpState {
+    /// The ledger.
+    pub ledger: Ledger,
+    /// Tenants and keys.
+    pub directory: Directory,
+    /// The doorway for events.
+    pub ingest: Ingest,
+    /// For the state of its gates.
+    pub dispatcher: Dispatcher,
+    /// A key that is always good.
+    pub bootstrap_admin_key: Option<SecretString>,
+    /// Settings.
+    pub options: Arc<HttpOptions>,
+    /// Set once the process is about to end.
+    pub draining: Arc<AtomicBool>,
+    /// Time and chance.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl HttpState {
+    /// Whether the process is about to end.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// When to come again, in seconds: 1 to 5, so that those who are refused together come back apart.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and 4")]
+    pub fn retry_after_s(&self) -> u32 {
+        1 + (self.clock.chance() * 5.0) as u32
+    }
+}
