@@ -5,8 +5,8 @@ WORKDIR /src
 # Unlike a cache mount, a layer can be pushed and pulled, so that CI machines have it too; and it needs no extra tool.
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir src \
-    && touch src/lib.rs \
-    && echo 'fn main() {}' > src/main.rs \
+    && echo '//! Empty.' > src/lib.rs \
+    && printf '//! Empty.\nfn main() {}\n' > src/main.rs \
     && cargo build --release --locked --no-default-features --bin posthaste
 
 # Without default features: the mock Svix stays out of the image. The sources are older than the empty crate's build,
