@@ -1,5 +1,6 @@
 //! Posthaste: a webhook relay.
 pub mod app;
+pub mod cli;
 pub mod config;
 pub mod directory;
 pub mod dispatcher;

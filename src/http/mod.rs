@@ -48,7 +48,7 @@ pub fn router(state: HttpState) -> Router {
         .merge(admin)
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))
-        .layer(map_response(problem::normalize))
         .layer(CatchPanicLayer::new())
+        .layer(map_response(problem::normalize))
         .with_state(state)
 }

@@ -1,0 +1,146 @@
+//! The command line: one file a command.
+
+mod client;
+mod config;
+#[cfg(feature = "mock")]
+mod dev;
+mod health;
+mod key;
+mod migrate;
+mod send;
+mod serve;
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::{Config, Loaded};
+
+/// Exit code for a configuration that can't be used.
+const BAD_CONFIG: u8 = 2;
+
+/// A webhook relay: batches of events in, each once in a ledger, one message each out.
+#[derive(Debug, Parser)]
+#[command(name = "posthaste", version, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Args)]
+struct Global {
+    /// Configuration file (TOML); the environment overrides it
+    #[arg(long, global = true, env = "POSTHASTE_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// Which server to talk to.
+#[derive(Debug, Args)]
+struct Server {
+    /// Base URL of the server [default: where the configuration says it listens]
+    #[arg(long, env = "POSTHASTE_URL", value_name = "URL")]
+    url: Option<String>,
+    /// API key
+    #[arg(long, env = "POSTHASTE_API_KEY", value_name = "KEY", hide_env_values = true)]
+    api_key: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the relay
+    Serve,
+    /// Run the relay on this machine against a mock Svix, with a stream of sample events: no account, no network
+    #[cfg(feature = "mock")]
+    Dev(dev::DevArgs),
+    /// Post events from a file (a JSON object, an array, or one object a line), or `-` for standard input
+    Send(send::SendArgs),
+    /// API keys
+    #[command(subcommand)]
+    Key(key::KeyCommand),
+    /// The configuration
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    /// Bring the ledger's schema to this version's, and end
+    Migrate,
+    /// Ask a running relay whether it is ready; exit code 0 where it is
+    Health(health::HealthArgs),
+}
+
+/// How lists are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+impl Cli {
+    /// Runs the command; its failure is one line on standard error.
+    pub fn run(self) -> ExitCode {
+        // Whoever needs TLS finds the one provider there is; a second call changes nothing.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let loaded = match Config::load(self.global.config.as_deref(), std::env::vars()) {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                eprintln!("posthaste: {error}");
+                return ExitCode::from(BAD_CONFIG);
+            }
+        };
+        for warning in &loaded.warnings {
+            eprintln!("posthaste: warning: {warning}");
+        }
+        match self.command.run(loaded) {
+            Ok(code) => code,
+            Err(error) => {
+                eprintln!("posthaste: {error:#}");
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+impl Command {
+    fn run(self, loaded: Loaded) -> anyhow::Result<ExitCode> {
+        let config = loaded.config;
+        match self {
+            Self::Serve => block_on(serve::run(config)),
+            #[cfg(feature = "mock")]
+            Self::Dev(args) => block_on(dev::run(args, config)),
+            Self::Send(args) => block_on(send::run(args, config)),
+            Self::Key(command) => block_on(key::run(command, config)),
+            Self::Config(command) => config::run(&command, &config),
+            Self::Migrate => block_on(migrate::run(config)),
+            Self::Health(args) => block_on(health::run(args, config)),
+        }
+    }
+}
+
+fn block_on(work: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
+}
+
+/// Waits for the wish to stop: Ctrl-C or SIGTERM. A second one ends the process at once.
+async fn stop_signal() -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        eprintln!("posthaste: ended at once; what was in flight will be sent again");
+        std::process::exit(130);
+    });
+    Ok(())
+}
