@@ -25,7 +25,7 @@ pub use self::backlog::BacklogLimits;
 use self::plan::{AcceptRequest, Known, Plan};
 pub use self::plan::{Accepted, ItemVerdict, NewEvent, RequestKey};
 use self::sql::Database;
-pub use self::sql::{ApiKey, KeyInfo, NewRejected, Rejected, TenantRow};
+pub use self::sql::{ApiKey, KeyInfo, NewRejected, OutcomeRow, Progress, Rejected, TenantRow};
 pub use self::sqlite::lock_holder;
 use self::writer::{Command, Writer};
 use crate::domain::clock::{Clock, Moment, Timestamp};
