@@ -31,6 +31,7 @@
 //! - [`ledger`]: every event once, every delivery until it is done. The only place that knows SQL. Its writer commits
 //!   together what waits; `sqlite` and `postgres` are the hot path, `sql` is the text they share.
 //! - `mock` (feature `mock`): a mock Svix for tests, ours and yours, and for `posthaste dev`.
+//! - [`reconnect`]: waiting for a neighbour that is away.
 //! - [`send`]: one attempt of one delivery.
 //! - [`telemetry`]: how log lines look.
 //!
@@ -57,5 +58,6 @@ pub mod ingest;
 pub mod ledger;
 #[cfg(feature = "mock")]
 pub mod mock;
+pub mod reconnect;
 pub mod send;
 pub mod telemetry;

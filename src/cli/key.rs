@@ -73,7 +73,7 @@ impl ScopeArg {
 
 /// Where the keys are kept.
 enum Keys {
-    Server(Client),
+    Server(Box<Client>),
     Ledger(Ledger, Arc<dyn Clock>),
 }
 
@@ -105,7 +105,7 @@ impl Keys {
     async fn open(server: &Server, config: &Config) -> anyhow::Result<Self> {
         let running = is_sqlite(&config.database_url) && lock_holder(&config.database_url).is_some();
         if server.url.is_some() || running {
-            return Ok(Self::Server(Client::new(server, config)?));
+            return Ok(Self::Server(Box::new(Client::new(server, config)?)));
         }
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         Ok(Self::Ledger(Ledger::open(&config.ledger_options(), clock.clone()).await?, clock))

@@ -15,6 +15,7 @@ use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::delivery::{Delivery, DeliveryId, NextState, Settlement};
 use crate::domain::gate::Ticket;
 use crate::domain::sequence::Sequence;
+use crate::reconnect::Pauses;
 
 /// Most commands that wait; senders wait beyond it.
 pub(super) const QUEUE_LIMIT: usize = 4_096;
@@ -22,9 +23,8 @@ pub(super) const QUEUE_LIMIT: usize = 4_096;
 const GROUP_ROWS: usize = 2_000;
 /// How often a plan may clash with other nodes before its requests are told to come back.
 const CLASH_LIMIT: usize = 8;
-/// How often the ledger is asked for a sign of life when nothing is written, and while it is down.
+/// How often the ledger is asked for a sign of life when nothing is written. While it is down, sooner.
 const HEARTBEAT: Duration = Duration::from_secs(10);
-const HEARTBEAT_WHILE_DOWN: Duration = Duration::from_millis(500);
 
 /// What the writer is asked to do.
 pub(super) enum Command {
@@ -53,10 +53,15 @@ impl Writer {
     /// Writes until it reads [`Command::Close`] or nobody is left to ask.
     pub async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
         let mut unsettled: Vec<Settlement> = Vec::new();
+        let mut pauses = Pauses::new();
         let mut open = true;
         while open {
             let mut accepts = Vec::new();
-            let wait = if self.health.borrow().is_some() { HEARTBEAT_WHILE_DOWN } else { HEARTBEAT };
+            let down = self.health.borrow().is_some();
+            if !down {
+                pauses.reset();
+            }
+            let wait = if down { pauses.pause() } else { HEARTBEAT };
             let first = tokio::time::timeout(wait, commands.recv()).await;
             let idle = first.is_err();
             let mut rows = 0;
