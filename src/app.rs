@@ -229,7 +229,9 @@ fn dispatcher_options(config: &Config, svix_configured: bool) -> DispatcherOptio
         },
         svix_gate: GateLimits {
             max_in_flight: svix.max_in_flight,
+            unproven_in_flight: svix.max_in_flight,
             failures_to_close: svix.failures_to_close,
+            failing_for: Duration::ZERO,
             first_wait: Duration::from_millis(svix.probe_first_ms),
             max_wait: Duration::from_millis(svix.probe_max_ms),
         },

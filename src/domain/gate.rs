@@ -20,8 +20,12 @@ use super::retry::spread;
 pub struct GateLimits {
     /// Most requests in flight at once.
     pub max_in_flight: u32,
-    /// Failures in a row that close the gate.
+    /// Most requests in flight before the first success: nobody has seen this receiver work yet.
+    pub unproven_in_flight: u32,
+    /// Failures in a row that close the gate …
     pub failures_to_close: u32,
+    /// … where the first of them is at least so long ago: a burst of requests that fail together is one event.
+    pub failing_for: Duration,
     /// First wait where the receiver named none; doubles with every further closing.
     pub first_wait: Duration,
     /// Longest such wait.
@@ -122,6 +126,10 @@ pub struct Gate {
     /// Below this the window grows by one with every success, above it by one with every window of successes.
     threshold: f64,
     failures_in_a_row: u32,
+    /// When the first of them was.
+    failing_since: Option<Moment>,
+    /// No success has been seen yet.
+    unproven: bool,
     /// Closings since the last success: doubles the wait.
     closings: u32,
 }
@@ -129,15 +137,17 @@ pub struct Gate {
 impl Gate {
     /// An open gate.
     pub fn new(limits: GateLimits) -> Self {
-        let window = f64::from(limits.max_in_flight.max(1));
+        let window = f64::from(limits.unproven_in_flight.clamp(1, limits.max_in_flight.max(1)));
         Self {
             limits,
             state: State::Open,
             epoch: 0,
             in_flight: 0,
             window,
-            threshold: window,
+            threshold: f64::from(limits.max_in_flight.max(1)),
             failures_in_a_row: 0,
+            failing_since: None,
+            unproven: limits.unproven_in_flight < limits.max_in_flight,
             closings: 0,
         }
     }
@@ -196,9 +206,11 @@ impl Gate {
             Signal::Unauthorized => self.close(CloseReason::Unauthorized, None, now, chance),
             Signal::Failure => {
                 self.failures_in_a_row += 1;
+                let since = *self.failing_since.get_or_insert(now);
+                let many = self.failures_in_a_row >= self.limits.failures_to_close;
                 match self.state {
                     State::Probing { reason, .. } => self.close(reason, None, now, chance),
-                    _ if self.failures_in_a_row >= self.limits.failures_to_close => {
+                    _ if many && since + self.limits.failing_for <= now => {
                         self.close(CloseReason::Failing, None, now, chance)
                     }
                     _ => Change::None,
@@ -245,6 +257,10 @@ impl Gate {
 
     fn succeeded(&mut self, worked: bool) -> Change {
         self.failures_in_a_row = 0;
+        self.failing_since = None;
+        if worked && std::mem::take(&mut self.unproven) {
+            self.window = self.threshold;
+        }
         let reopened = matches!(self.state, State::Probing { .. });
         if reopened {
             self.state = State::Open;
@@ -300,7 +316,9 @@ mod tests {
 
     const LIMITS: GateLimits = GateLimits {
         max_in_flight: 8,
+        unproven_in_flight: 8,
         failures_to_close: 3,
+        failing_for: Duration::ZERO,
         first_wait: Duration::from_secs(1),
         max_wait: Duration::from_secs(60),
     };
@@ -381,6 +399,25 @@ mod tests {
             assert_eq!(send(signal), Change::None);
         }
         assert_eq!(send(Signal::Failure), Change::Closed { until: at(1_000), reason: CloseReason::Failing });
+    }
+
+    #[test]
+    fn an_unproven_receiver_gets_little_and_a_burst_of_failures_is_one_event() {
+        // holds: 37
+        let limits = GateLimits { unproven_in_flight: 4, failing_for: Duration::from_secs(30), ..LIMITS };
+        let mut gate = Gate::new(limits);
+        let first = tickets(&mut gate, at(0));
+        assert_eq!(first.len(), 4);
+        for ticket in first {
+            assert_eq!(gate.finish(ticket, Signal::Failure, at(0), 0.5), Change::None, "all at once");
+        }
+        let ticket = gate.enter(at(30_000)).expect("still open");
+        let closed = gate.finish(ticket, Signal::Failure, at(30_000), 0.5);
+        assert_eq!(closed, Change::Closed { until: at(31_000), reason: CloseReason::Failing });
+        let mut gate = Gate::new(limits);
+        let ticket = gate.enter(at(0)).expect("open");
+        let _ = gate.finish(ticket, Signal::Success, at(0), 0.5);
+        assert_eq!(tickets(&mut gate, at(0)).len(), 8);
     }
 
     #[test]

@@ -6,7 +6,9 @@ const LIMITS: SchedulerLimits =
     SchedulerLimits { max_in_flight: 4, max_in_flight_per_destination: 2, max_buffered: 8, max_claim: 4 };
 const GATE: GateLimits = GateLimits {
     max_in_flight: 16,
+    unproven_in_flight: 16,
     failures_to_close: 3,
+    failing_for: Duration::ZERO,
     first_wait: Duration::from_secs(1),
     max_wait: Duration::from_secs(60),
 };
