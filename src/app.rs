@@ -27,6 +27,9 @@ use crate::send::svix::{SvixOptions, SvixSender};
 /// What is left of the time to stop for the server and the ledger, after the dispatcher had its part.
 const AFTER_DISPATCHER: Duration = Duration::from_secs(5);
 
+/// Most requests in flight to an endpoint whose partner has no bound of its own.
+const DEFAULT_ENDPOINT_IN_FLIGHT: u32 = 64;
+
 /// The real clock and the real random source.
 #[derive(Debug)]
 pub struct SystemClock {
@@ -212,6 +215,9 @@ fn svix_sender(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Option
         create_applications: config.svix.create_applications,
         timeout: Duration::from_millis(config.svix.timeout_ms),
         retry_after_max: Duration::from_millis(config.svix.retry_after_max_ms),
+        retry_schedule: RetrySchedule::new(
+            config.svix.retry_schedule_ms.iter().map(|delay| Duration::from_millis(*delay)).collect(),
+        ),
         environment: config.environment.clone(),
         relay: config.ingest.relay,
     };
@@ -235,12 +241,22 @@ fn dispatcher_options(config: &Config, svix_configured: bool) -> DispatcherOptio
             first_wait: Duration::from_millis(svix.probe_first_ms),
             max_wait: Duration::from_millis(svix.probe_max_ms),
         },
-        svix_schedule: RetrySchedule::new(
-            svix.retry_schedule_ms.iter().map(|delay| Duration::from_millis(*delay)).collect(),
-        ),
+        endpoint_gate: endpoint_gate_limits(DEFAULT_ENDPOINT_IN_FLIGHT),
         // One attempt is at most three requests: a POST, a look-up or a new application, and a second POST.
         attempt_timeout: Duration::from_millis(3 * svix.timeout_ms),
         svix_configured,
+    }
+}
+
+/// The gate before an endpoint (ten failures in a row over 30 s; a probe after 5 s, doubling to 5 min).
+const fn endpoint_gate_limits(max_in_flight: u32) -> GateLimits {
+    GateLimits {
+        max_in_flight,
+        unproven_in_flight: 4,
+        failures_to_close: 10,
+        failing_for: Duration::from_secs(30),
+        first_wait: Duration::from_secs(5),
+        max_wait: Duration::from_secs(300),
     }
 }
 

@@ -13,7 +13,6 @@ use tokio_util::task::TaskTracker;
 use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::delivery::{self, Delivery, Failure, Outcome, Timing};
 use crate::domain::gate::{Change, CloseReason, Gate, GateLimits, Signal, Ticket};
-use crate::domain::retry::RetrySchedule;
 use crate::domain::scheduler::{GateId, LaneClaim, Scheduler, SchedulerLimits, Start};
 use crate::domain::tenant::{Lane, LaneId};
 use crate::ledger::{ClaimedLane, Ledger, Outlet};
@@ -35,8 +34,8 @@ pub struct DispatcherOptions {
     pub scheduler: SchedulerLimits,
     /// Bounds of the gate before Svix.
     pub svix_gate: GateLimits,
-    /// When a delivery to Svix is tried again.
-    pub svix_schedule: RetrySchedule,
+    /// Bounds of the gate before an endpoint that nothing else is known of.
+    pub endpoint_gate: GateLimits,
     /// Longest time for one attempt with all its requests; shorter than the lease.
     pub attempt_timeout: Duration,
     /// There is nothing to send to Svix with: its deliveries wait.
@@ -83,7 +82,7 @@ impl Dispatcher {
         options: DispatcherOptions,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        let mut scheduler = Scheduler::new(options.scheduler, [(GateId::Svix, options.svix_gate)]);
+        let mut scheduler = Scheduler::new(options.scheduler, options.svix_gate, options.endpoint_gate);
         if !options.svix_configured {
             let for_ever = Moment::after_start(Duration::MAX);
             scheduler.close_gate(GateId::Svix, for_ever, CloseReason::NotConfigured);
@@ -135,14 +134,14 @@ impl Dispatcher {
     pub fn gates(&self) -> Vec<GateStatus> {
         let now = self.shared.clock.moment();
         let scheduler = self.shared.scheduler();
-        let status = |(gate, state): (GateId, &Gate)| GateStatus {
-            gate,
+        let status = |(gate, state): (&GateId, &Gate)| GateStatus {
+            gate: gate.clone(),
             reason: state.reason(),
             opens_in: state.opens_at().map(|opens_at| now.until(opens_at)),
             width: state.width(),
             in_flight: state.in_flight(),
         };
-        scheduler.gates().map(status).collect()
+        scheduler.gates().map(|(gate, state)| status((gate, state))).collect()
     }
 
     /// Requests in flight.
@@ -297,7 +296,8 @@ impl Shared {
             return self.release(std::slice::from_ref(&delivery)).await;
         }
         let counts = Gate::failure_counts(ticket);
-        let settlement = delivery::settle(&delivery, outcome, counts, &self.options.svix_schedule, timing);
+        let schedule = self.sender.retry_schedule(&delivery.lane.destination);
+        let settlement = delivery::settle(&delivery, outcome, counts, &schedule, timing);
         tell(&delivery, &settlement);
         if let Err(error) = self.ledger.settle(settlement).await {
             // The lease ends and it is sent again, under the same key.
@@ -338,7 +338,7 @@ impl Shared {
                 );
             }
         }
-        let recalled = self.scheduler().recall(gate);
+        let recalled = self.scheduler().recall(&gate);
         if !recalled.is_empty() {
             self.release(&recalled).await;
         }

@@ -16,7 +16,7 @@ use super::clock::Moment;
 use super::retry::spread;
 
 /// Bounds and waits of a gate.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GateLimits {
     /// Most requests in flight at once.
     pub max_in_flight: u32,
@@ -150,6 +150,19 @@ impl Gate {
             unproven: limits.unproven_in_flight < limits.max_in_flight,
             closings: 0,
         }
+    }
+
+    /// Other bounds from now on; a window that is open stays as it is, as far as they go.
+    pub fn set_limits(&mut self, limits: GateLimits) {
+        if self.limits == limits {
+            return;
+        }
+        let widest = f64::from(limits.max_in_flight.max(1));
+        // What was as wide as it could be stays so.
+        let was_full = self.window >= f64::from(self.limits.max_in_flight.max(1));
+        self.limits = limits;
+        self.window = if was_full { widest } else { self.window.min(widest) };
+        self.threshold = if was_full { widest } else { self.threshold.min(widest) };
     }
 
     /// A gate that is closed until `until`: one that never configured, or as another process left it.

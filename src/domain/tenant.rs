@@ -27,7 +27,7 @@ pub enum DefaultRoute {
     Direct,
 }
 
-/// Where a delivery goes: a Svix application or, later, an endpoint.
+/// Where a delivery goes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Destination {
     /// A Svix application.
@@ -35,22 +35,33 @@ pub enum Destination {
         /// Its uid or id.
         app: String,
     },
+    /// One URL of a partner.
+    Endpoint {
+        /// Its id: `ep_` and more.
+        id: Arc<str>,
+    },
 }
 
 const SVIX_PREFIX: &str = "svix:";
+/// What every endpoint's id begins with.
+pub const ENDPOINT_PREFIX: &str = "ep_";
 
 impl Destination {
     /// Reads what [`fmt::Display`] wrote; `None` for a kind this version does not know.
     pub fn parse(text: &str) -> Option<Self> {
+        if text.starts_with(ENDPOINT_PREFIX) {
+            return Some(Self::Endpoint { id: text.into() });
+        }
         text.strip_prefix(SVIX_PREFIX).map(|app| Self::Svix { app: app.to_owned() })
     }
 }
 
-/// The destination's id as it stands in the ledger and in idempotency keys, e.g. `svix:acme`.
+/// The destination's id as it stands in the ledger and in idempotency keys: `svix:acme`, `ep_…`.
 impl fmt::Display for Destination {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Svix { app } => write!(out, "{SVIX_PREFIX}{app}"),
+            Self::Endpoint { id } => out.write_str(id),
         }
     }
 }

@@ -27,7 +27,7 @@ struct Ready {
 
 #[derive(Debug, Serialize)]
 struct GateView {
-    gate: &'static str,
+    gate: String,
     state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'static str>,
@@ -52,7 +52,7 @@ pub async fn ready(State(state): State<HttpState>) -> Response {
         reasons.push(error.to_string());
     }
     let gates = state.dispatcher.gates().into_iter().map(|gate| GateView {
-        gate: gate.gate.as_str(),
+        gate: gate.gate.as_str().to_owned(),
         state: match (gate.reason, gate.opens_in) {
             (None, _) => "open",
             (Some(_), None) => "probing",

@@ -24,7 +24,10 @@ use crate::domain::sequence::{NODES, Sequence};
 use crate::domain::tenant::LaneId;
 use crate::reconnect;
 
-const MIGRATIONS: Migrations = &[(1, "ledger", include_str!("../../migrations/postgres/0001_ledger.sql"))];
+const MIGRATIONS: Migrations = &[
+    (1, "ledger", include_str!("../../migrations/postgres/0001_ledger.sql")),
+    (2, "partners", include_str!("../../migrations/postgres/0002_partners.sql")),
+];
 const CONNECTIONS: u32 = 8;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a start waits for the database.

@@ -29,7 +29,10 @@ use crate::domain::scheduler::{LaneClaim, Remaining};
 use crate::domain::sequence::Sequence;
 use crate::domain::tenant::{Lane, LaneId};
 
-const MIGRATIONS: Migrations = &[(1, "ledger", include_str!("../../migrations/sqlite/0001_ledger.sql"))];
+const MIGRATIONS: Migrations = &[
+    (1, "ledger", include_str!("../../migrations/sqlite/0001_ledger.sql")),
+    (2, "partners", include_str!("../../migrations/sqlite/0002_partners.sql")),
+];
 
 /// Before this version a checkpoint could corrupt the file while another connection wrote (sqlite.org, "WAL reset bug").
 const OLDEST_VERSION: (u32, u32, u32) = (3, 51, 3);

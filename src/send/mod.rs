@@ -8,6 +8,7 @@ use async_trait::async_trait;
 
 use self::svix::SvixSender;
 use crate::domain::delivery::{Delivery, Failure, Outcome};
+use crate::domain::retry::RetrySchedule;
 use crate::domain::tenant::Destination;
 
 /// Makes one attempt.
@@ -15,6 +16,9 @@ use crate::domain::tenant::Destination;
 pub trait Sender: Send + Sync {
     /// Sends `delivery` once and says what came of it. Bounded in time by the sender itself.
     async fn send(&self, delivery: &Delivery) -> Outcome;
+
+    /// When a delivery to this destination is tried again.
+    fn retry_schedule(&self, destination: &Destination) -> RetrySchedule;
 }
 
 /// The sender for each kind of destination.
@@ -34,6 +38,16 @@ impl Sender for Senders {
                 "no Svix token is configured",
                 false,
             )),
+            (Destination::Endpoint { .. }, _) => {
+                Outcome::Unauthorized(Failure::transport("not_configured", "no direct sender", false))
+            }
+        }
+    }
+
+    fn retry_schedule(&self, destination: &Destination) -> RetrySchedule {
+        match (destination, &self.svix) {
+            (Destination::Svix { .. }, Some(svix)) => svix.retry_schedule().clone(),
+            _ => RetrySchedule::new(Vec::new()),
         }
     }
 }

@@ -25,7 +25,7 @@ use crate::domain::clock::Clock;
 use crate::domain::delivery::{Delivery, Failure, Outcome};
 use crate::domain::event::Relay;
 use crate::domain::key::idempotency_key;
-use crate::domain::retry;
+use crate::domain::retry::{self, RetrySchedule};
 use crate::domain::tenant::svix_name_is_valid;
 
 /// Svix forgets idempotency keys after 12 hours: a delivery older than this is looked up before it is posted.
@@ -48,6 +48,8 @@ pub struct SvixOptions {
     pub timeout: Duration,
     /// Longest `Retry-After` that is honoured.
     pub retry_after_max: Duration,
+    /// When a delivery is tried again.
+    pub retry_schedule: RetrySchedule,
     /// Part of every idempotency key.
     pub environment: String,
     /// What goes out as the payload.
@@ -117,6 +119,11 @@ impl SvixSender {
     /// Where messages go.
     pub fn server_url(&self) -> &str {
         self.api.server_url()
+    }
+
+    /// When a delivery is tried again.
+    pub const fn retry_schedule(&self) -> &RetrySchedule {
+        &self.options.retry_schedule
     }
 
     /// Makes sure that Svix has the delivery's message in `app`, once.

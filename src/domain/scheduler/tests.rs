@@ -28,7 +28,7 @@ fn at(ms: u64) -> Moment {
 }
 
 fn scheduler() -> Scheduler<(i64, u32)> {
-    Scheduler::new(LIMITS, [(GateId::Svix, GATE)])
+    Scheduler::new(LIMITS, GATE, GATE)
 }
 
 /// Answers every claim from `backlog`, deliveries per lane, as a ledger would.
@@ -94,7 +94,7 @@ fn a_closed_gate_holds_every_lane_and_all_come_back() {
     let wait = Signal::Throttled(Some(Duration::from_secs(2)));
     let _ = scheduler.finish(&lane(first.item.0), first.ticket, wait, at(10), 0.5);
     assert!(!scheduler.still_admits(&lane(2), second.ticket));
-    let recalled = scheduler.recall(GateId::Svix);
+    let recalled = scheduler.recall(&GateId::Svix);
     assert_eq!(recalled.len(), 2, "what was claimed but not sent goes back");
     for (id, _) in recalled {
         *backlog.entry(id).or_default() += 1;

@@ -5,44 +5,21 @@
 //! ledger and is claimed lane by lane. It is a plain object: time comes in, decisions go out, and the
 //! [dispatcher](crate::dispatcher) acts on them.
 //!
-//! A destination is always in exactly one place: in the `ring` (it may be asked), `parked` behind its gate (the
-//! gate has no room), or nowhere (nothing buffered, or its own cap reached).
+//! A destination is always in exactly one place: in the `ring` (it may be asked), `parked` behind its gate or with its
+//! partner (who have no room), or nowhere (nothing buffered, or its own cap reached).
+
+mod partners;
+mod policy;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::sync::Arc;
 
+use self::partners::Partners;
+pub use self::policy::{EndpointPolicy, GateId, PartnerPolicy, Policies};
 use super::clock::{Moment, Timestamp};
 use super::gate::{Change, CloseReason, Gate, GateLimits, Signal, Ticket};
 use super::tenant::{Destination, Lane, LaneId};
-
-/// Which gate a destination stands behind. All of Svix is one receiver.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum GateId {
-    /// The Svix API.
-    Svix,
-}
-
-impl GateId {
-    /// The gate before `destination`.
-    pub const fn of(destination: &Destination) -> Self {
-        match destination {
-            Destination::Svix { .. } => Self::Svix,
-        }
-    }
-
-    /// The gate's name in the ledger, in logs and in answers.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Svix => "svix",
-        }
-    }
-
-    /// Reads what [`Self::as_str`] wrote.
-    pub fn parse(text: &str) -> Option<Self> {
-        (text == Self::Svix.as_str()).then_some(Self::Svix)
-    }
-}
 
 /// Bounds of what is under way and held in memory.
 #[derive(Debug, Clone, Copy)]
@@ -136,6 +113,10 @@ pub struct Scheduler<T> {
     hungry: VecDeque<LaneId>,
     alarms: BinaryHeap<Reverse<(Timestamp, LaneId)>>,
     openings: BinaryHeap<Reverse<(Moment, GateId)>>,
+    partners: Partners,
+    policies: Policies,
+    /// Bounds of the gate before Svix, and of endpoints that nothing is known of.
+    gate_limits: (GateLimits, GateLimits),
     in_flight: usize,
     buffered: usize,
     /// Places in the buffer promised to claims under way.
@@ -143,28 +124,44 @@ pub struct Scheduler<T> {
 }
 
 impl<T> Scheduler<T> {
-    /// An empty scheduler with these bounds and one gate for each `(id, limits)`.
-    pub fn new(limits: SchedulerLimits, gates: impl IntoIterator<Item = (GateId, GateLimits)>) -> Self {
-        let gates = gates
-            .into_iter()
-            .map(|(id, limits)| {
-                let gate = Gate::new(limits);
-                (id, GateState { gate, parked: VecDeque::new(), waiting: VecDeque::new(), held: 0 })
-            })
-            .collect();
-        Self {
+    /// An empty scheduler with these bounds: its own, of the gate before Svix, and of the gates before endpoints that
+    /// [`Self::set_policies`] says nothing of.
+    pub fn new(limits: SchedulerLimits, svix: GateLimits, endpoint: GateLimits) -> Self {
+        let mut scheduler = Self {
             limits,
-            gates,
+            gates: HashMap::new(),
             destinations: HashMap::new(),
             lanes: HashMap::new(),
             ring: VecDeque::new(),
             hungry: VecDeque::new(),
             alarms: BinaryHeap::new(),
             openings: BinaryHeap::new(),
+            partners: Partners::default(),
+            policies: Policies::default(),
+            gate_limits: (svix, endpoint),
             in_flight: 0,
             buffered: 0,
             promised: 0,
-        }
+        };
+        scheduler.gate(&GateId::Svix);
+        scheduler
+    }
+
+    /// What is known of receivers from now on. What waits because of an older word asks again.
+    pub fn set_policies(&mut self, policies: Policies, now: Moment) {
+        self.gates.retain(|id, state| {
+            let GateId::Endpoint(endpoint) = id else { return true };
+            match policies.endpoints.get(endpoint) {
+                Some(policy) => state.gate.set_limits(policy.gate),
+                // Gone: forgotten, unless something still holds on to it.
+                None => return state.gate.in_flight() > 0 || state.held > 0 || !state.parked.is_empty(),
+            }
+            true
+        });
+        self.partners.set_policies(&policies.partners, now);
+        self.policies = policies;
+        self.ring.extend(self.partners.unpark_all());
+        self.hungry.extend(self.partners.unwait_all());
     }
 
     /// The ledger holds work of `lane` that falls due at `due_at`.
@@ -197,11 +194,16 @@ impl<T> Scheduler<T> {
         {
             return None;
         }
-        let gate = self.gates.get_mut(&GateId::of(&lane.destination))?;
+        let partner = self.partner_of(&lane.destination);
+        if !self.partners.admits(partner.as_ref(), now) {
+            return None;
+        }
+        let gate = self.gate(&GateId::of(&lane.destination));
         if !gate.parked.is_empty() {
             return None;
         }
         let ticket = gate.gate.enter(now)?;
+        self.partners.enter(partner.as_ref(), now);
         self.lane(lane).in_flight += 1;
         self.in_flight += 1;
         if let Some(destination) = self.destinations.get_mut(&lane.destination) {
@@ -222,22 +224,30 @@ impl<T> Scheduler<T> {
             }
             let Some(id) = self.hungry.pop_front() else { break };
             let share = (room / (self.hungry.len() + 1)).clamp(1, self.limits.max_claim);
-            let Some(state) = self.lanes.get_mut(&id) else { continue };
-            let Some(gate) = self.gates.get_mut(&GateId::of(&state.lane.destination)) else { continue };
+            let Some(lane) = self.lanes.get(&id).map(|state| state.lane.clone()) else { continue };
+            let partner = self.partner_of(&lane.destination);
+            let share = share.min(self.partners.claimable(partner.as_ref(), now));
+            if share == 0 {
+                self.partners.wait(partner.as_ref(), id);
+                continue;
+            }
+            let gate = self.gate(&GateId::of(&lane.destination));
             // A closed gate lets nobody through, and one that is only trying lets one: a single delivery is enough.
             let trying = gate.gate.reason().is_some();
             if trying && (gate.held > 0 || gate.gate.opens_at().is_some_and(|opens_at| now < opens_at)) {
                 gate.waiting.push_back(id);
                 continue;
             }
-            state.asked = false;
-            state.due = false;
-            state.claiming = true;
             // No more than the gate lets through soon: what waits in memory holds a lease.
             let limit = if trying { 1 } else { share.min(4 * gate.gate.width() as usize) };
             gate.held += limit;
             self.promised += limit;
-            claims.push(LaneClaim { lane: state.lane.clone(), limit });
+            if let Some(state) = self.lanes.get_mut(&id) {
+                state.asked = false;
+                state.due = false;
+                state.claiming = true;
+            }
+            claims.push(LaneClaim { lane, limit });
         }
         claims
     }
@@ -267,7 +277,7 @@ impl<T> Scheduler<T> {
         }
         self.queue(claim.lane.id);
         self.ask(claim.lane.id);
-        self.rouse(gate_id);
+        self.rouse(&gate_id);
         self.forget_idle(claim.lane.id);
     }
 
@@ -285,15 +295,19 @@ impl<T> Scheduler<T> {
                 self.queue_destination(&destination);
                 continue;
             }
-            let Some(gate) = self.gates.get_mut(&GateId::of(&destination)) else { continue };
+            let partner = self.partner_of(&destination);
+            if !self.partners.admits(partner.as_ref(), now) {
+                self.hold_back(&destination, lane_id);
+                self.partners.park(partner.as_ref(), destination, now);
+                continue;
+            }
+            let gate = self.gate(&GateId::of(&destination));
             let Some(ticket) = gate.gate.enter(now) else {
-                if let Some(state) = self.destinations.get_mut(&destination) {
-                    state.ring.push_front(lane_id);
-                    state.queued = true;
-                    gate.parked.push_back(destination);
-                }
+                gate.parked.push_back(destination.clone());
+                self.hold_back(&destination, lane_id);
                 continue;
             };
+            self.partners.enter(partner.as_ref(), now);
             if let Some(item) = self.take(lane_id, &destination) {
                 return Some(Start { item, ticket });
             }
@@ -322,14 +336,15 @@ impl<T> Scheduler<T> {
         if let Some(destination) = self.destinations.get_mut(&lane.destination) {
             destination.in_flight = destination.in_flight.saturating_sub(1);
         }
+        let partner = self.partner_of(&lane.destination);
+        self.ring.extend(self.partners.leave(partner.as_ref(), signal == Signal::NotSent));
         let gate_id = GateId::of(&lane.destination);
-        let Some(gate) = self.gates.get_mut(&gate_id) else { return Change::None };
-        let change = gate.gate.finish(ticket, signal, now, chance);
+        let change = self.gate(&gate_id).gate.finish(ticket, signal, now, chance);
         if let Change::Closed { until, .. } = change {
-            self.openings.push(Reverse((until, gate_id)));
+            self.openings.push(Reverse((until, gate_id.clone())));
         }
-        self.unpark(gate_id);
-        self.rouse(gate_id);
+        self.unpark(&gate_id);
+        self.rouse(&gate_id);
         self.queue_destination(&lane.destination);
         self.ask(lane.id);
         self.forget_idle(lane.id);
@@ -338,18 +353,16 @@ impl<T> Scheduler<T> {
 
     /// Closes a gate until `until`, as the ledger or the configuration says.
     pub fn close_gate(&mut self, id: GateId, until: Moment, reason: CloseReason) {
-        if let Some(gate) = self.gates.get_mut(&id) {
-            gate.gate.close_until(until, reason);
-            self.openings.push(Reverse((until, id)));
-        }
+        self.gate(&id).gate.close_until(until, reason);
+        self.openings.push(Reverse((until, id)));
     }
 
     /// Takes back what is buffered behind a closed gate, to be released into the ledger.
-    pub fn recall(&mut self, id: GateId) -> Vec<T> {
+    pub fn recall(&mut self, id: &GateId) -> Vec<T> {
         let mut recalled = Vec::new();
         let mut emptied = Vec::new();
         for (lane_id, state) in &mut self.lanes {
-            if GateId::of(&state.lane.destination) == id && !state.buffer.is_empty() {
+            if GateId::of(&state.lane.destination) == *id && !state.buffer.is_empty() {
                 recalled.extend(state.buffer.drain(..).map(|(_, item)| item));
                 state.queued = false;
                 state.due = true;
@@ -357,9 +370,8 @@ impl<T> Scheduler<T> {
             }
         }
         self.buffered = self.buffered.saturating_sub(recalled.len());
-        if let Some(gate) = self.gates.get_mut(&id) {
-            gate.held = gate.held.saturating_sub(recalled.len());
-        }
+        let gate = self.gate(id);
+        gate.held = gate.held.saturating_sub(recalled.len());
         for (lane_id, destination) in emptied {
             if let Some(state) = self.destinations.get_mut(&destination) {
                 state.ring.clear();
@@ -383,28 +395,30 @@ impl<T> Scheduler<T> {
                 self.ask(id);
             }
         }
-        while let Some(Reverse((until, id))) = self.openings.peek().copied()
-            && until <= moment
-        {
-            self.openings.pop();
+        let (parked, waiting) = self.partners.tick(moment);
+        self.ring.extend(parked);
+        self.hungry.extend(waiting);
+        while self.openings.peek().is_some_and(|Reverse((until, _))| *until <= moment) {
+            let Some(Reverse((_, id))) = self.openings.pop() else { break };
             let Some(gate) = self.gates.get_mut(&id) else { continue };
             if gate.gate.opens_at().is_some_and(|opens_at| moment < opens_at) {
                 continue;
             }
             self.ring.extend(gate.parked.drain(..));
-            self.rouse(id);
+            self.rouse(&id);
         }
     }
 
-    /// When the next lane falls due (wall clock) and the next gate opens (monotonic), where known.
+    /// When the next lane falls due (wall clock) and the next gate opens or a partner's next token is there (monotonic).
     pub fn next_alarm(&self) -> (Option<Timestamp>, Option<Moment>) {
         let due_at = self.alarms.peek().map(|Reverse((due_at, _))| *due_at);
-        (due_at, self.openings.peek().map(|Reverse((until, _))| *until))
+        let opening = self.openings.peek().map(|Reverse((until, _))| *until);
+        (due_at, opening.into_iter().chain(self.partners.next_opening()).min())
     }
 
     /// The gates and their state.
-    pub fn gates(&self) -> impl Iterator<Item = (GateId, &Gate)> {
-        self.gates.iter().map(|(id, state)| (*id, &state.gate))
+    pub fn gates(&self) -> impl Iterator<Item = (&GateId, &Gate)> {
+        self.gates.iter().map(|(id, state)| (id, &state.gate))
     }
 
     /// Requests in flight.
@@ -418,6 +432,33 @@ impl<T> Scheduler<T> {
         self.buffered = 0;
         self.ring.clear();
         self.lanes.values_mut().flat_map(|state| state.buffer.drain(..)).map(|(_, item)| item).collect()
+    }
+
+    /// The gate with this id, made where it is new.
+    fn gate(&mut self, id: &GateId) -> &mut GateState {
+        let (svix, endpoint) = self.gate_limits;
+        let policies = &self.policies.endpoints;
+        self.gates.entry(id.clone()).or_insert_with(|| {
+            let limits = match id {
+                GateId::Svix => svix,
+                GateId::Endpoint(id) => policies.get(id).map_or(endpoint, |policy| policy.gate),
+            };
+            GateState { gate: Gate::new(limits), parked: VecDeque::new(), waiting: VecDeque::new(), held: 0 }
+        })
+    }
+
+    /// Whose endpoint a destination is; `None` for Svix and for endpoints that nothing is known of.
+    fn partner_of(&self, destination: &Destination) -> Option<Arc<str>> {
+        let Destination::Endpoint { id } = destination else { return None };
+        self.policies.endpoints.get(id).map(|policy| policy.partner.clone())
+    }
+
+    /// Puts a lane back that could not be served: its destination is parked.
+    fn hold_back(&mut self, destination: &Arc<Destination>, lane: LaneId) {
+        if let Some(state) = self.destinations.get_mut(destination) {
+            state.ring.push_front(lane);
+            state.queued = true;
+        }
     }
 
     fn lane(&mut self, lane: &Arc<Lane>) -> &mut LaneState<T> {
@@ -485,8 +526,8 @@ impl<T> Scheduler<T> {
     }
 
     /// Lets as many parked destinations ask again as their gate has places.
-    fn unpark(&mut self, id: GateId) {
-        if let Some(gate) = self.gates.get_mut(&id)
+    fn unpark(&mut self, id: &GateId) {
+        if let Some(gate) = self.gates.get_mut(id)
             && gate.gate.opens_at().is_none()
         {
             let places = gate.gate.width().saturating_sub(gate.gate.in_flight()) as usize;
@@ -496,8 +537,8 @@ impl<T> Scheduler<T> {
     }
 
     /// Lets the lanes that wait for a gate be claimed from: all where it is open, one where it is only trying.
-    fn rouse(&mut self, id: GateId) {
-        let Some(gate) = self.gates.get_mut(&id) else { return };
+    fn rouse(&mut self, id: &GateId) {
+        let Some(gate) = self.gates.get_mut(id) else { return };
         if gate.gate.reason().is_none() {
             self.hungry.extend(gate.waiting.drain(..));
         } else if gate.held == 0 {
@@ -518,15 +559,15 @@ impl<T> Scheduler<T> {
         let left = state.buffer.len();
         state.queued = left > 0;
         let gate_id = GateId::of(&state.lane.destination);
-        self.let_go(gate_id, before - left);
+        self.let_go(&gate_id, before - left);
         self.ask(id);
         left > 0
     }
 
     /// `count` deliveries behind a gate are no longer buffered.
-    fn let_go(&mut self, id: GateId, count: usize) {
+    fn let_go(&mut self, id: &GateId, count: usize) {
         self.buffered = self.buffered.saturating_sub(count);
-        if let Some(gate) = self.gates.get_mut(&id) {
+        if let Some(gate) = self.gates.get_mut(id) {
             gate.held = gate.held.saturating_sub(count);
         }
     }
@@ -538,7 +579,7 @@ impl<T> Scheduler<T> {
         self.in_flight += 1;
         let more = !state.buffer.is_empty();
         state.queued = more;
-        self.let_go(GateId::of(destination), 1);
+        self.let_go(&GateId::of(destination), 1);
         if let Some(state) = self.destinations.get_mut(destination) {
             state.in_flight += 1;
             if more {

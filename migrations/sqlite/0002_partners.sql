@@ -1,0 +1,36 @@
+-- Partners, their endpoints, and the event types there are.
+
+CREATE TABLE partner (
+    id         TEXT    PRIMARY KEY,
+    settings   TEXT    NOT NULL,            -- JSON: name, rate_limit, max_in_flight, paused …
+    version    INTEGER NOT NULL,            -- grows with every change: the ETag
+    created_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE endpoint (
+    id              TEXT    PRIMARY KEY,    -- ep_…: part of every idempotency key, never used again
+    partner         TEXT    NOT NULL,
+    settings        TEXT    NOT NULL,       -- JSON: url, tenant, event_types, headers, transform, timeout_ms …
+    secret          TEXT    NOT NULL,       -- sealed under the master key
+    previous_secret TEXT,                   -- sealed; signs too until `previous_until`
+    previous_until  INTEGER,
+    disabled_reason TEXT,                   -- NULL while it is active
+    disabled_at     INTEGER,
+    failing_since   INTEGER,                -- the first failure after the last success
+    proven_at       INTEGER,                -- answered its ownership challenge; NULL where none was asked or it waits
+    version         INTEGER NOT NULL,
+    created_at      INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX endpoint_partner ON endpoint (partner, id);
+
+CREATE TABLE event_type (
+    name        TEXT    PRIMARY KEY,
+    settings    TEXT    NOT NULL,           -- JSON: description, schema, example
+    version     INTEGER NOT NULL,
+    created_at  INTEGER NOT NULL,
+    synced      INTEGER NOT NULL            -- the version that Svix was told; 0: none
+) STRICT, WITHOUT ROWID;
+
+-- A tenant's Svix route may reshape what goes out.
+ALTER TABLE tenant ADD COLUMN transform TEXT;

@@ -1,0 +1,72 @@
+//! What the scheduler is told about receivers: gates, endpoints' bounds, partners' limits.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::domain::gate::GateLimits;
+use crate::domain::rate_limit::RateLimit;
+use crate::domain::tenant::Destination;
+
+/// Which gate a destination stands behind. All of Svix is one receiver; every endpoint is one of its own.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum GateId {
+    /// The Svix API.
+    Svix,
+    /// An endpoint.
+    Endpoint(Arc<str>),
+}
+
+impl GateId {
+    /// The gate before `destination`.
+    pub fn of(destination: &Destination) -> Self {
+        match destination {
+            Destination::Svix { .. } => Self::Svix,
+            Destination::Endpoint { id } => Self::Endpoint(id.clone()),
+        }
+    }
+
+    /// The gate's name in the ledger, in logs and in answers: `svix`, or the endpoint's id.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Svix => "svix",
+            Self::Endpoint(id) => id,
+        }
+    }
+
+    /// Reads what [`Self::as_str`] wrote.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "svix" => Some(Self::Svix),
+            id => id.starts_with(crate::domain::tenant::ENDPOINT_PREFIX).then(|| Self::Endpoint(id.into())),
+        }
+    }
+}
+
+/// Bounds of one endpoint.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EndpointPolicy {
+    /// Whose endpoint it is.
+    pub partner: Arc<str>,
+    /// Bounds of its gate.
+    pub gate: GateLimits,
+}
+
+/// Limits that all of a partner's endpoints share.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PartnerPolicy {
+    /// Most requests in flight.
+    pub max_in_flight: usize,
+    /// Requests per second.
+    pub rate_limit: Option<RateLimit>,
+    /// Nothing is sent; what comes waits.
+    pub paused: bool,
+}
+
+/// What is known of receivers now.
+#[derive(Debug, Clone, Default)]
+pub struct Policies {
+    /// By endpoint.
+    pub endpoints: HashMap<Arc<str>, EndpointPolicy>,
+    /// By partner.
+    pub partners: HashMap<Arc<str>, PartnerPolicy>,
+}
