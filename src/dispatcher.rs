@@ -3,7 +3,7 @@
 //! It decides nothing itself. Who may send is the scheduler's word, what an attempt means is
 //! [`delivery::settle`]'s, and both are plain data. No transaction is open while a request is under way.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -98,7 +98,7 @@ impl Dispatcher {
             clock,
         };
         let dispatcher = Self { shared: Arc::new(shared) };
-        ledger.connect(Arc::new(dispatcher.clone()));
+        ledger.connect(Box::new(Handoff(Arc::downgrade(&dispatcher.shared))));
         dispatcher
     }
 
@@ -348,24 +348,36 @@ impl Shared {
     }
 }
 
-impl Outlet for Dispatcher {
+/// The ledger's way to the dispatcher. Weak, because the dispatcher holds the ledger: once it is gone, everything takes
+/// the way through the database.
+struct Handoff(Weak<Shared>);
+
+impl Outlet for Handoff {
     fn reserve(&self, lane: &Arc<Lane>) -> Option<Ticket> {
-        self.shared.scheduler().reserve(lane, self.shared.clock.moment())
+        let shared = self.0.upgrade()?;
+        let now = shared.clock.moment();
+        shared.scheduler().reserve(lane, now)
     }
 
     fn deliver(&self, delivery: Delivery, ticket: Ticket) {
-        self.shared.spawn(delivery, ticket);
+        if let Some(shared) = self.0.upgrade() {
+            shared.spawn(delivery, ticket);
+        }
     }
 
     fn give_back(&self, lane: &Arc<Lane>, ticket: Ticket) {
-        let now = self.shared.clock.moment();
-        let _ = self.shared.scheduler().finish(lane, ticket, Signal::NotSent, now, 0.0);
-        self.shared.changed.notify_one();
+        if let Some(shared) = self.0.upgrade() {
+            let now = shared.clock.moment();
+            let _ = shared.scheduler().finish(lane, ticket, Signal::NotSent, now, 0.0);
+            shared.changed.notify_one();
+        }
     }
 
     fn wake(&self, lane: &Arc<Lane>, due_at: Timestamp) {
-        self.shared.scheduler().wake(lane, due_at, self.shared.clock.now());
-        self.shared.changed.notify_one();
+        if let Some(shared) = self.0.upgrade() {
+            shared.scheduler().wake(lane, due_at, shared.clock.now());
+            shared.changed.notify_one();
+        }
     }
 }
 

@@ -1,4 +1,52 @@
 //! Posthaste: a webhook relay.
+//!
+//! A platform POSTs batches of events; Posthaste records each once in a ledger, answers after the commit, and gets
+//! every event to where it belongs: to Svix, as one message each.
+//!
+//! This page is for whoever is about to change it. How to run it is in `README.md`, why it is as it is in `NOTES.md`.
+//!
+//! # The way of an event
+//!
+//! ```text
+//!  producers ─▶ http::notifications ─▶ ingest ─▶ ledger.accept ─▶ 202
+//!                       parse · authorise · route     │ group commit
+//!                                                     │ hand-off or wake-up
+//!                       domain::scheduler.next ◀──────┘
+//!                                 │            ◀── ledger.claim
+//!                       send::svix ──▶ Svix API
+//!                                 │
+//!                       domain::delivery::settle ─▶ ledger.settle
+//! ```
+//!
+//! # Codemap
+//!
+//! - [`app`]: the composition root. Opens, connects, starts and ends everything; the real clock.
+//! - [`cli`]: the command line, one file a command.
+//! - [`config`]: every setting with its default; file and environment.
+//! - [`directory`]: who is who. Tenants' routes and API keys, in memory, read again when they change.
+//! - [`dispatcher`]: the one loop. Claims, sends, settles; decides nothing itself.
+//! - [`domain`]: the rules, as plain data: parsing, keys, retry, gates, the scheduler, what an attempt means.
+//! - [`http`]: the server. Accept loop, ingest, administration, health, problems.
+//! - [`ingest`]: the doorway of the ledger, for HTTP and for sources to come.
+//! - [`ledger`]: every event once, every delivery until it is done. The only place that knows SQL. Its writer commits
+//!   together what waits; `sqlite` and `postgres` are the hot path, `sql` is the text they share.
+//! - `mock` (feature `mock`): a mock Svix for tests, ours and yours, and for `posthaste dev`.
+//! - [`reconnect`]: waiting for a neighbour that is away.
+//! - [`send`]: one attempt of one delivery.
+//! - [`telemetry`]: how log lines look.
+//!
+//! # Invariants, as what never happens
+//!
+//! - No 202 before the commit is durable: fsync on SQLite, `synchronous_commit` on Postgres. Start-up refuses less.
+//! - Payload bytes are never rewritten: what goes out is a slice of what came in.
+//! - [`http`] and [`ingest`] never send. [`send`] never touches the ledger and never retries.
+//! - [`domain`] never awaits, reads a clock or draws a random number.
+//! - No transaction is open while a request is under way.
+//! - A settlement that names an old claim changes no row.
+//! - Two attempts of one delivery never carry different idempotency keys.
+//! - Nothing in memory grows with the backlog: lanes are remembered while they have work, deliveries up to a bound.
+//! - Nothing pending is ever given up because the process, the network or Svix was away.
+
 pub mod app;
 pub mod cli;
 pub mod config;
@@ -10,5 +58,6 @@ pub mod ingest;
 pub mod ledger;
 #[cfg(feature = "mock")]
 pub mod mock;
+pub mod reconnect;
 pub mod send;
 pub mod telemetry;

@@ -122,7 +122,7 @@ CREATE TABLE gate (
 
 -- One row: grows with every change of tenants and keys, so that every node knows when to read them again.
 CREATE TABLE revision (
-    only   BIGINT PRIMARY KEY CHECK (only = 1),
+    id     BIGINT PRIMARY KEY CHECK (id = 1),
     number BIGINT  NOT NULL
 );
 INSERT INTO revision VALUES (1, 1);

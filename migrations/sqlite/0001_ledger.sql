@@ -120,7 +120,7 @@ CREATE TABLE gate (
 
 -- One row: grows with every change of tenants and keys, so that every node knows when to read them again.
 CREATE TABLE revision (
-    only   INTEGER PRIMARY KEY CHECK (only = 1),
+    id     INTEGER PRIMARY KEY CHECK (id = 1),
     number INTEGER NOT NULL
 ) STRICT;
 INSERT INTO revision VALUES (1, 1);

@@ -412,8 +412,9 @@ impl<T> Scheduler<T> {
         self.in_flight
     }
 
-    /// All that is buffered, to be released into the ledger: the process is about to end.
+    /// The process is about to end: nothing starts any more. All that is buffered, to be released into the ledger.
     pub fn drain(&mut self) -> Vec<T> {
+        self.limits.max_in_flight = 0;
         self.buffered = 0;
         self.ring.clear();
         self.lanes.values_mut().flat_map(|state| state.buffer.drain(..)).map(|(_, item)| item).collect()

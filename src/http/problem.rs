@@ -138,10 +138,11 @@ impl IntoResponse for Problem {
     }
 }
 
-/// Gives refusals that a layer or the router made their proper form.
+/// Gives refusals that a layer or the router made their proper form. What is JSON already is somebody's answer.
 pub async fn normalize(response: Response<Body>) -> Response<Body> {
     let status = response.status();
-    let formed = response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == PROBLEM_JSON);
+    let kind = response.headers().get(CONTENT_TYPE);
+    let formed = kind.is_some_and(|kind| kind == PROBLEM_JSON || kind == "application/json");
     if formed || !(status.is_client_error() || status.is_server_error()) {
         return response;
     }

@@ -25,7 +25,7 @@ pub use self::backlog::BacklogLimits;
 use self::plan::{AcceptRequest, Known, Plan};
 pub use self::plan::{Accepted, ItemVerdict, NewEvent, RequestKey};
 use self::sql::Database;
-pub use self::sql::{ApiKey, KeyInfo, NewRejected, Rejected, TenantRow};
+pub use self::sql::{ApiKey, KeyInfo, NewRejected, OutcomeRow, Progress, Rejected, TenantRow};
 pub use self::sqlite::lock_holder;
 use self::writer::{Command, Writer};
 use crate::domain::clock::{Clock, Moment, Timestamp};
@@ -152,7 +152,7 @@ struct Shared {
     commands: tokio::sync::mpsc::Sender<Command>,
     writer: Mutex<Option<tokio::task::JoinHandle<()>>>,
     backlog: Arc<Backlog>,
-    outlet: Arc<OnceLock<Arc<dyn Outlet>>>,
+    outlet: Arc<OnceLock<Box<dyn Outlet>>>,
     health: tokio::sync::watch::Receiver<Option<String>>,
     lanes: Mutex<LaneCache>,
     lease: Duration,
@@ -227,7 +227,7 @@ impl Ledger {
     }
 
     /// Names who takes fresh deliveries. Without one, they are claimed from the ledger.
-    pub fn connect(&self, outlet: Arc<dyn Outlet>) {
+    pub fn connect(&self, outlet: Box<dyn Outlet>) {
         // A second outlet would be a second dispatcher in one process; the first stays.
         let _ = self.shared.outlet.set(outlet);
     }

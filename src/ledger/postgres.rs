@@ -22,10 +22,13 @@ use crate::domain::event::{EventSeq, Fingerprint, Identity};
 use crate::domain::scheduler::{LaneClaim, Remaining};
 use crate::domain::sequence::{NODES, Sequence};
 use crate::domain::tenant::LaneId;
+use crate::reconnect;
 
 const MIGRATIONS: Migrations = &[(1, "ledger", include_str!("../../migrations/postgres/0001_ledger.sql"))];
 const CONNECTIONS: u32 = 8;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a start waits for the database.
+const START_PATIENCE: Duration = Duration::from_secs(5);
 /// A node that has not been seen for so long has lost its number.
 const NODE_EXPIRY: Duration = Duration::from_secs(600);
 
@@ -43,10 +46,14 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
     let connect = PgConnectOptions::from_str(&options.url)
         .map_err(|error| LedgerError::Refused(format!("the database URL is not a Postgres one: {error}")))?
         .application_name("posthaste");
-    let pool = PgPoolOptions::new()
-        .max_connections(CONNECTIONS)
-        .acquire_timeout(CONNECT_TIMEOUT)
-        .connect_with(connect)
+    let pool = || {
+        PgPoolOptions::new()
+            .max_connections(CONNECTIONS)
+            .acquire_timeout(CONNECT_TIMEOUT)
+            .connect_with(connect.clone())
+    };
+    // A database that has just been started may need a moment; a wrong password stays wrong.
+    let pool = reconnect::reach(START_PATIENCE, pool, is_final)
         .await
         .map_err(|error| LedgerError::Unavailable(format!("can't reach Postgres: {error}")))?;
     check(&pool).await?;
@@ -61,6 +68,12 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
     let lease_ms = i64::try_from(options.lease.as_millis()).unwrap_or(i64::MAX);
     let store = PostgresStore { pool, lease_ms, node, epoch };
     Ok(Opened { store, database, sequence: Sequence::new(node, largest) })
+}
+
+/// Whether waiting does not help: the server answered, and it is not just starting (57P03) or crowded (53300).
+fn is_final(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    code.is_some_and(|code| code != "57P03" && code != "53300")
 }
 
 /// Refuses what would not keep an acknowledged event.

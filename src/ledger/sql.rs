@@ -123,6 +123,7 @@ pub struct Progress {
     pub created: i64,
 }
 
+type OutcomeTuple = (String, i64, i64, Option<i64>, Option<String>, i64, Option<String>);
 type KeyRow = (String, String, Vec<u8>, String, Option<String>, i64, Option<i64>);
 
 impl Database {
@@ -255,7 +256,7 @@ impl Database {
     /// # Errors
     /// [`LedgerError::Unavailable`].
     pub async fn outcomes(&self, tenant: &str, event_id: &str) -> Result<Vec<OutcomeRow>> {
-        let rows: Vec<(String, i64, i64, Option<i64>, Option<String>, i64, Option<String>)> = on!(self, reads, pool => {
+        let rows: Vec<OutcomeTuple> = on!(self, reads, pool => {
             sqlx::query_as(
                 "SELECT outcome.state, outcome.attempts, outcome.failures, outcome.status, outcome.remote_id,
                         outcome.dispatch_unconfirmed, outcome.reason

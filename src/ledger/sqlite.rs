@@ -58,7 +58,7 @@ pub(super) struct SqliteStore {
     written: Arc<tokio::sync::Notify>,
     checkpointer: tokio::task::AbortHandle,
     /// Held as long as this process owns the file.
-    _lock: File,
+    lock: File,
 }
 
 /// Who holds what, in memory.
@@ -167,7 +167,7 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
         clock: clock.clone(),
         written,
         checkpointer,
-        _lock: lock,
+        lock,
     };
     Ok(Opened { store, database, sequence: Sequence::new(0, largest) })
 }
@@ -513,7 +513,7 @@ impl Store for SqliteStore {
 
     async fn announce(&self, address: &str) -> Result<()> {
         let write = || {
-            let mut file = &self._lock;
+            let mut file = &self.lock;
             file.set_len(0)?;
             file.seek(std::io::SeekFrom::Start(0))?;
             writeln!(file, "{address}")
@@ -527,7 +527,8 @@ impl Store for SqliteStore {
             // Closing the last connection folds the WAL into the file; an error leaves it for the next start.
             let _ = connection.close().await;
         }
-        let _ = self._lock.set_len(0);
+        // Not left to the last clone of the ledger: the next owner may be waiting.
+        let _ = self.lock.set_len(0).and_then(|()| self.lock.unlock());
     }
 }
 

@@ -15,6 +15,7 @@ use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::delivery::{Delivery, DeliveryId, NextState, Settlement};
 use crate::domain::gate::Ticket;
 use crate::domain::sequence::Sequence;
+use crate::reconnect::Pauses;
 
 /// Most commands that wait; senders wait beyond it.
 pub(super) const QUEUE_LIMIT: usize = 4_096;
@@ -22,9 +23,8 @@ pub(super) const QUEUE_LIMIT: usize = 4_096;
 const GROUP_ROWS: usize = 2_000;
 /// How often a plan may clash with other nodes before its requests are told to come back.
 const CLASH_LIMIT: usize = 8;
-/// How often the ledger is asked for a sign of life when nothing is written, and while it is down.
+/// How often the ledger is asked for a sign of life when nothing is written. While it is down, sooner.
 const HEARTBEAT: Duration = Duration::from_secs(10);
-const HEARTBEAT_WHILE_DOWN: Duration = Duration::from_millis(500);
 
 /// What the writer is asked to do.
 pub(super) enum Command {
@@ -43,7 +43,7 @@ pub(super) struct Writer {
     pub store: Arc<dyn Store>,
     pub sequence: Sequence,
     pub backlog: Arc<Backlog>,
-    pub outlet: Arc<OnceLock<Arc<dyn Outlet>>>,
+    pub outlet: Arc<OnceLock<Box<dyn Outlet>>>,
     /// Why writes fail; `None` while they work.
     pub health: watch::Sender<Option<String>>,
     pub clock: Arc<dyn Clock>,
@@ -53,10 +53,15 @@ impl Writer {
     /// Writes until it reads [`Command::Close`] or nobody is left to ask.
     pub async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
         let mut unsettled: Vec<Settlement> = Vec::new();
+        let mut pauses = Pauses::new();
         let mut open = true;
         while open {
             let mut accepts = Vec::new();
-            let wait = if self.health.borrow().is_some() { HEARTBEAT_WHILE_DOWN } else { HEARTBEAT };
+            let down = self.health.borrow().is_some();
+            if !down {
+                pauses.reset();
+            }
+            let wait = if down { pauses.pause() } else { HEARTBEAT };
             let first = tokio::time::timeout(wait, commands.recv()).await;
             let idle = first.is_err();
             let mut rows = 0;
@@ -86,6 +91,10 @@ impl Writer {
                 self.write(accepts, &mut unsettled).await;
             }
         }
+    }
+
+    fn outlet(&self) -> Option<&dyn Outlet> {
+        self.outlet.get().map(Box::as_ref)
     }
 
     async fn heartbeat(&mut self) {
@@ -143,18 +152,18 @@ impl Writer {
             if plan.writes_nothing() && settlements.is_empty() {
                 return Ok((plan.answers, Vec::new()));
             }
-            let reserved = reserve(self.outlet.get(), &mut plan.deliveries);
+            let reserved = reserve(self.outlet(), &mut plan.deliveries);
             match self.store.commit(&plan, settlements).await {
                 Ok(Committed::Done { stale }) => {
                     self.committed(&plan, reserved);
                     return Ok((plan.answers, stale));
                 }
                 Ok(Committed::Clash) => {
-                    give_back(self.outlet.get(), &plan.deliveries, reserved);
+                    give_back(self.outlet(), &plan.deliveries, reserved);
                     known.merge(self.store.lookup(&plan).await?);
                 }
                 Err(error) => {
-                    give_back(self.outlet.get(), &plan.deliveries, reserved);
+                    give_back(self.outlet(), &plan.deliveries, reserved);
                     return Err(error);
                 }
             }
@@ -164,7 +173,7 @@ impl Writer {
 
     /// After the commit: deliveries go to the dispatcher, from memory or as a wake-up, and the backlog is told.
     fn committed(&self, plan: &Plan<'_>, mut reserved: VecDeque<Ticket>) {
-        let outlet = self.outlet.get();
+        let outlet = self.outlet();
         for waiting in &plan.deliveries {
             self.backlog.add(&waiting.lane.tenant, 1);
             let Some(outlet) = outlet else { continue };
@@ -188,7 +197,7 @@ impl Writer {
                     self.backlog.add(&settlement.lane.tenant, -1);
                 }
                 NextState::Pending { due_at, .. } => {
-                    if let Some(outlet) = self.outlet.get() {
+                    if let Some(outlet) = self.outlet() {
                         outlet.wake(&settlement.lane, due_at);
                     }
                 }
@@ -199,7 +208,7 @@ impl Writer {
 }
 
 /// Takes places in flight for as many deliveries as may go out at once.
-fn reserve(outlet: Option<&Arc<dyn Outlet>>, deliveries: &mut [Waiting<'_>]) -> VecDeque<Ticket> {
+fn reserve(outlet: Option<&dyn Outlet>, deliveries: &mut [Waiting<'_>]) -> VecDeque<Ticket> {
     let Some(outlet) = outlet else { return VecDeque::new() };
     let mut tickets = VecDeque::new();
     for waiting in deliveries {
@@ -211,7 +220,7 @@ fn reserve(outlet: Option<&Arc<dyn Outlet>>, deliveries: &mut [Waiting<'_>]) -> 
     tickets
 }
 
-fn give_back(outlet: Option<&Arc<dyn Outlet>>, deliveries: &[Waiting<'_>], tickets: VecDeque<Ticket>) {
+fn give_back(outlet: Option<&dyn Outlet>, deliveries: &[Waiting<'_>], tickets: VecDeque<Ticket>) {
     let Some(outlet) = outlet else { return };
     let handed_over = deliveries.iter().filter(|waiting| waiting.handed_over);
     for (waiting, ticket) in handed_over.zip(tickets) {

@@ -1,0 +1,159 @@
+//! A fresh database for one test, gone at its end.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use posthaste::domain::clock::Clock;
+use posthaste::ledger::{BacklogLimits, Ledger, LedgerError, LedgerOptions};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, SqliteConnection};
+use tempfile::TempDir;
+
+use super::TestClock;
+
+/// Where the Postgres server for tests is named; the second where the first is not set.
+const SERVER_VARIABLES: [&str; 2] = ["POSTHASTE_TEST_POSTGRES_URL", "DATABASE_URL"];
+
+/// A SQLite file in a directory of its own, or a database of its own on a Postgres server.
+#[derive(Debug)]
+pub struct TestDatabase {
+    url: String,
+    place: Place,
+}
+
+#[derive(Debug)]
+enum Place {
+    Directory(TempDir),
+    /// The server's URL and the database's name on it.
+    Server(String, String),
+}
+
+impl TestDatabase {
+    /// A SQLite file that does not exist yet.
+    pub fn sqlite() -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let url = format!("sqlite:{}", directory.path().join("ledger.db").display());
+        Self { url, place: Place::Directory(directory) }
+    }
+
+    /// An empty Postgres database.
+    pub async fn postgres() -> Self {
+        let server = server_url();
+        let mut connection = PgConnection::connect(&server).await.expect("the Postgres server for tests");
+        let (name,): (String,) =
+            sqlx::query_as("SELECT 'posthaste_test_' || replace(gen_random_uuid()::text, '-', '')")
+                .fetch_one(&mut connection)
+                .await
+                .expect("a name");
+        let create = format!("CREATE DATABASE {name}");
+        sqlx::query(AssertSqlSafe(create)).execute(&mut connection).await.expect("a database");
+        Self { url: with_database(&server, &name), place: Place::Server(server, name) }
+    }
+
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    pub const fn is_postgres(&self) -> bool {
+        matches!(self.place, Place::Server(..))
+    }
+
+    /// The SQLite file.
+    pub fn file(&self) -> PathBuf {
+        Path::new(self.url.strip_prefix("sqlite:").expect("a SQLite file")).to_owned()
+    }
+
+    /// Long leases and room for everything.
+    pub fn options(&self) -> LedgerOptions {
+        LedgerOptions {
+            url: self.url.clone(),
+            lease: Duration::from_secs(60),
+            backlog: BacklogLimits { tenant: 1_000_000, total: 1_000_000 },
+        }
+    }
+
+    /// Opens the ledger with [`Self::options`].
+    pub async fn open(&self, clock: &Arc<TestClock>) -> Ledger {
+        self.open_with(&self.options(), clock).await.expect("the ledger opens")
+    }
+
+    pub async fn open_with(
+        &self,
+        options: &LedgerOptions,
+        clock: &Arc<TestClock>,
+    ) -> Result<Ledger, LedgerError> {
+        Ledger::open(options, clock.clone() as Arc<dyn Clock>).await
+    }
+
+    /// Lets `time` pass on the clock that leases run on: ours for SQLite, the database's for Postgres.
+    pub async fn let_leases_age(&self, time: Duration, clock: &TestClock) {
+        if self.is_postgres() {
+            let by = time.as_millis();
+            self.execute(&format!("UPDATE queue SET lease_until = lease_until - {by} WHERE lease_until > 0"))
+                .await;
+        } else {
+            clock.move_monotonic(time);
+        }
+    }
+
+    /// Runs statements past the ledger.
+    pub async fn execute(&self, sql: &str) {
+        let sql = AssertSqlSafe(sql.to_owned());
+        let done = if self.is_postgres() {
+            let mut connection = PgConnection::connect(&self.url).await.expect("a connection");
+            sqlx::raw_sql(sql).execute(&mut connection).await.map(|_| ())
+        } else {
+            let mut connection = SqliteConnection::connect(&self.url).await.expect("a connection");
+            sqlx::raw_sql(sql).execute(&mut connection).await.map(|_| ())
+        };
+        done.expect("the statement runs");
+    }
+
+    /// Reads one text past the ledger; what is no text must be cast to it.
+    pub async fn text(&self, sql: &str) -> String {
+        let sql = AssertSqlSafe(sql.to_owned());
+        let (text,): (String,) = if self.is_postgres() {
+            let mut connection = PgConnection::connect(&self.url).await.expect("a connection");
+            sqlx::query_as(sql).fetch_one(&mut connection).await.expect("a row")
+        } else {
+            let mut connection = SqliteConnection::connect(&self.url).await.expect("a connection");
+            sqlx::query_as(sql).fetch_one(&mut connection).await.expect("a row")
+        };
+        text
+    }
+}
+
+fn server_url() -> String {
+    SERVER_VARIABLES.iter().find_map(|name| std::env::var(name).ok()).unwrap_or_else(|| {
+        panic!("no Postgres to test on: run ./scripts/test, which starts one, or set {}", SERVER_VARIABLES[0])
+    })
+}
+
+/// `server` with another database in its path.
+fn with_database(server: &str, name: &str) -> String {
+    let (address, parameters) = server.split_once('?').map_or((server, None), |(a, p)| (a, Some(p)));
+    let host_at = address.find("://").map_or(0, |at| at + 3);
+    let path_at = address[host_at..].find('/').map_or(address.len(), |at| host_at + at);
+    let parameters = parameters.map_or_else(String::new, |parameters| format!("?{parameters}"));
+    format!("{}/{name}{parameters}", &address[..path_at])
+}
+
+impl Drop for TestDatabase {
+    fn drop(&mut self) {
+        let Place::Server(server, name) = &self.place else { return };
+        let (server, drop) = (server.clone(), format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"));
+        // A thread and a runtime of its own: the test's may be gone, and can't be waited for here.
+        let dropping = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                let mut connection = PgConnection::connect(&server).await?;
+                sqlx::query(AssertSqlSafe(drop)).execute(&mut connection).await?;
+                Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
+            })
+        });
+        // A panic here would hide the test's own.
+        if !matches!(dropping.join(), Ok(Ok(()))) {
+            eprintln!("the database {name} could not be dropped");
+        }
+    }
+}
