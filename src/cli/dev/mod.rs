@@ -145,6 +145,12 @@ impl Stage {
         let journal = Arc::new(Mutex::new(Journal::new(!args.quiet)));
         let follower = tokio::spawn(follow(mock.clone(), journal.clone(), clock.clone()));
         let app = App::start(&config, clock.clone()).await?;
+        match app.ledger().waiting() {
+            0 => {}
+            waiting => {
+                notes.push(format!("{waiting} events of an earlier run wait in the ledger and go out too"))
+            }
+        }
         let relay = url_of(app.address());
         let key = config.http.bootstrap_admin_key.as_ref().map(|key| key.expose_secret().to_owned());
         let path = config.http.ingest_paths.first().cloned().unwrap_or_default();
@@ -212,8 +218,10 @@ impl Stage {
                 continue;
             }
             if produced_at.is_none() && self.producer.is_finished() {
-                (&mut self.producer).await??;
                 produced_at = Some(self.clock.moment());
+                if let Err(error) = (&mut self.producer).await? {
+                    self.screen.trouble(&format!("No more sample events: {error:#}"))?;
+                }
             }
             let Some(produced_at) = produced_at else { continue };
             if args.events > 0 && self.has_settled(produced_at) {

@@ -113,6 +113,14 @@ impl Screen {
         self.print(&summary_text(summary))
     }
 
+    /// Shows what went wrong.
+    ///
+    /// # Errors
+    /// As with [`Self::print`].
+    pub fn trouble(&mut self, text: &str) -> anyhow::Result<()> {
+        self.print(&format!("\n  {BAD}{text}{BAD:#}\n"))
+    }
+
     /// Shows text as it is.
     ///
     /// # Errors
@@ -164,23 +172,23 @@ fn summary_text(summary: &Summary) -> String {
         let _ = writeln!(text, "  {name:<11}{value:>9}  {FAINT}{remark}{FAINT:#}");
     };
     let rate = accepted_per_second(counts.accepted, elapsed);
-    row("sent", sent.to_string(), format!("events, in {} requests", HumanCount(counts.requests)));
+    row("sent", sent.to_string(), format!("events, in {}", counted(counts.requests, "request")));
     row("accepted", accepted.to_string(), "in the ledger before the answer".into());
     row("duplicates", HumanCount(counts.duplicates).to_string(), "sent again on purpose, recognised".into());
     row(
         "delivered",
         HumanCount(counts.delivered).to_string(),
-        format!("as {} messages at Svix", HumanCount(messages)),
+        format!("as {} at Svix", counted(messages, "message")),
     );
     row("lost", lost.to_string(), "accepted − distinct messages".into());
     row("doubled", doubled.to_string(), "messages − distinct messages".into());
-    row(
-        "throttled",
-        counts.throttled.to_string(),
-        format!("times asked to wait (429), {honoured} times waited"),
-    );
+    row("throttled", counts.throttled.to_string(), format!("answers 429 from Svix, {honoured} waited out"));
     row("elapsed", format!("{:.1} s", elapsed.as_secs_f64()), format!("{rate} events a second"));
     text
+}
+
+fn counted(count: u64, what: &str) -> String {
+    format!("{} {what}{}", HumanCount(count), if count == 1 { "" } else { "s" })
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a figure for the eye")]
