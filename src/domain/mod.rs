@@ -9,6 +9,7 @@ pub mod event;
 pub mod gate;
 pub mod key;
 pub mod parse;
+pub mod partner;
 pub mod rate_limit;
 pub mod retry;
 pub mod scheduler;
