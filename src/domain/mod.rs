@@ -10,6 +10,7 @@ pub mod gate;
 pub mod key;
 pub mod parse;
 pub mod rate_limit;
+pub mod partner;
 pub mod retry;
 pub mod scheduler;
 pub mod sequence;

@@ -27,6 +27,7 @@ use http::HeaderMap;
 
 use self::media_type::{Expected, MediaType, Opening};
 use self::reader::Reader;
+pub(super) use self::rules::{pointer, why_not_a_name};
 use super::event::{Event, Fingerprint, Identity};
 
 /// How deep a body may be nested, the outermost array or object counted as one (`serde_json`'s own limit).
