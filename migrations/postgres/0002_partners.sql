@@ -1,16 +1,17 @@
 -- Partners, their endpoints, and the event types there are.
 
 CREATE TABLE partner (
-    id         TEXT    PRIMARY KEY,
+    id         TEXT    COLLATE "C" PRIMARY KEY,
     settings   TEXT    NOT NULL,            -- JSON: name, rate_limit, max_in_flight, paused …
     version    BIGINT  NOT NULL,           -- grows with every change: the ETag
     created_at BIGINT NOT NULL
 );
 
 CREATE TABLE endpoint (
-    id              TEXT    PRIMARY KEY,    -- ep_…: part of every idempotency key, never used again
-    partner         TEXT    NOT NULL,
+    id              TEXT    COLLATE "C" PRIMARY KEY,    -- ep_…: part of every idempotency key, never used again
+    partner         TEXT    COLLATE "C" NOT NULL,
     settings        TEXT    NOT NULL,       -- JSON: url, tenant, event_types, headers, transform, timeout_ms …
+    headers         TEXT,                   -- values of its own headers, sealed; NULL where it has none
     secret          TEXT    NOT NULL,       -- sealed under the master key
     previous_secret TEXT,                   -- sealed; signs too until `previous_until`
     previous_until  BIGINT,
@@ -25,7 +26,7 @@ CREATE TABLE endpoint (
 CREATE INDEX endpoint_partner ON endpoint (partner, id);
 
 CREATE TABLE event_type (
-    name        TEXT    PRIMARY KEY,
+    name        TEXT    COLLATE "C" PRIMARY KEY,
     settings    TEXT    NOT NULL,           -- JSON: description, schema, example
     version     BIGINT NOT NULL,
     created_at  BIGINT NOT NULL,

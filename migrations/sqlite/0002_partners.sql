@@ -11,6 +11,7 @@ CREATE TABLE endpoint (
     id              TEXT    PRIMARY KEY,    -- ep_…: part of every idempotency key, never used again
     partner         TEXT    NOT NULL,
     settings        TEXT    NOT NULL,       -- JSON: url, tenant, event_types, headers, transform, timeout_ms …
+    headers         TEXT,                   -- values of its own headers, sealed; NULL where it has none
     secret          TEXT    NOT NULL,       -- sealed under the master key
     previous_secret TEXT,                   -- sealed; signs too until `previous_until`
     previous_until  INTEGER,

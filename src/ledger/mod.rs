@@ -5,6 +5,8 @@
 //! text ([`sql`]). A [`writer`] takes what waits and commits it together.
 
 mod backlog;
+mod endpoints;
+mod partners;
 mod plan;
 mod postgres;
 mod rows;
@@ -22,6 +24,8 @@ use tokio::sync::oneshot;
 
 use self::backlog::Backlog;
 pub use self::backlog::BacklogLimits;
+pub use self::endpoints::{EndpointRow, NewEndpoint, Sealed, SealedColumn, StoredSettings};
+pub use self::partners::{EventTypeRow, PartnerRow, Put};
 use self::plan::{AcceptRequest, Known, Plan};
 pub use self::plan::{Accepted, ItemVerdict, NewEvent, RequestKey};
 use self::sql::Database;

@@ -43,6 +43,29 @@ macro_rules! on {
     };
 }
 
+/// Runs one body in a transaction that begins with the next revision number (which keeps changes apart), and answers
+/// the second part of what the body yields. Where the first part is false, nothing is changed.
+macro_rules! change {
+    ($database:expr, |$transaction:ident, $revision:ident| $body:expr) => {
+        $crate::ledger::sql::on!($database, writes, pool => {
+            let mut $transaction = pool.begin().await?;
+            let ($revision,): (i64,) =
+                sqlx::query_as("UPDATE revision SET number = number + 1 RETURNING number")
+                    .fetch_one(&mut *$transaction)
+                    .await?;
+            let (changed, answer) = $body;
+            if changed {
+                $transaction.commit().await?;
+            } else {
+                $transaction.rollback().await?;
+            }
+            answer
+        })
+    };
+}
+
+pub(super) use {change, on};
+
 /// A tenant that has a route of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TenantRow {
@@ -50,6 +73,8 @@ pub struct TenantRow {
     pub id: String,
     /// Where its events go.
     pub route: Route,
+    /// How the payload is reshaped on its way to Svix, as JSON text.
+    pub transform: Option<String>,
 }
 
 /// An API key as the server checks it.
@@ -335,17 +360,19 @@ impl Database {
     /// # Errors
     /// [`LedgerError::Unavailable`].
     pub async fn tenants(&self) -> Result<Vec<TenantRow>> {
-        let rows: Vec<(String, String, Option<String>)> = on!(self, reads, pool => {
-            sqlx::query_as("SELECT id, route, svix_app FROM tenant").fetch_all(pool).await?
+        let rows: Vec<(String, String, Option<String>, Option<String>)> = on!(self, reads, pool => {
+            sqlx::query_as("SELECT id, route, svix_app, transform FROM tenant").fetch_all(pool).await?
         });
         let route = |route: &str, app: Option<String>| match (route, app) {
             ("svix", Some(app)) => Route::Svix { app },
             _ => Route::Direct,
         };
-        Ok(rows.into_iter().map(|(id, name, app)| TenantRow { id, route: route(&name, app) }).collect())
+        let tenant =
+            |(id, name, app, transform): (_, String, _, _)| TenantRow { id, route: route(&name, app), transform };
+        Ok(rows.into_iter().map(tenant).collect())
     }
 
-    /// Sets a tenant's route; whether the tenant is new here.
+    /// Sets a tenant's route and transform; whether the tenant is new here.
     ///
     /// # Errors
     /// [`LedgerError::Taken`] where the Svix application belongs to another tenant.
@@ -369,12 +396,14 @@ impl Database {
                 .fetch_optional(&mut *transaction)
                 .await?;
             let written = sqlx::query(
-                "INSERT INTO tenant (id, route, svix_app) VALUES ($1, $2, $3)
-                 ON CONFLICT (id) DO UPDATE SET route = excluded.route, svix_app = excluded.svix_app",
+                "INSERT INTO tenant (id, route, svix_app, transform) VALUES ($1, $2, $3, $4)
+                 ON CONFLICT (id) DO UPDATE SET route = excluded.route, svix_app = excluded.svix_app,
+                     transform = excluded.transform",
             )
             .bind(&tenant.id)
             .bind(route)
             .bind(app)
+            .bind(&tenant.transform)
             .execute(&mut *transaction)
             .await;
             if let Err(error) = written {
