@@ -12,7 +12,7 @@ mod sql;
 mod sqlite;
 mod writer;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -128,13 +128,21 @@ trait Store: Send + Sync {
     async fn close(&self);
 }
 
+/// One claim of a delivery: which delivery, and the number of the attempt.
+type ClaimId = (DeliveryId, i64);
+
+/// The claim that a settlement is about.
+const fn claim_of(settlement: &Settlement) -> ClaimId {
+    (settlement.id, settlement.attempt)
+}
+
 /// What became of a commit.
 #[derive(Debug)]
 enum Committed {
     /// Durable. Settlements that named an old claim changed nothing and are named here.
     Done {
-        /// Deliveries whose settlement was fenced off.
-        stale: Vec<DeliveryId>,
+        /// Claims whose settlement was fenced off.
+        stale: HashSet<ClaimId>,
     },
     /// Nothing was written: some identities or request keys of the plan are known already.
     Clash,

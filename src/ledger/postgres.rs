@@ -3,6 +3,7 @@
 //! Leases are a column, on the database's clock. A claim changes only columns without an index, which Postgres does
 //! without touching one (a heap-only update); `SKIP LOCKED` keeps two nodes from waiting for each other.
 
+use std::collections::HashSet;
 use std::str::FromStr as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,12 +11,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{PgConnection, PgPool};
+use sqlx::{PgConnection, PgExecutor, PgPool};
 
 use super::plan::{Known, Plan};
 use super::rows::{self, AttemptColumns, OutcomeColumns, WaitingColumns};
 use super::sql::Database;
-use super::{ClaimedLane, Committed, LedgerError, LedgerOptions, Migrations, Opened, Result, Store};
+use super::{
+    ClaimId, ClaimedLane, Committed, LedgerError, LedgerOptions, Migrations, Opened, Result, Store, claim_of,
+};
 use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::delivery::{Delivery, DeliveryId, NextState, Settlement};
 use crate::domain::event::{EventSeq, Fingerprint, Identity};
@@ -219,11 +222,11 @@ fn column<R, T>(rows: &[R], value: impl Fn(&R) -> T) -> Vec<T> {
 }
 
 /// Moves finished deliveries from the queue into `outcome`, as far as their claims still hold.
-async fn settle_done(connection: &mut PgConnection, done: &[OutcomeColumns<'_>]) -> Result<Vec<DeliveryId>> {
+async fn settle_done(connection: &mut PgConnection, done: &[OutcomeColumns<'_>]) -> Result<Vec<ClaimId>> {
     if done.is_empty() {
         return Ok(Vec::new());
     }
-    let settled: Vec<(i64, i64)> = sqlx::query_as(
+    let settled: Vec<(i64, i64, i64)> = sqlx::query_as(
         "WITH input AS (
              SELECT * FROM UNNEST($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $5::bigint[], $6::bigint[],
                                   $7::bigint[], $8::bigint[], $9::bigint[], $10::text[], $11::bigint[], $12::text[])
@@ -232,15 +235,16 @@ async fn settle_done(connection: &mut PgConnection, done: &[OutcomeColumns<'_>])
          ), gone AS (
              DELETE FROM queue USING input
              WHERE queue.lane = input.lane AND queue.due_at = input.due_at AND queue.event = input.event
-               AND queue.attempt = input.attempts
-             RETURNING queue.event, queue.lane
+               AND queue.attempt = input.attempts AND queue.lease_until > 0
+             RETURNING queue.event, queue.lane, queue.attempt
          )
          INSERT INTO outcome (event, lane, state, at, attempts, failures, latency_ms, status, remote_id,
                               dispatch_unconfirmed, reason)
          SELECT input.event, input.lane, state, at, attempts, failures, latency_ms, status, remote_id,
                 dispatch_unconfirmed, reason
-         FROM input JOIN gone ON gone.event = input.event AND gone.lane = input.lane
-         RETURNING event, lane",
+         FROM input
+         JOIN gone ON gone.event = input.event AND gone.lane = input.lane AND gone.attempt = input.attempts
+         RETURNING event, lane, attempts",
     )
     .bind(column(done, |row| row.event))
     .bind(column(done, |row| row.lane))
@@ -256,22 +260,22 @@ async fn settle_done(connection: &mut PgConnection, done: &[OutcomeColumns<'_>])
     .bind(column(done, |row| row.reason))
     .fetch_all(connection)
     .await?;
-    Ok(settled.into_iter().map(delivery_id).collect())
+    Ok(settled.into_iter().map(claim_id).collect())
 }
 
 /// Puts deliveries back for later, as far as their claims still hold.
-async fn settle_waiting(connection: &mut PgConnection, rows: &[WaitingColumns]) -> Result<Vec<DeliveryId>> {
+async fn settle_waiting(connection: &mut PgConnection, rows: &[WaitingColumns]) -> Result<Vec<ClaimId>> {
     if rows.is_empty() {
         return Ok(Vec::new());
     }
-    let settled: Vec<(i64, i64)> = sqlx::query_as(
+    let settled: Vec<(i64, i64, i64)> = sqlx::query_as(
         "UPDATE queue SET due_at = input.due_at, failures = input.failures, uncertain = input.uncertain,
                           lease_until = 0
          FROM UNNEST($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[])
              AS input (event, lane, was_due_at, attempt, due_at, failures, uncertain)
          WHERE queue.lane = input.lane AND queue.due_at = input.was_due_at AND queue.event = input.event
-           AND queue.attempt = input.attempt
-         RETURNING queue.event, queue.lane",
+           AND queue.attempt = input.attempt AND queue.lease_until > 0
+         RETURNING queue.event, queue.lane, queue.attempt",
     )
     .bind(column(rows, |row| row.event))
     .bind(column(rows, |row| row.lane))
@@ -282,7 +286,7 @@ async fn settle_waiting(connection: &mut PgConnection, rows: &[WaitingColumns]) 
     .bind(column(rows, |row| row.uncertain))
     .fetch_all(connection)
     .await?;
-    Ok(settled.into_iter().map(delivery_id).collect())
+    Ok(settled.into_iter().map(claim_id).collect())
 }
 
 async fn log_attempts(connection: &mut PgConnection, rows: &[AttemptColumns<'_>]) -> Result<()> {
@@ -309,21 +313,47 @@ async fn log_attempts(connection: &mut PgConnection, rows: &[AttemptColumns<'_>]
     Ok(())
 }
 
-fn delivery_id((event, lane): (i64, i64)) -> DeliveryId {
-    DeliveryId { event: EventSeq(event), lane: LaneId(lane) }
+fn claim_id((event, lane, attempt): (i64, i64, i64)) -> ClaimId {
+    (DeliveryId { event: EventSeq(event), lane: LaneId(lane) }, attempt)
+}
+
+/// Frees claimed rows, as far as their claims still hold.
+async fn release(
+    connection: impl PgExecutor<'_>,
+    claims: impl Iterator<Item = (ClaimId, Timestamp)> + Clone,
+) -> Result<()> {
+    sqlx::query(
+        "UPDATE queue SET lease_until = 0
+         FROM UNNEST($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[])
+             AS input (lane, due_at, event, attempt)
+         WHERE queue.lane = input.lane AND queue.due_at = input.due_at AND queue.event = input.event
+           AND queue.attempt = input.attempt",
+    )
+    .bind(claims.clone().map(|((id, _), _)| id.lane.0).collect::<Vec<_>>())
+    .bind(claims.clone().map(|(_, due_at)| due_at.as_millis()).collect::<Vec<_>>())
+    .bind(claims.clone().map(|((id, _), _)| id.event.0).collect::<Vec<_>>())
+    .bind(claims.map(|((_, attempt), _)| attempt).collect::<Vec<_>>())
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 /// Settles what is still held; what was fenced off is returned.
-async fn settle(connection: &mut PgConnection, settlements: &[Settlement]) -> Result<Vec<DeliveryId>> {
+async fn settle(connection: &mut PgConnection, settlements: &[Settlement]) -> Result<HashSet<ClaimId>> {
     let done: Vec<_> = settlements.iter().filter_map(OutcomeColumns::of).collect();
     let waiting: Vec<_> = settlements.iter().filter_map(WaitingColumns::of).collect();
-    let failed: Vec<_> = settlements.iter().filter_map(AttemptColumns::of).collect();
-    let mut settled = settle_done(connection, &done).await?;
+    let mut settled: HashSet<_> = settle_done(connection, &done).await?.into_iter().collect();
     settled.extend(settle_waiting(connection, &waiting).await?);
+    let held = settlements.iter().filter(|settlement| settled.contains(&claim_of(settlement)));
+    let failed: Vec<_> = held.filter_map(AttemptColumns::of).collect();
     log_attempts(connection, &failed).await?;
-    let moved = settlements.iter().filter(|settlement| settlement.next != NextState::Released);
-    let settled: std::collections::HashSet<_> = settled.into_iter().collect();
-    Ok(moved.map(|settlement| settlement.id).filter(|id| !settled.contains(id)).collect())
+    let (released, moved): (Vec<_>, Vec<_>) =
+        settlements.iter().partition(|settlement| settlement.next == NextState::Released);
+    if !released.is_empty() {
+        release(connection, released.iter().map(|settlement| (claim_of(settlement), settlement.due_at)))
+            .await?;
+    }
+    Ok(moved.into_iter().map(claim_of).filter(|claim| !settled.contains(claim)).collect())
 }
 
 #[async_trait]
@@ -415,20 +445,7 @@ impl Store for PostgresStore {
     }
 
     async fn release(&self, deliveries: &[(DeliveryId, Timestamp, i64)]) -> Result<()> {
-        sqlx::query(
-            "UPDATE queue SET lease_until = 0
-             FROM UNNEST($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[])
-                 AS input (lane, due_at, event, attempt)
-             WHERE queue.lane = input.lane AND queue.due_at = input.due_at AND queue.event = input.event
-               AND queue.attempt = input.attempt",
-        )
-        .bind(column(deliveries, |(id, ..)| id.lane.0))
-        .bind(column(deliveries, |(_, due_at, _)| due_at.as_millis()))
-        .bind(column(deliveries, |(id, ..)| id.event.0))
-        .bind(column(deliveries, |(_, _, attempt)| *attempt))
-        .execute(&self.pool)
-        .await?;
-        Ok(())
+        release(&self.pool, deliveries.iter().map(|(id, due_at, attempt)| ((*id, *attempt), *due_at))).await
     }
 
     async fn heartbeat(&self, now: Timestamp) -> Result<()> {

@@ -21,7 +21,9 @@ use sqlx::{AssertSqlSafe, Connection as _, Sqlite, SqliteConnection, SqlitePool}
 use super::plan::{Known, Plan};
 use super::rows::{self, AttemptColumns, OutcomeColumns, WaitingColumns};
 use super::sql::Database;
-use super::{ClaimedLane, Committed, LedgerError, LedgerOptions, Migrations, Opened, Result, Store};
+use super::{
+    ClaimId, ClaimedLane, Committed, LedgerError, LedgerOptions, Migrations, Opened, Result, Store, claim_of,
+};
 use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::delivery::{Delivery, DeliveryId, NextState, Settlement};
 use crate::domain::event::{EventSeq, Fingerprint, Identity};
@@ -115,6 +117,16 @@ impl Claims {
         }
         if let Some(meanwhile) = &mut self.reading {
             meanwhile.disturbed.insert(lane);
+        }
+    }
+
+    /// Gives a claim back, where it still holds: its row is free, its number stays in memory.
+    fn release(&mut self, (id, attempt): ClaimId, due_at: Timestamp) {
+        if let Some(claim) = self.held.get_mut(&id)
+            && claim.attempt == attempt
+        {
+            claim.leased_until = None;
+            self.appeared(id.lane, (due_at.as_millis(), id.event.0));
         }
     }
 
@@ -290,15 +302,17 @@ impl SqliteStore {
     }
 
     /// Settlements whose claim still holds, and those whose doesn't.
-    fn fence(&self, settlements: &[Settlement]) -> (Vec<Settlement>, Vec<DeliveryId>) {
+    fn fence(&self, settlements: &[Settlement]) -> (Vec<Settlement>, HashSet<ClaimId>) {
         let claims = self.claims();
-        let (mut valid, mut stale) = (Vec::with_capacity(settlements.len()), Vec::new());
+        let (mut valid, mut stale) = (Vec::with_capacity(settlements.len()), HashSet::new());
         for settlement in settlements {
             match claims.held.get(&settlement.id) {
                 Some(claim) if claim.attempt == settlement.attempt && claim.leased_until.is_some() => {
                     valid.push(settlement.clone());
                 }
-                _ => stale.push(settlement.id),
+                _ => {
+                    stale.insert(claim_of(settlement));
+                }
             }
         }
         (valid, stale)
@@ -319,6 +333,10 @@ impl SqliteStore {
             claims.appeared(waiting.lane.id, (plan.now.as_millis(), waiting.seq.0));
         }
         for settlement in settlements {
+            if settlement.next == NextState::Released {
+                claims.release(claim_of(settlement), settlement.due_at);
+                continue;
+            }
             claims.drop_hold(settlement.id);
             if let Some(meanwhile) = &mut claims.reading {
                 meanwhile.settled.insert(settlement.id);
@@ -484,12 +502,7 @@ impl Store for SqliteStore {
     async fn release(&self, deliveries: &[(DeliveryId, Timestamp, i64)]) -> Result<()> {
         let mut claims = self.claims();
         for (id, due_at, attempt) in deliveries {
-            if let Some(claim) = claims.held.get_mut(id)
-                && claim.attempt == *attempt
-            {
-                claim.leased_until = None;
-                claims.appeared(id.lane, (due_at.as_millis(), id.event.0));
-            }
+            claims.release((*id, *attempt), *due_at);
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 //!
 //! It never waits on purpose: while one commit is being made durable, the next group gathers by itself.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::backlog::Backlog;
 use super::plan::{self, AcceptRequest, Accepted, Known, Plan, Waiting};
-use super::{Committed, LedgerError, Outlet, Result, Store};
+use super::{ClaimId, Committed, LedgerError, Outlet, Result, Store, claim_of};
 use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::delivery::{Delivery, DeliveryId, NextState, Settlement};
 use crate::domain::gate::Ticket;
@@ -119,6 +119,9 @@ impl Writer {
 
     /// Commits requests and settlements together. What can't be settled now stays in `unsettled`.
     async fn write(&mut self, accepts: Vec<Pending>, unsettled: &mut Vec<Settlement>) {
+        // A claim is settled once: of several words about it the first counts.
+        let mut claims = HashSet::with_capacity(unsettled.len());
+        unsettled.retain(|settlement| claims.insert(claim_of(settlement)));
         let (requests, answers): (Vec<_>, Vec<_>) =
             accepts.into_iter().map(|pending| (pending.request, pending.answer)).unzip();
         match self.commit(&requests, unsettled).await {
@@ -144,13 +147,13 @@ impl Writer {
         &mut self,
         requests: &[AcceptRequest],
         settlements: &[Settlement],
-    ) -> Result<(Vec<Accepted>, Vec<DeliveryId>)> {
+    ) -> Result<(Vec<Accepted>, HashSet<ClaimId>)> {
         let mut known = Known::default();
         for _ in 0..CLASH_LIMIT {
             let now = self.clock.now();
             let mut plan = plan::plan(requests, &known, now, || self.sequence.next(now));
             if plan.writes_nothing() && settlements.is_empty() {
-                return Ok((plan.answers, Vec::new()));
+                return Ok((plan.answers, HashSet::new()));
             }
             let reserved = reserve(self.outlet(), &mut plan.deliveries);
             match self.store.commit(&plan, settlements).await {
@@ -186,9 +189,9 @@ impl Writer {
 
     /// After the commit: what is done leaves the backlog, what waits again is told to the dispatcher. Not earlier: a
     /// claim made before the commit would find it still held.
-    fn settled(&self, settlements: impl Iterator<Item = Settlement>, stale: &[DeliveryId]) {
+    fn settled(&self, settlements: impl Iterator<Item = Settlement>, stale: &HashSet<ClaimId>) {
         for settlement in settlements {
-            if stale.contains(&settlement.id) {
+            if stale.contains(&claim_of(&settlement)) {
                 tracing::warn!(delivery = %settlement.id, attempt = settlement.attempt, "lease lost: not settled");
                 continue;
             }
