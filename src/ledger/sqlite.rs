@@ -70,8 +70,8 @@ struct Claims {
     held: HashMap<DeliveryId, Claim>,
     /// Claimed deliveries in each lane, released ones included: rows a claim has to pass over.
     in_lane: HashMap<LaneId, usize>,
-    /// Where in a lane the next claim goes on. Nothing before it is unclaimed.
-    cursors: HashMap<LaneId, (i64, i64)>,
+    /// Where in a lane the next claim goes on.
+    cursors: HashMap<LaneId, Cursor>,
     /// What has changed while a claim reads: its rows may be older than that.
     reading: Option<Meanwhile>,
 }
@@ -81,6 +81,14 @@ struct Claim {
     attempt: i64,
     /// Free from then on. `None`: released.
     leased_until: Option<Moment>,
+}
+
+/// A place in a lane that a claim has come to. All before it is claimed, until the first of those leases ends.
+#[derive(Debug, Clone, Copy)]
+struct Cursor {
+    /// `due_at` and event of the last row passed.
+    place: (i64, i64),
+    until: Moment,
 }
 
 #[derive(Debug, Default)]
@@ -112,7 +120,7 @@ impl Claims {
 
     /// A free row has appeared in `lane` at `place`: where the cursor has passed it, it must start over.
     fn appeared(&mut self, lane: LaneId, place: (i64, i64)) {
-        if self.cursors.get(&lane).is_some_and(|cursor| place <= *cursor) {
+        if self.cursors.get(&lane).is_some_and(|cursor| place <= cursor.place) {
             self.cursors.remove(&lane);
         }
         if let Some(meanwhile) = &mut self.reading {
@@ -329,7 +337,7 @@ impl SqliteStore {
 
     fn after_commit(&self, plan: &Plan<'_>, settlements: &[Settlement]) {
         let mut claims = self.claims();
-        for waiting in plan.deliveries.iter().filter(|waiting| !waiting.handed_over) {
+        for waiting in &plan.deliveries {
             claims.appeared(waiting.lane.id, (plan.now.as_millis(), waiting.seq.0));
         }
         for settlement in settlements {
@@ -348,11 +356,13 @@ impl SqliteStore {
     }
 
     async fn claim_lane(&self, claim: &LaneClaim, now: Timestamp) -> Result<ClaimedLane> {
-        let (cursor, held) = {
+        let moment = self.clock.moment();
+        let (from, held) = {
             let claims = self.claims();
             let held = claims.in_lane.get(&claim.lane.id).copied().unwrap_or_default();
-            (claims.cursors.get(&claim.lane.id).copied().unwrap_or((i64::MIN, i64::MIN)), held)
+            (claims.cursors.get(&claim.lane.id).copied().filter(|cursor| moment < cursor.until), held)
         };
+        let place = from.map_or((i64::MIN, i64::MIN), |cursor| cursor.place);
         // One row more than wanted tells what is left.
         let limit = claim.limit + held + 1;
         let rows: Vec<QueueRow> = sqlx::query_as(
@@ -363,22 +373,30 @@ impl SqliteStore {
              ORDER BY queue.due_at, queue.event LIMIT $4",
         )
         .bind(claim.lane.id.0)
-        .bind(cursor.0)
-        .bind(cursor.1)
+        .bind(place.0)
+        .bind(place.1)
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
         .fetch_all(&self.reads)
         .await?;
-        Ok(self.take(claim, rows, limit, now))
+        Ok(self.take(claim, rows, limit, from, now))
     }
 
     /// Takes what is free and due among rows that were read, and notes the claims.
-    fn take(&self, claim: &LaneClaim, rows: Vec<QueueRow>, limit: usize, now: Timestamp) -> ClaimedLane {
+    fn take(
+        &self,
+        claim: &LaneClaim,
+        rows: Vec<QueueRow>,
+        limit: usize,
+        from: Option<Cursor>,
+        now: Timestamp,
+    ) -> ClaimedLane {
         let moment = self.clock.moment();
         let leased_until = moment + self.lease;
         let lane = claim.lane.id;
         let exhausted = rows.len() < limit;
         let mut claims = self.claims();
         let mut claimed = ClaimedLane { deliveries: Vec::new(), remaining: Remaining::Nothing };
+        let mut until = from.map_or(leased_until, |cursor| cursor.until);
         let mut cursor = None;
         for row in rows {
             let (due_at, event, stored) = (row.0, row.1, row.2);
@@ -396,7 +414,10 @@ impl SqliteStore {
                 claims.hold(id, attempt, leased_until);
                 claimed.deliveries.push(delivery(&claim.lane, attempt, row));
             }
-            cursor = Some((due_at, event));
+            if let Some(Claim { leased_until: Some(held_until), .. }) = claims.held.get(&id) {
+                until = until.min(*held_until);
+            }
+            cursor = Some(Cursor { place: (due_at, event), until });
         }
         let reached_end = exhausted && claimed.remaining != Remaining::Due;
         if !exhausted && claimed.remaining == Remaining::Nothing {
