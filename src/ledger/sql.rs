@@ -236,19 +236,22 @@ impl Database {
     /// # Errors
     /// [`LedgerError::Unavailable`].
     pub async fn progress(&self) -> Result<Progress> {
-        on!(self, reads, pool => {
-            let (events, unrouted, created): (i64, i64, i64) = sqlx::query_as(
-                "SELECT COUNT(*), COALESCE(SUM(CASE WHEN destinations = 0 THEN 1 ELSE 0 END), 0),
-                        CAST(COALESCE(SUM(destinations), 0) AS BIGINT)
-                 FROM event",
+        // One statement: all of it is of one moment, however much is settled meanwhile.
+        let rows: Vec<(String, i64)> = on!(self, reads, pool => {
+            sqlx::query_as(
+                "SELECT 'events', COUNT(*) FROM event
+                 UNION ALL SELECT 'unrouted', COUNT(*) FROM event WHERE destinations = 0
+                 UNION ALL SELECT 'created', CAST(COALESCE(SUM(destinations), 0) AS BIGINT) FROM event
+                 UNION ALL SELECT 'pending', COUNT(*) FROM queue
+                 UNION ALL SELECT state, COUNT(*) FROM outcome GROUP BY state",
             )
-            .fetch_one(pool)
-            .await?;
-            let (pending,): (i64,) = sqlx::query_as("SELECT COUNT(*) FROM queue").fetch_one(pool).await?;
-            let done: Vec<(String, i64)> =
-                sqlx::query_as("SELECT state, COUNT(*) FROM outcome GROUP BY state").fetch_all(pool).await?;
-            Ok(Progress { pending, done: done.into_iter().collect(), events, unrouted, created })
-        })
+            .fetch_all(pool)
+            .await?
+        });
+        let mut counts: HashMap<String, i64> = rows.into_iter().collect();
+        let mut take = |name| counts.remove(name).unwrap_or_default();
+        let (events, unrouted, created) = (take("events"), take("unrouted"), take("created"));
+        Ok(Progress { pending: take("pending"), done: counts, events, unrouted, created })
     }
 
     /// How the deliveries of one event stand: state, failures, reason and the receiver's id for each that is done.
