@@ -201,7 +201,8 @@ impl Ledger {
             let opened = postgres::open(options, &clock).await?;
             (Arc::new(opened.store), opened.database, opened.sequence)
         };
-        let backlog = Arc::new(Backlog::new(options.backlog));
+        // Before anyone writes: what is committed during a count might be counted twice.
+        let backlog = Arc::new(Backlog::new(options.backlog, database.count_waiting().await?));
         let outlet = Arc::new(OnceLock::new());
         let (health_sender, health) = tokio::sync::watch::channel(None);
         let (commands, queue) = tokio::sync::mpsc::channel(writer::QUEUE_LIMIT);
