@@ -30,6 +30,7 @@ pub use self::sqlite::lock_holder;
 use self::writer::{Command, Writer};
 use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::delivery::{Delivery, DeliveryId, Settlement};
+use crate::domain::event::Identity;
 use crate::domain::gate::{CloseReason, Ticket};
 use crate::domain::scheduler::{LaneClaim, Remaining};
 use crate::domain::tenant::{Destination, Lane, LaneId};
@@ -109,8 +110,8 @@ trait Store: Send + Sync {
     /// Writes a plan and settlements in one transaction, made durable before it returns.
     async fn commit(&self, plan: &Plan<'_>, settlements: &[Settlement]) -> Result<Committed>;
 
-    /// What the ledger already knows of a plan's identities and request keys.
-    async fn lookup(&self, plan: &Plan<'_>) -> Result<Known>;
+    /// What the ledger already knows of these identities and request keys, each list in order.
+    async fn lookup(&self, identities: &[&Identity], keys: &[&RequestKey]) -> Result<Known>;
 
     /// Claims due deliveries, oldest first, for each lane at most its limit.
     async fn claim(&self, claims: &[LaneClaim], now: Timestamp) -> Result<Vec<ClaimedLane>>;

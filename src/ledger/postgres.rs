@@ -13,7 +13,7 @@ use bytes::Bytes;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{PgConnection, PgExecutor, PgPool};
 
-use super::plan::{Known, Plan};
+use super::plan::{Known, Plan, RequestKey};
 use super::rows::{self, AttemptColumns, OutcomeColumns, WaitingColumns};
 use super::sql::Database;
 use super::{
@@ -217,7 +217,7 @@ async fn insert_events(connection: &mut PgConnection, plan: &Plan<'_>) -> Result
 }
 
 /// One column of rows, as an array parameter.
-fn column<R, T>(rows: &[R], value: impl Fn(&R) -> T) -> Vec<T> {
+fn column<'a, R, T>(rows: &'a [R], value: impl Fn(&'a R) -> T) -> Vec<T> {
     rows.iter().map(value).collect()
 }
 
@@ -255,7 +255,7 @@ async fn settle_done(connection: &mut PgConnection, done: &[OutcomeColumns<'_>])
     .bind(column(done, |row| row.failures))
     .bind(column(done, |row| row.latency_ms))
     .bind(column(done, |row| row.status))
-    .bind(column(done, |row| row.remote_id))
+    .bind(column(done, |row| row.remote_id.as_deref()))
     .bind(column(done, |row| row.dispatch_unconfirmed))
     .bind(column(done, |row| row.reason))
     .fetch_all(connection)
@@ -369,17 +369,16 @@ impl Store for PostgresStore {
         Ok(Committed::Done { stale })
     }
 
-    async fn lookup(&self, plan: &Plan<'_>) -> Result<Known> {
+    async fn lookup(&self, identities: &[&Identity], keys: &[&RequestKey]) -> Result<Known> {
         let mut known = Known::default();
-        let identities: Vec<_> = plan.sorted().map(|insert| &insert.new.event.identity).collect();
         let events: Vec<(String, String, String, Vec<u8>)> = sqlx::query_as(
             "SELECT event_key.tenant, event_key.source, event_key.id, fingerprint
              FROM UNNEST($1::text[], $2::text[], $3::text[]) AS wanted (tenant, source, id)
              JOIN event_key USING (tenant, source, id)",
         )
-        .bind(column(&identities, |identity| &*identity.tenant))
-        .bind(column(&identities, |identity| &*identity.source))
-        .bind(column(&identities, |identity| &*identity.id))
+        .bind(column(identities, |identity| &*identity.tenant))
+        .bind(column(identities, |identity| &*identity.source))
+        .bind(column(identities, |identity| &*identity.id))
         .fetch_all(&self.pool)
         .await?;
         for (tenant, source, id, fingerprint) in events {
@@ -390,8 +389,8 @@ impl Store for PostgresStore {
             "SELECT request_key.scope, request_key.key, fingerprint
              FROM UNNEST($1::text[], $2::text[]) AS wanted (scope, key) JOIN request_key USING (scope, key)",
         )
-        .bind(column(&plan.request_keys, |key| &*key.scope))
-        .bind(column(&plan.request_keys, |key| &*key.key))
+        .bind(column(keys, |key| &*key.scope))
+        .bind(column(keys, |key| &*key.key))
         .fetch_all(&self.pool)
         .await?;
         for (scope, key, fingerprint) in requests {

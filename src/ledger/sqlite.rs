@@ -18,7 +18,7 @@ use sqlx::sqlite::{
 };
 use sqlx::{AssertSqlSafe, Connection as _, Sqlite, SqliteConnection, SqlitePool};
 
-use super::plan::{Known, Plan};
+use super::plan::{Known, Plan, RequestKey};
 use super::rows::{self, AttemptColumns, OutcomeColumns, WaitingColumns};
 use super::sql::Database;
 use super::{
@@ -475,10 +475,9 @@ impl Store for SqliteStore {
         Ok(Committed::Done { stale })
     }
 
-    async fn lookup(&self, plan: &Plan<'_>) -> Result<Known> {
+    async fn lookup(&self, identities: &[&Identity], keys: &[&RequestKey]) -> Result<Known> {
         let mut known = Known::default();
-        let identities: Vec<_> = plan.sorted().map(|insert| &insert.new.event.identity).collect();
-        let mut rest = identities.as_slice();
+        let mut rest = identities;
         while let Some((chunk, left)) = next_chunk(rest) {
             let sql = format!(
                 "SELECT tenant, source, id, fingerprint FROM event_key WHERE (tenant, source, id) IN (VALUES {})",
@@ -494,7 +493,7 @@ impl Store for SqliteStore {
             }
             rest = left;
         }
-        for key in &plan.request_keys {
+        for key in keys {
             let row: Option<(Vec<u8>,)> =
                 sqlx::query_as("SELECT fingerprint FROM request_key WHERE scope = $1 AND key = $2")
                     .bind(&key.scope)
@@ -660,7 +659,8 @@ async fn settle_rows(connection: &mut SqliteConnection, settlements: &[Settlemen
                 dispatch_unconfirmed, reason) VALUES";
     write_rows(connection, (head, 11, ""), &done, |query, row| {
         let query = query.bind(row.event).bind(row.lane).bind(row.state).bind(row.at).bind(row.attempts);
-        let query = query.bind(row.failures).bind(row.latency_ms).bind(row.status).bind(row.remote_id);
+        let query =
+            query.bind(row.failures).bind(row.latency_ms).bind(row.status).bind(row.remote_id.as_deref());
         query.bind(row.dispatch_unconfirmed).bind(row.reason)
     })
     .await?;

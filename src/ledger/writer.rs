@@ -2,7 +2,7 @@
 //!
 //! It never waits on purpose: while one commit is being made durable, the next group gathers by itself.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -163,7 +163,7 @@ impl Writer {
                 }
                 Ok(Committed::Clash) => {
                     give_back(self.outlet(), &plan.deliveries, reserved);
-                    known.merge(self.store.lookup(&plan).await?);
+                    known.merge(self.lookup(requests).await?);
                 }
                 Err(error) => {
                     give_back(self.outlet(), &plan.deliveries, reserved);
@@ -172,6 +172,16 @@ impl Writer {
             }
         }
         Err(LedgerError::Unavailable("too many nodes write the same events at once".into()))
+    }
+
+    /// What the ledger knows of these requests. Of all they name, not only of what was about to be written: who is
+    /// refused now makes room for others of the group, and each would be another clash.
+    async fn lookup(&self, requests: &[AcceptRequest]) -> Result<Known> {
+        let events = requests.iter().flat_map(|request| &request.events);
+        let identities: BTreeSet<_> = events.map(|new| &new.event.identity).collect();
+        let identities: Vec<_> = identities.into_iter().collect();
+        let keys: Vec<_> = requests.iter().filter_map(|request| request.request_key.as_ref()).collect();
+        self.store.lookup(&identities, &keys).await
     }
 
     /// After the commit: deliveries go to the dispatcher, from memory or as a wake-up, and the backlog is told.
