@@ -123,6 +123,16 @@ pub struct Progress {
     pub created: i64,
 }
 
+/// A loose index scan: one look into the queue's key for each lane with work, however deep it is.
+pub(super) const BUSY_LANES: &str = "WITH RECURSIVE busy (lane) AS (
+         SELECT (SELECT MIN(lane) FROM queue WHERE lane > $1)
+         UNION ALL
+         SELECT (SELECT MIN(queue.lane) FROM queue WHERE queue.lane > busy.lane)
+         FROM busy WHERE busy.lane IS NOT NULL
+     )
+     SELECT lane, (SELECT MIN(due_at) FROM queue WHERE queue.lane = busy.lane)
+     FROM busy WHERE lane IS NOT NULL LIMIT $2";
+
 type OutcomeTuple = (String, i64, i64, Option<i64>, Option<String>, i64, Option<String>);
 type KeyRow = (String, String, Vec<u8>, String, Option<String>, i64, Option<i64>);
 
@@ -187,28 +197,17 @@ impl Database {
     }
 
     /// Lanes that have deliveries waiting, from the one after `after`, each with when the first falls due.
-    ///
-    /// A loose index scan: one look into the queue's key for each lane, however deep it is.
     pub(super) async fn busy_lanes(
         &self,
         after: Option<LaneId>,
         limit: u32,
     ) -> Result<Vec<(LaneId, Timestamp)>> {
         let rows: Vec<(i64, i64)> = on!(self, reads, pool => {
-            sqlx::query_as(
-                "WITH RECURSIVE busy (lane) AS (
-                     SELECT (SELECT MIN(lane) FROM queue WHERE lane > $1)
-                     UNION ALL
-                     SELECT (SELECT MIN(queue.lane) FROM queue WHERE queue.lane > busy.lane)
-                     FROM busy WHERE busy.lane IS NOT NULL
-                 )
-                 SELECT lane, (SELECT MIN(due_at) FROM queue WHERE queue.lane = busy.lane)
-                 FROM busy WHERE lane IS NOT NULL LIMIT $2",
-            )
-            .bind(after.map_or(0, |lane| lane.0))
-            .bind(i64::from(limit))
-            .fetch_all(pool)
-            .await?
+            sqlx::query_as(BUSY_LANES)
+                .bind(after.map_or(0, |lane| lane.0))
+                .bind(i64::from(limit))
+                .fetch_all(pool)
+                .await?
         });
         Ok(rows.into_iter().map(|(lane, due_at)| (LaneId(lane), Timestamp::from_millis(due_at))).collect())
     }

@@ -41,6 +41,15 @@ const READERS: u32 = 4;
 const AUTOCHECKPOINT_PAGES: u32 = 16_000;
 /// How often the WAL is checkpointed on the side, while there are writes.
 const CHECKPOINT_EVERY: Duration = Duration::from_millis(100);
+/// What waits in a lane behind a place, in the order it falls due.
+const WAITING: &str =
+    "SELECT queue.due_at, queue.event, queue.attempt, queue.failures, queue.uncertain, event.source,
+            event.id, event.type, event.received_at, event.body, event.data_start, event.data_end
+     FROM queue JOIN event ON event.seq = queue.event
+     WHERE queue.lane = $1 AND (queue.due_at, queue.event) > ($2, $3)
+     ORDER BY queue.due_at, queue.event LIMIT $4";
+/// Takes rows out of the queue, by their key: head, columns and tail for [`write_rows`].
+const TAKE_OUT: (&str, usize, &str) = ("DELETE FROM queue WHERE (lane, due_at, event) IN (VALUES", 3, ")");
 /// Rows in one statement. A few fixed sizes, so that SQLite's statement cache knows the text.
 const CHUNKS: [usize; 4] = [256, 32, 8, 1];
 
@@ -196,17 +205,20 @@ fn path_of(url: &str) -> Result<PathBuf> {
     let options = SqliteConnectOptions::from_str(url)
         .map_err(|error| LedgerError::Refused(format!("`{url}` is not a SQLite URL: {error}")))?;
     let path = options.get_filename();
-    if path == Path::new(":memory:") || url.contains("mode=memory") {
+    let (name, parameters) = url.split_once('?').unwrap_or((url, ""));
+    // An empty name is a temporary file, gone at the end.
+    let named = path != Path::new("") && !name.ends_with(":memory:") && !parameters.contains("mode=memory");
+    if !named {
         return Err(LedgerError::Refused(
-            "a ledger in memory would lose what it acknowledged; name a file".into(),
+            "a ledger in memory would lose what it acknowledged; name a file: `sqlite:PATH`".into(),
         ));
     }
     Ok(path.to_owned())
 }
 
-/// The file that says who owns the database: `<database>.lock`.
+/// The file that says who owns the database: `<database>.lock`, whatever link it is reached by.
 fn lock_path(database: &Path) -> PathBuf {
-    let mut name = database.as_os_str().to_owned();
+    let mut name = database.canonicalize().unwrap_or_else(|_| database.to_owned()).into_os_string();
     name.push(".lock");
     name.into()
 }
@@ -365,19 +377,13 @@ impl SqliteStore {
         let place = from.map_or((i64::MIN, i64::MIN), |cursor| cursor.place);
         // One row more than wanted tells what is left.
         let limit = claim.limit + held + 1;
-        let rows: Vec<QueueRow> = sqlx::query_as(
-            "SELECT queue.due_at, queue.event, queue.attempt, queue.failures, queue.uncertain, event.source,
-                    event.id, event.type, event.received_at, event.body, event.data_start, event.data_end
-             FROM queue JOIN event ON event.seq = queue.event
-             WHERE queue.lane = $1 AND (queue.due_at, queue.event) > ($2, $3)
-             ORDER BY queue.due_at, queue.event LIMIT $4",
-        )
-        .bind(claim.lane.id.0)
-        .bind(place.0)
-        .bind(place.1)
-        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-        .fetch_all(&self.reads)
-        .await?;
+        let rows: Vec<QueueRow> = sqlx::query_as(WAITING)
+            .bind(claim.lane.id.0)
+            .bind(place.0)
+            .bind(place.1)
+            .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+            .fetch_all(&self.reads)
+            .await?;
         Ok(self.take(claim, rows, limit, from, now))
     }
 
@@ -527,7 +533,7 @@ impl Store for SqliteStore {
         Ok(())
     }
 
-    async fn heartbeat(&self, now: Timestamp) -> Result<()> {
+    async fn heartbeat(&self) -> Result<()> {
         let mut writer = self.writer.lock().await;
         let mut connection = match writer.take() {
             Some(connection) => connection,
@@ -537,7 +543,7 @@ impl Store for SqliteStore {
             "INSERT INTO node (number, epoch, seen_at) VALUES (0, '', $1)
              ON CONFLICT (number) DO UPDATE SET seen_at = excluded.seen_at",
         )
-        .bind(now.as_millis())
+        .bind(self.clock.now().as_millis())
         .execute(&mut connection)
         .await?;
         *writer = Some(connection);
@@ -554,8 +560,9 @@ impl Store for SqliteStore {
         write().map_err(|error: std::io::Error| LedgerError::Unavailable(error.to_string()))
     }
 
-    async fn close(&self) {
+    async fn close(&self, database: &Database) {
         self.checkpointer.abort();
+        database.close().await;
         if let Some(connection) = self.writer.lock().await.take() {
             // Closing the last connection folds the WAL into the file; an error leaves it for the next start.
             let _ = connection.close().await;
@@ -576,6 +583,11 @@ fn placeholders(rows: usize, columns: usize) -> String {
     vec![row; rows].join(",")
 }
 
+/// The text of `head VALUES … tail` for so many rows.
+fn statement((head, columns, tail): (&str, usize, &str), rows: usize) -> String {
+    format!("{head} {}{tail}", placeholders(rows, columns))
+}
+
 /// Runs `head VALUES … tail` over all rows, a chunk at a time; how many rows were changed.
 async fn write_rows<T>(
     connection: &mut SqliteConnection,
@@ -586,7 +598,7 @@ async fn write_rows<T>(
     let mut changed = 0;
     let mut rest = rows;
     while let Some((chunk, left)) = next_chunk(rest) {
-        let sql = format!("{head} {}{tail}", placeholders(chunk.len(), columns));
+        let sql = statement((head, columns, tail), chunk.len());
         let query = chunk.iter().fold(sqlx::query(AssertSqlSafe(sql)), &bind);
         changed += query.execute(&mut *connection).await?.rows_affected();
         rest = left;
@@ -637,8 +649,7 @@ async fn insert_plan(connection: &mut SqliteConnection, plan: &Plan<'_>) -> Resu
 async fn settle_rows(connection: &mut SqliteConnection, settlements: &[Settlement]) -> Result<()> {
     let moved: Vec<_> =
         settlements.iter().filter(|settlement| settlement.next != NextState::Released).collect();
-    let head = "DELETE FROM queue WHERE (lane, due_at, event) IN (VALUES";
-    let gone = write_rows(connection, (head, 3, ")"), &moved, |query, settlement| {
+    let gone = write_rows(connection, TAKE_OUT, &moved, |query, settlement| {
         query.bind(settlement.id.lane.0).bind(settlement.due_at.as_millis()).bind(settlement.id.event.0)
     })
     .await?;
@@ -673,3 +684,6 @@ async fn settle_rows(connection: &mut SqliteConnection, settlements: &[Settlemen
     .await?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
