@@ -120,13 +120,13 @@ trait Store: Send + Sync {
     async fn release(&self, deliveries: &[(DeliveryId, Timestamp, i64)]) -> Result<()>;
 
     /// Writes a heartbeat: proves that the ledger takes writes and keeps this node's number.
-    async fn heartbeat(&self, now: Timestamp) -> Result<()>;
+    async fn heartbeat(&self) -> Result<()>;
 
     /// Leaves the address this process listens on where other processes of this machine find it.
     async fn announce(&self, address: &str) -> Result<()>;
 
-    /// Ends: settles the files, gives the node number back.
-    async fn close(&self);
+    /// Ends: gives the node number or the file back, and closes its connections.
+    async fn close(&self, database: &Database);
 }
 
 /// One claim of a delivery: which delivery, and the number of the attempt.
@@ -213,6 +213,7 @@ impl Ledger {
             backlog: backlog.clone(),
             outlet: outlet.clone(),
             health: health_sender,
+            last_beat: clock.moment(),
             clock: clock.clone(),
         };
         let writer = Mutex::new(Some(tokio::spawn(writer.run(queue))));
@@ -385,8 +386,7 @@ impl Ledger {
         if let Some(writer) = writer {
             let _ = writer.await;
         }
-        self.shared.store.close().await;
-        self.shared.database.close().await;
+        self.shared.store.close(&self.shared.database).await;
     }
 
     fn lanes(&self) -> std::sync::MutexGuard<'_, LaneCache> {

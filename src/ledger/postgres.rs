@@ -34,6 +34,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const START_PATIENCE: Duration = Duration::from_secs(5);
 /// A node that has not been seen for so long has lost its number.
 const NODE_EXPIRY: Duration = Duration::from_secs(600);
+/// How often a number is asked for that another node takes at the same instant.
+const NODE_TRIES: usize = 32;
 
 /// See the module's own words.
 pub(super) struct PostgresStore {
@@ -46,6 +48,11 @@ pub(super) struct PostgresStore {
 
 /// Connects, migrates, checks, and takes a node number.
 pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Result<Opened<PostgresStore>> {
+    // The URL itself may hold a password: it is not repeated.
+    if !options.url.starts_with("postgres://") && !options.url.starts_with("postgresql://") {
+        let words = "the database URL is neither `sqlite:PATH` nor `postgres://…`";
+        return Err(LedgerError::Refused(words.into()));
+    }
     let connect = PgConnectOptions::from_str(&options.url)
         .map_err(|error| LedgerError::Refused(format!("the database URL is not a Postgres one: {error}")))?
         .application_name("posthaste");
@@ -65,8 +72,8 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
         .await
         .map_err(|error| super::migration_error(error, MIGRATIONS))?;
     let database = Database::Postgres(pool.clone());
-    let epoch = format!("{:016x}{:08x}", clock.now().as_millis(), std::process::id());
-    let node = take_node(&pool, &epoch, clock.now()).await?;
+    let epoch = format!("{:032x}", clock.random());
+    let node = take_node(&pool, &epoch).await?;
     let largest = database.largest_seq().await?;
     let lease_ms = i64::try_from(options.lease.as_millis()).unwrap_or(i64::MAX);
     let store = PostgresStore { pool, lease_ms, node, epoch };
@@ -93,29 +100,31 @@ async fn check(pool: &PgPool) -> Result<()> {
     Ok(())
 }
 
-/// Takes the lowest node number that nobody holds.
-async fn take_node(pool: &PgPool, epoch: &str, now: Timestamp) -> Result<i64> {
-    let expired = now.as_millis() - i64::try_from(NODE_EXPIRY.as_millis()).unwrap_or(i64::MAX);
-    let row: Option<(i64,)> = sqlx::query_as(
-        "INSERT INTO node (number, epoch, seen_at)
-         SELECT free, $1, $2 FROM generate_series(0, $3 - 1) AS free
-         WHERE NOT EXISTS (SELECT 1 FROM node WHERE number = free AND seen_at > $4)
-         ORDER BY free LIMIT 1
-         ON CONFLICT (number) DO UPDATE SET epoch = excluded.epoch, seen_at = excluded.seen_at
-             WHERE node.seen_at <= $4
-         RETURNING number",
-    )
-    .bind(epoch)
-    .bind(now.as_millis())
-    .bind(NODES)
-    .bind(expired)
-    .fetch_optional(pool)
-    .await?;
-    match row {
-        Some((number,)) => Ok(number),
-        // Two nodes began at the same instant, and the other was first.
-        None => Err(LedgerError::Unavailable("no node number could be had; start again".into())),
+/// Takes the lowest node number that nobody holds, by the database's clock: no node's own clock may expire another.
+async fn take_node(pool: &PgPool, epoch: &str) -> Result<i64> {
+    let expiry_ms = i64::try_from(NODE_EXPIRY.as_millis()).unwrap_or(i64::MAX);
+    for _ in 0..NODE_TRIES {
+        let row: Option<(i64,)> = sqlx::query_as(
+            "WITH clock AS (SELECT (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint AS now)
+             INSERT INTO node (number, epoch, seen_at)
+             SELECT free, $1, clock.now FROM generate_series(0, $2 - 1) AS free, clock
+             WHERE NOT EXISTS (SELECT 1 FROM node WHERE number = free AND seen_at > clock.now - $3)
+             ORDER BY free LIMIT 1
+             ON CONFLICT (number) DO UPDATE SET epoch = excluded.epoch, seen_at = excluded.seen_at
+                 WHERE node.seen_at <= excluded.seen_at - $3
+             RETURNING number",
+        )
+        .bind(epoch)
+        .bind(NODES)
+        .bind(expiry_ms)
+        .fetch_optional(pool)
+        .await?;
+        // None: two nodes began at the same instant, and the other was first.
+        if let Some((number,)) = row {
+            return Ok(number);
+        }
     }
+    Err(LedgerError::Unavailable(format!("no node number could be had: {NODES} nodes hold one")))
 }
 
 impl PostgresStore {
@@ -447,14 +456,16 @@ impl Store for PostgresStore {
         release(&self.pool, deliveries.iter().map(|(id, due_at, attempt)| ((*id, *attempt), *due_at))).await
     }
 
-    async fn heartbeat(&self, now: Timestamp) -> Result<()> {
-        let kept = sqlx::query("UPDATE node SET seen_at = $1 WHERE number = $2 AND epoch = $3")
-            .bind(now.as_millis())
-            .bind(self.node)
-            .bind(&self.epoch)
-            .execute(&self.pool)
-            .await?
-            .rows_affected();
+    async fn heartbeat(&self) -> Result<()> {
+        let kept = sqlx::query(
+            "UPDATE node SET seen_at = (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint
+             WHERE number = $1 AND epoch = $2",
+        )
+        .bind(self.node)
+        .bind(&self.epoch)
+        .execute(&self.pool)
+        .await?
+        .rows_affected();
         if kept == 1 {
             return Ok(());
         }
@@ -468,13 +479,14 @@ impl Store for PostgresStore {
         Ok(())
     }
 
-    async fn close(&self) {
+    async fn close(&self, database: &Database) {
         // The number is free for the next; where this fails it is free in ten minutes.
         let _ = sqlx::query("UPDATE node SET seen_at = 0 WHERE number = $1 AND epoch = $2")
             .bind(self.node)
             .bind(&self.epoch)
             .execute(&self.pool)
             .await;
+        database.close().await;
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::backlog::Backlog;
 use super::plan::{self, AcceptRequest, Accepted, Known, Plan, Waiting};
 use super::{ClaimId, Committed, LedgerError, Outlet, Result, Store, claim_of};
-use crate::domain::clock::{Clock, Timestamp};
+use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::delivery::{Delivery, DeliveryId, NextState, Settlement};
 use crate::domain::gate::Ticket;
 use crate::domain::sequence::Sequence;
@@ -23,7 +23,7 @@ pub(super) const QUEUE_LIMIT: usize = 4_096;
 const GROUP_ROWS: usize = 2_000;
 /// How often a plan may clash with other nodes before its requests are told to come back.
 const CLASH_LIMIT: usize = 8;
-/// How often the ledger is asked for a sign of life when nothing is written. While it is down, sooner.
+/// How often the ledger is asked for a sign of life. While it is down, sooner.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// What the writer is asked to do.
@@ -46,6 +46,7 @@ pub(super) struct Writer {
     pub outlet: Arc<OnceLock<Box<dyn Outlet>>>,
     /// Why writes fail; `None` while they work.
     pub health: watch::Sender<Option<String>>,
+    pub last_beat: Moment,
     pub clock: Arc<dyn Clock>,
 }
 
@@ -84,11 +85,9 @@ impl Writer {
                 }
             }
             open &= !(commands.is_closed() && commands.is_empty());
-            if idle || self.health.borrow().is_some() {
-                self.heartbeat().await;
-            }
+            let alive = self.heartbeat(idle).await;
             if !accepts.is_empty() || !unsettled.is_empty() {
-                self.write(accepts, &mut unsettled).await;
+                self.write(alive, accepts, &mut unsettled).await;
             }
         }
     }
@@ -97,9 +96,18 @@ impl Writer {
         self.outlet.get().map(Box::as_ref)
     }
 
-    async fn heartbeat(&mut self) {
-        let beat = self.store.heartbeat(self.clock.now()).await;
-        self.report(beat.err().as_ref());
+    /// Asks the ledger for a sign of life where it is time for one, busy or not: the node's number hangs on it.
+    async fn heartbeat(&mut self, idle: bool) -> Result<()> {
+        let moment = self.clock.moment();
+        if !idle && self.health.borrow().is_none() && self.last_beat.until(moment) < HEARTBEAT {
+            return Ok(());
+        }
+        let beat = self.store.heartbeat().await;
+        self.report(beat.as_ref().err());
+        if beat.is_ok() {
+            self.last_beat = moment;
+        }
+        beat
     }
 
     /// Notes whether writes work, and says so once when that changes.
@@ -117,14 +125,19 @@ impl Writer {
         });
     }
 
-    /// Commits requests and settlements together. What can't be settled now stays in `unsettled`.
-    async fn write(&mut self, accepts: Vec<Pending>, unsettled: &mut Vec<Settlement>) {
+    /// Commits requests and settlements together, where the ledger is `alive`. What can't be settled now stays in
+    /// `unsettled`.
+    async fn write(&mut self, alive: Result<()>, accepts: Vec<Pending>, unsettled: &mut Vec<Settlement>) {
         // A claim is settled once: of several words about it the first counts.
         let mut claims = HashSet::with_capacity(unsettled.len());
         unsettled.retain(|settlement| claims.insert(claim_of(settlement)));
         let (requests, answers): (Vec<_>, Vec<_>) =
             accepts.into_iter().map(|pending| (pending.request, pending.answer)).unzip();
-        match self.commit(&requests, unsettled).await {
+        let committed = match alive {
+            Ok(()) => self.commit(&requests, unsettled).await,
+            Err(error) => Err(error),
+        };
+        match committed {
             Ok((verdicts, stale)) => {
                 self.settled(unsettled.drain(..), &stale);
                 for (answer, verdict) in answers.into_iter().zip(verdicts) {
