@@ -19,8 +19,9 @@ use crate::reconnect::Pauses;
 
 /// Most commands that wait; senders wait beyond it.
 pub(super) const QUEUE_LIMIT: usize = 4_096;
-/// About how many rows a commit takes.
+/// About how many rows a commit takes, and how many bytes of bodies: Postgres refuses a statement of 1 GiB.
 const GROUP_ROWS: usize = 2_000;
+const GROUP_BYTES: usize = 32 << 20;
 /// How often a plan may clash with other nodes before its requests are told to come back.
 const CLASH_LIMIT: usize = 8;
 /// How often the ledger is asked for a sign of life. While it is down, sooner.
@@ -65,13 +66,14 @@ impl Writer {
             let wait = if down { pauses.pause() } else { HEARTBEAT };
             let first = tokio::time::timeout(wait, commands.recv()).await;
             let idle = first.is_err();
-            let mut rows = 0;
+            let (mut rows, mut bytes) = (0, 0);
             let mut next = first.unwrap_or_default();
             // While settlements can't be written, no more are taken than a group holds: their senders wait.
             while let Some(command) = next.take() {
                 match command {
                     Command::Accept { request, answer } => {
                         rows += request.events.len();
+                        bytes += request.events.iter().map(|new| new.event.body.len()).sum::<usize>();
                         accepts.push(Pending { request, answer });
                     }
                     Command::Settle(settlement) => {
@@ -80,7 +82,8 @@ impl Writer {
                     }
                     Command::Close => open = false,
                 }
-                if open && rows < GROUP_ROWS && unsettled.len() < 2 * GROUP_ROWS {
+                let room = rows < GROUP_ROWS && bytes < GROUP_BYTES && unsettled.len() < 2 * GROUP_ROWS;
+                if open && room {
                     next = commands.try_recv().ok();
                 }
             }
@@ -269,5 +272,115 @@ fn fresh(waiting: &Waiting<'_>, now: Timestamp) -> Delivery {
         received_at: now,
         body: event.body.clone(),
         data: event.data.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::sync::Mutex;
+
+    use async_trait::async_trait;
+    use bytes::Bytes;
+
+    use super::super::plan::NewEvent;
+    use super::super::sql::Database;
+    use super::super::{BacklogLimits, ClaimedLane, RequestKey};
+    use super::*;
+    use crate::domain::event::{Event, Fingerprint, Identity};
+    use crate::domain::scheduler::LaneClaim;
+
+    /// Remembers how many events each commit had.
+    #[derive(Default)]
+    struct Groups(Mutex<Vec<usize>>);
+
+    #[async_trait]
+    impl Store for Groups {
+        async fn commit(&self, plan: &Plan<'_>, _settlements: &[Settlement]) -> Result<Committed> {
+            self.0.lock().unwrap().push(plan.inserts.len());
+            Ok(Committed::Done { stale: HashSet::new() })
+        }
+
+        async fn lookup(&self, _identities: &[&Identity], _keys: &[&RequestKey]) -> Result<Known> {
+            Ok(Known::default())
+        }
+
+        async fn claim(&self, _claims: &[LaneClaim], _now: Timestamp) -> Result<Vec<ClaimedLane>> {
+            Ok(Vec::new())
+        }
+
+        async fn release(&self, _deliveries: &[(DeliveryId, Timestamp, i64)]) -> Result<()> {
+            Ok(())
+        }
+
+        async fn heartbeat(&self) -> Result<()> {
+            Ok(())
+        }
+
+        async fn announce(&self, _address: &str) -> Result<()> {
+            Ok(())
+        }
+
+        async fn close(&self, _database: &Database) {}
+    }
+
+    #[derive(Debug)]
+    struct StandingClock;
+
+    impl Clock for StandingClock {
+        fn now(&self) -> Timestamp {
+            Timestamp::from_millis(1_000)
+        }
+
+        fn moment(&self) -> Moment {
+            Moment::default()
+        }
+
+        fn random(&self) -> u128 {
+            0
+        }
+    }
+
+    /// Events in each commit, where so many requests of so many events with such bodies wait.
+    async fn groups(requests: usize, events: usize, body: usize) -> Vec<usize> {
+        let (store, body) = (Arc::new(Groups::default()), Bytes::from(vec![b' '; body]));
+        let limits = BacklogLimits { tenant: 1, total: 1 };
+        let writer = Writer {
+            store: store.clone(),
+            sequence: Sequence::new(0, None),
+            backlog: Arc::new(Backlog::new(limits, HashMap::new())),
+            outlet: Arc::default(),
+            health: watch::channel(None).0,
+            last_beat: Moment::default(),
+            clock: Arc::new(StandingClock),
+        };
+        let (sender, queue) = mpsc::channel(QUEUE_LIMIT);
+        for request in 0..requests {
+            let event = |n: usize| Event {
+                identity: Identity {
+                    tenant: "acme".into(),
+                    source: String::new(),
+                    id: format!("{request}-{n}"),
+                },
+                event_type: "t".into(),
+                fingerprint: Fingerprint([0; 32]),
+                body: body.clone(),
+                data: None,
+            };
+            let events = (0..events).map(|n| NewEvent { event: event(n), lanes: Vec::new() }).collect();
+            let request = AcceptRequest { events, strict: true, request_key: None };
+            let accept = Command::Accept { request, answer: oneshot::channel().0 };
+            sender.send(accept).await.unwrap_or_else(|_| panic!("the queue is open"));
+        }
+        drop(sender);
+        writer.run(queue).await;
+        store.0.lock().unwrap().clone()
+    }
+
+    #[tokio::test]
+    async fn a_group_is_bounded_by_rows_and_by_bytes() {
+        assert_eq!(groups(50, 100, 10).await, [2_000, 2_000, 1_000]);
+        assert_eq!(groups(20, 4, 1 << 20).await, [32, 32, 16]);
+        assert_eq!(groups(3, 5_000, 1).await, [5_000, 5_000, 5_000], "a request is not split");
     }
 }
