@@ -438,3 +438,26 @@ fn migration_error(error: MigrateError, migrations: Migrations) -> LedgerError {
         other => LedgerError::Unavailable(format!("migration failed: {other}")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lane_cache_is_bounded_and_knows_lanes_by_name_and_number() {
+        let destination = Arc::new(Destination::Svix { app: "acme".into() });
+        let lane = |n: i64| {
+            let tenant = n.to_string().into();
+            Arc::new(Lane { id: LaneId(n), destination: destination.clone(), tenant })
+        };
+        let mut cache = LaneCache::default();
+        let limit = i64::try_from(LANE_CACHE_LIMIT).expect("small");
+        for n in 0..=limit {
+            cache.insert(lane(n));
+        }
+        let last = lane(limit);
+        assert_eq!((cache.by_id.len(), cache.by_name.len()), (1, 1), "emptied when it was full");
+        assert_eq!(cache.by_id.get(&last.id), Some(&last));
+        assert_eq!(cache.by_name.get(&(destination.clone(), last.tenant.clone())), Some(&last));
+    }
+}

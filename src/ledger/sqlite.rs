@@ -374,17 +374,17 @@ impl SqliteStore {
             let held = claims.in_lane.get(&claim.lane.id).copied().unwrap_or_default();
             (claims.cursors.get(&claim.lane.id).copied().filter(|cursor| moment < cursor.until), held)
         };
-        let place = from.map_or((i64::MIN, i64::MIN), |cursor| cursor.place);
         // One row more than wanted tells what is left.
         let limit = claim.limit + held + 1;
-        let rows: Vec<QueueRow> = sqlx::query_as(WAITING)
-            .bind(claim.lane.id.0)
-            .bind(place.0)
-            .bind(place.1)
-            .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-            .fetch_all(&self.reads)
-            .await?;
+        let rows = self.read(claim.lane.id, from, limit).await?;
         Ok(self.take(claim, rows, limit, from, now))
+    }
+
+    /// Rows of a lane, in the order they fall due.
+    async fn read(&self, lane: LaneId, from: Option<Cursor>, limit: usize) -> Result<Vec<QueueRow>> {
+        let (due_at, event) = from.map_or((i64::MIN, i64::MIN), |cursor| cursor.place);
+        let query = sqlx::query_as(WAITING).bind(lane.0).bind(due_at).bind(event).bind(rows::count(limit));
+        Ok(query.fetch_all(&self.reads).await?)
     }
 
     /// Takes what is free and due among rows that were read, and notes the claims.
