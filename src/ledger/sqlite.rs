@@ -18,10 +18,12 @@ use sqlx::sqlite::{
 };
 use sqlx::{AssertSqlSafe, Connection as _, Sqlite, SqliteConnection, SqlitePool};
 
-use super::plan::{Known, Plan};
+use super::plan::{Known, Plan, RequestKey};
 use super::rows::{self, AttemptColumns, OutcomeColumns, WaitingColumns};
 use super::sql::Database;
-use super::{ClaimedLane, Committed, LedgerError, LedgerOptions, Migrations, Opened, Result, Store};
+use super::{
+    ClaimId, ClaimedLane, Committed, LedgerError, LedgerOptions, Migrations, Opened, Result, Store, claim_of,
+};
 use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::delivery::{Delivery, DeliveryId, NextState, Settlement};
 use crate::domain::event::{EventSeq, Fingerprint, Identity};
@@ -39,6 +41,15 @@ const READERS: u32 = 4;
 const AUTOCHECKPOINT_PAGES: u32 = 16_000;
 /// How often the WAL is checkpointed on the side, while there are writes.
 const CHECKPOINT_EVERY: Duration = Duration::from_millis(100);
+/// What waits in a lane behind a place, in the order it falls due.
+const WAITING: &str =
+    "SELECT queue.due_at, queue.event, queue.attempt, queue.failures, queue.uncertain, event.source,
+            event.id, event.type, event.received_at, event.body, event.data_start, event.data_end
+     FROM queue JOIN event ON event.seq = queue.event
+     WHERE queue.lane = $1 AND (queue.due_at, queue.event) > ($2, $3)
+     ORDER BY queue.due_at, queue.event LIMIT $4";
+/// Takes rows out of the queue, by their key: head, columns and tail for [`write_rows`].
+const TAKE_OUT: (&str, usize, &str) = ("DELETE FROM queue WHERE (lane, due_at, event) IN (VALUES", 3, ")");
 /// Rows in one statement. A few fixed sizes, so that SQLite's statement cache knows the text.
 const CHUNKS: [usize; 4] = [256, 32, 8, 1];
 
@@ -68,8 +79,8 @@ struct Claims {
     held: HashMap<DeliveryId, Claim>,
     /// Claimed deliveries in each lane, released ones included: rows a claim has to pass over.
     in_lane: HashMap<LaneId, usize>,
-    /// Where in a lane the next claim goes on. Nothing before it is unclaimed.
-    cursors: HashMap<LaneId, (i64, i64)>,
+    /// Where in a lane the next claim goes on.
+    cursors: HashMap<LaneId, Cursor>,
     /// What has changed while a claim reads: its rows may be older than that.
     reading: Option<Meanwhile>,
 }
@@ -79,6 +90,14 @@ struct Claim {
     attempt: i64,
     /// Free from then on. `None`: released.
     leased_until: Option<Moment>,
+}
+
+/// A place in a lane that a claim has come to. All before it is claimed, until the first of those leases ends.
+#[derive(Debug, Clone, Copy)]
+struct Cursor {
+    /// `due_at` and event of the last row passed.
+    place: (i64, i64),
+    until: Moment,
 }
 
 #[derive(Debug, Default)]
@@ -110,11 +129,21 @@ impl Claims {
 
     /// A free row has appeared in `lane` at `place`: where the cursor has passed it, it must start over.
     fn appeared(&mut self, lane: LaneId, place: (i64, i64)) {
-        if self.cursors.get(&lane).is_some_and(|cursor| place <= *cursor) {
+        if self.cursors.get(&lane).is_some_and(|cursor| place <= cursor.place) {
             self.cursors.remove(&lane);
         }
         if let Some(meanwhile) = &mut self.reading {
             meanwhile.disturbed.insert(lane);
+        }
+    }
+
+    /// Gives a claim back, where it still holds: its row is free, its number stays in memory.
+    fn release(&mut self, (id, attempt): ClaimId, due_at: Timestamp) {
+        if let Some(claim) = self.held.get_mut(&id)
+            && claim.attempt == attempt
+        {
+            claim.leased_until = None;
+            self.appeared(id.lane, (due_at.as_millis(), id.event.0));
         }
     }
 
@@ -176,9 +205,12 @@ fn path_of(url: &str) -> Result<PathBuf> {
     let options = SqliteConnectOptions::from_str(url)
         .map_err(|error| LedgerError::Refused(format!("`{url}` is not a SQLite URL: {error}")))?;
     let path = options.get_filename();
-    if path == Path::new(":memory:") || url.contains("mode=memory") {
+    let (name, parameters) = url.split_once('?').unwrap_or((url, ""));
+    // An empty name is a temporary file, gone at the end.
+    let named = path != Path::new("") && !name.ends_with(":memory:") && !parameters.contains("mode=memory");
+    if !named {
         return Err(LedgerError::Refused(
-            "a ledger in memory would lose what it acknowledged; name a file".into(),
+            "a ledger in memory would lose what it acknowledged; name a file: `sqlite:PATH`".into(),
         ));
     }
     Ok(path.to_owned())
@@ -189,9 +221,9 @@ pub fn database_file(url: &str) -> Option<PathBuf> {
     super::is_sqlite(url).then(|| path_of(url).ok())?
 }
 
-/// The file that says who owns the database: `<database>.lock`.
+/// The file that says who owns the database: `<database>.lock`, whatever link it is reached by.
 fn lock_path(database: &Path) -> PathBuf {
-    let mut name = database.as_os_str().to_owned();
+    let mut name = database.canonicalize().unwrap_or_else(|_| database.to_owned()).into_os_string();
     name.push(".lock");
     name.into()
 }
@@ -295,15 +327,17 @@ impl SqliteStore {
     }
 
     /// Settlements whose claim still holds, and those whose doesn't.
-    fn fence(&self, settlements: &[Settlement]) -> (Vec<Settlement>, Vec<DeliveryId>) {
+    fn fence(&self, settlements: &[Settlement]) -> (Vec<Settlement>, HashSet<ClaimId>) {
         let claims = self.claims();
-        let (mut valid, mut stale) = (Vec::with_capacity(settlements.len()), Vec::new());
+        let (mut valid, mut stale) = (Vec::with_capacity(settlements.len()), HashSet::new());
         for settlement in settlements {
             match claims.held.get(&settlement.id) {
                 Some(claim) if claim.attempt == settlement.attempt && claim.leased_until.is_some() => {
                     valid.push(settlement.clone());
                 }
-                _ => stale.push(settlement.id),
+                _ => {
+                    stale.insert(claim_of(settlement));
+                }
             }
         }
         (valid, stale)
@@ -320,10 +354,14 @@ impl SqliteStore {
 
     fn after_commit(&self, plan: &Plan<'_>, settlements: &[Settlement]) {
         let mut claims = self.claims();
-        for waiting in plan.deliveries.iter().filter(|waiting| !waiting.handed_over) {
+        for waiting in &plan.deliveries {
             claims.appeared(waiting.lane.id, (plan.now.as_millis(), waiting.seq.0));
         }
         for settlement in settlements {
+            if settlement.next == NextState::Released {
+                claims.release(claim_of(settlement), settlement.due_at);
+                continue;
+            }
             claims.drop_hold(settlement.id);
             if let Some(meanwhile) = &mut claims.reading {
                 meanwhile.settled.insert(settlement.id);
@@ -335,37 +373,41 @@ impl SqliteStore {
     }
 
     async fn claim_lane(&self, claim: &LaneClaim, now: Timestamp) -> Result<ClaimedLane> {
-        let (cursor, held) = {
+        let moment = self.clock.moment();
+        let (from, held) = {
             let claims = self.claims();
             let held = claims.in_lane.get(&claim.lane.id).copied().unwrap_or_default();
-            (claims.cursors.get(&claim.lane.id).copied().unwrap_or((i64::MIN, i64::MIN)), held)
+            (claims.cursors.get(&claim.lane.id).copied().filter(|cursor| moment < cursor.until), held)
         };
         // One row more than wanted tells what is left.
         let limit = claim.limit + held + 1;
-        let rows: Vec<QueueRow> = sqlx::query_as(
-            "SELECT queue.due_at, queue.event, queue.attempt, queue.failures, queue.uncertain, event.source,
-                    event.id, event.type, event.received_at, event.body, event.data_start, event.data_end
-             FROM queue JOIN event ON event.seq = queue.event
-             WHERE queue.lane = $1 AND (queue.due_at, queue.event) > ($2, $3)
-             ORDER BY queue.due_at, queue.event LIMIT $4",
-        )
-        .bind(claim.lane.id.0)
-        .bind(cursor.0)
-        .bind(cursor.1)
-        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-        .fetch_all(&self.reads)
-        .await?;
-        Ok(self.take(claim, rows, limit, now))
+        let rows = self.read(claim.lane.id, from, limit).await?;
+        Ok(self.take(claim, rows, limit, from, now))
+    }
+
+    /// Rows of a lane, in the order they fall due.
+    async fn read(&self, lane: LaneId, from: Option<Cursor>, limit: usize) -> Result<Vec<QueueRow>> {
+        let (due_at, event) = from.map_or((i64::MIN, i64::MIN), |cursor| cursor.place);
+        let query = sqlx::query_as(WAITING).bind(lane.0).bind(due_at).bind(event).bind(rows::count(limit));
+        Ok(query.fetch_all(&self.reads).await?)
     }
 
     /// Takes what is free and due among rows that were read, and notes the claims.
-    fn take(&self, claim: &LaneClaim, rows: Vec<QueueRow>, limit: usize, now: Timestamp) -> ClaimedLane {
+    fn take(
+        &self,
+        claim: &LaneClaim,
+        rows: Vec<QueueRow>,
+        limit: usize,
+        from: Option<Cursor>,
+        now: Timestamp,
+    ) -> ClaimedLane {
         let moment = self.clock.moment();
         let leased_until = moment + self.lease;
         let lane = claim.lane.id;
         let exhausted = rows.len() < limit;
         let mut claims = self.claims();
         let mut claimed = ClaimedLane { deliveries: Vec::new(), remaining: Remaining::Nothing };
+        let mut until = from.map_or(leased_until, |cursor| cursor.until);
         let mut cursor = None;
         for row in rows {
             let (due_at, event, stored) = (row.0, row.1, row.2);
@@ -383,7 +425,10 @@ impl SqliteStore {
                 claims.hold(id, attempt, leased_until);
                 claimed.deliveries.push(delivery(&claim.lane, attempt, row));
             }
-            cursor = Some((due_at, event));
+            if let Some(Claim { leased_until: Some(held_until), .. }) = claims.held.get(&id) {
+                until = until.min(*held_until);
+            }
+            cursor = Some(Cursor { place: (due_at, event), until });
         }
         let reached_end = exhausted && claimed.remaining != Remaining::Due;
         if !exhausted && claimed.remaining == Remaining::Nothing {
@@ -441,10 +486,9 @@ impl Store for SqliteStore {
         Ok(Committed::Done { stale })
     }
 
-    async fn lookup(&self, plan: &Plan<'_>) -> Result<Known> {
+    async fn lookup(&self, identities: &[&Identity], keys: &[&RequestKey]) -> Result<Known> {
         let mut known = Known::default();
-        let identities: Vec<_> = plan.sorted().map(|insert| &insert.new.event.identity).collect();
-        let mut rest = identities.as_slice();
+        let mut rest = identities;
         while let Some((chunk, left)) = next_chunk(rest) {
             let sql = format!(
                 "SELECT tenant, source, id, fingerprint FROM event_key WHERE (tenant, source, id) IN (VALUES {})",
@@ -460,7 +504,7 @@ impl Store for SqliteStore {
             }
             rest = left;
         }
-        for key in &plan.request_keys {
+        for key in keys {
             let row: Option<(Vec<u8>,)> =
                 sqlx::query_as("SELECT fingerprint FROM request_key WHERE scope = $1 AND key = $2")
                     .bind(&key.scope)
@@ -489,17 +533,12 @@ impl Store for SqliteStore {
     async fn release(&self, deliveries: &[(DeliveryId, Timestamp, i64)]) -> Result<()> {
         let mut claims = self.claims();
         for (id, due_at, attempt) in deliveries {
-            if let Some(claim) = claims.held.get_mut(id)
-                && claim.attempt == *attempt
-            {
-                claim.leased_until = None;
-                claims.appeared(id.lane, (due_at.as_millis(), id.event.0));
-            }
+            claims.release((*id, *attempt), *due_at);
         }
         Ok(())
     }
 
-    async fn heartbeat(&self, now: Timestamp) -> Result<()> {
+    async fn heartbeat(&self) -> Result<()> {
         let mut writer = self.writer.lock().await;
         let mut connection = match writer.take() {
             Some(connection) => connection,
@@ -509,7 +548,7 @@ impl Store for SqliteStore {
             "INSERT INTO node (number, epoch, seen_at) VALUES (0, '', $1)
              ON CONFLICT (number) DO UPDATE SET seen_at = excluded.seen_at",
         )
-        .bind(now.as_millis())
+        .bind(self.clock.now().as_millis())
         .execute(&mut connection)
         .await?;
         *writer = Some(connection);
@@ -526,8 +565,9 @@ impl Store for SqliteStore {
         write().map_err(|error: std::io::Error| LedgerError::Unavailable(error.to_string()))
     }
 
-    async fn close(&self) {
+    async fn close(&self, database: &Database) {
         self.checkpointer.abort();
+        database.close().await;
         if let Some(connection) = self.writer.lock().await.take() {
             // Closing the last connection folds the WAL into the file; an error leaves it for the next start.
             let _ = connection.close().await;
@@ -548,6 +588,11 @@ fn placeholders(rows: usize, columns: usize) -> String {
     vec![row; rows].join(",")
 }
 
+/// The text of `head VALUES … tail` for so many rows.
+fn statement((head, columns, tail): (&str, usize, &str), rows: usize) -> String {
+    format!("{head} {}{tail}", placeholders(rows, columns))
+}
+
 /// Runs `head VALUES … tail` over all rows, a chunk at a time; how many rows were changed.
 async fn write_rows<T>(
     connection: &mut SqliteConnection,
@@ -558,7 +603,7 @@ async fn write_rows<T>(
     let mut changed = 0;
     let mut rest = rows;
     while let Some((chunk, left)) = next_chunk(rest) {
-        let sql = format!("{head} {}{tail}", placeholders(chunk.len(), columns));
+        let sql = statement((head, columns, tail), chunk.len());
         let query = chunk.iter().fold(sqlx::query(AssertSqlSafe(sql)), &bind);
         changed += query.execute(&mut *connection).await?.rows_affected();
         rest = left;
@@ -609,8 +654,7 @@ async fn insert_plan(connection: &mut SqliteConnection, plan: &Plan<'_>) -> Resu
 async fn settle_rows(connection: &mut SqliteConnection, settlements: &[Settlement]) -> Result<()> {
     let moved: Vec<_> =
         settlements.iter().filter(|settlement| settlement.next != NextState::Released).collect();
-    let head = "DELETE FROM queue WHERE (lane, due_at, event) IN (VALUES";
-    let gone = write_rows(connection, (head, 3, ")"), &moved, |query, settlement| {
+    let gone = write_rows(connection, TAKE_OUT, &moved, |query, settlement| {
         query.bind(settlement.id.lane.0).bind(settlement.due_at.as_millis()).bind(settlement.id.event.0)
     })
     .await?;
@@ -631,7 +675,8 @@ async fn settle_rows(connection: &mut SqliteConnection, settlements: &[Settlemen
                 dispatch_unconfirmed, reason) VALUES";
     write_rows(connection, (head, 11, ""), &done, |query, row| {
         let query = query.bind(row.event).bind(row.lane).bind(row.state).bind(row.at).bind(row.attempts);
-        let query = query.bind(row.failures).bind(row.latency_ms).bind(row.status).bind(row.remote_id);
+        let query =
+            query.bind(row.failures).bind(row.latency_ms).bind(row.status).bind(row.remote_id.as_deref());
         query.bind(row.dispatch_unconfirmed).bind(row.reason)
     })
     .await?;
@@ -644,3 +689,6 @@ async fn settle_rows(connection: &mut SqliteConnection, settlements: &[Settlemen
     .await?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

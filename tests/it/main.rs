@@ -4,7 +4,9 @@
 #[macro_use]
 mod support;
 mod access;
+mod cli;
 mod ingest;
 mod kill;
+mod ledger;
 mod shutdown;
 mod svix;
