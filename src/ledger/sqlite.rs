@@ -19,7 +19,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use sqlx::{AssertSqlSafe, Connection as _, SqliteConnection, SqlitePool};
 
 use self::claims::{Claim, Claims, Cursor, Meanwhile};
-pub use self::file::lock_holder;
+pub use self::file::{database_file, lock_holder};
 use self::file::{check, checkpoint_on_the_side, own, path_of};
 use self::write::{insert_plan, next_chunk, placeholders, settle_rows};
 

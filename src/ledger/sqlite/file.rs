@@ -34,6 +34,11 @@ pub(super) fn path_of(url: &str) -> Result<PathBuf> {
     Ok(path.to_owned())
 }
 
+/// The SQLite file that a database URL names; `None` where it names none.
+pub fn database_file(url: &str) -> Option<PathBuf> {
+    crate::ledger::is_sqlite(url).then(|| path_of(url).ok())?
+}
+
 /// The file that says who owns the database: `<database>.lock`, whatever link it is reached by.
 fn lock_path(database: &Path) -> PathBuf {
     let mut name = database.canonicalize().unwrap_or_else(|_| database.to_owned()).into_os_string();
