@@ -8,15 +8,17 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use figment::error::{Actual, Kind};
 use figment::providers::{Format as _, Serialized, Toml};
 use figment::value::{Dict, Num, Value};
 use figment::{Figment, Profile};
 use secrecy::{ExposeSecret as _, SecretString};
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::domain::event::Relay;
 use crate::domain::tenant::DefaultRoute;
 use crate::ledger::{BacklogLimits, LedgerOptions};
+use crate::secrets::MasterKey;
 
 const PREFIX: &str = "POSTHASTE_";
 /// Variables with the prefix that are not settings of the server.
@@ -30,6 +32,12 @@ pub struct Config {
     pub database_url: String,
     /// Name of this installation: part of every idempotency key, so that staging and production never meet.
     pub environment: String,
+    /// What seals partners' secrets: 32 random bytes in base64. On SQLite `<database>.key` is made where it is missing.
+    #[serde(serialize_with = "redacted")]
+    pub master_key: Option<SecretString>,
+    /// Master keys that were in force before, so that what they have sealed still opens.
+    #[serde(serialize_with = "all_redacted", deserialize_with = "listed")]
+    pub master_key_previous: Vec<SecretString>,
     /// The server.
     pub http: HttpConfig,
     /// What is taken in, and how.
@@ -163,6 +171,8 @@ impl Default for Config {
         Self {
             database_url: "sqlite:posthaste.db".into(),
             environment: "default".into(),
+            master_key: None,
+            master_key_previous: Vec::new(),
             http: HttpConfig::default(),
             ingest: IngestConfig::default(),
             svix: SvixConfig::default(),
@@ -371,9 +381,20 @@ impl Config {
         } else if self.svix.server_url.as_deref().is_some_and(|url| !is_http_url(url)) {
             "svix.server_url must be an http:// or https:// URL".into()
         } else {
-            return Ok(());
+            return self.check_master_keys();
         };
         Err(ConfigError(problem))
+    }
+
+    fn check_master_keys(&self) -> Result<(), ConfigError> {
+        let current = self.master_key.iter().map(|key| ("master_key".to_owned(), key));
+        let previous = self.master_key_previous.iter().enumerate();
+        let previous = previous.map(|(index, key)| (format!("master_key_previous[{index}]"), key));
+        for (setting, key) in current.chain(previous) {
+            MasterKey::parse(key.expose_secret())
+                .map_err(|error| ConfigError(format!("{setting} {error}")))?;
+        }
+        Ok(())
     }
 }
 
@@ -417,21 +438,34 @@ fn nest(dict: &mut Dict, path: &str, value: Value) {
     }
 }
 
-/// A value in an error message: never a secret.
-fn shown<'a>(path: &str, text: &'a str) -> &'a str {
-    let secret = ["token", "key", "url", "secret"].iter().any(|word| path.ends_with(word));
-    if secret { "…" } else { text }
+/// Whether the setting at `path` may hold a secret.
+fn is_secret(path: &str) -> bool {
+    ["token", "key", "key_previous", "url", "secret"].iter().any(|word| path.ends_with(word))
 }
 
-/// All of figment's complaints on one line, each with its place.
+/// A value in an error message: never a secret.
+fn shown<'a>(path: &str, text: &'a str) -> &'a str {
+    if is_secret(path) { "…" } else { text }
+}
+
+/// All of figment's complaints on one line, each with its place. Values of secrets are left out, and so is the line
+/// of the file that a syntax error quotes.
 fn one_line(error: &figment::Error) -> String {
     let mut line = String::new();
-    for (index, complaint) in error.clone().into_iter().enumerate() {
+    for (index, mut complaint) in error.clone().into_iter().enumerate() {
         let separator = if index == 0 { "" } else { "; " };
+        if let Kind::InvalidType(actual, _) | Kind::InvalidValue(actual, _) = &mut complaint.kind
+            && complaint.path.last().is_some_and(|setting| is_secret(setting))
+        {
+            *actual = Actual::Other("another kind of value".into());
+        }
         // Writing to a String can't fail.
         let _ = write!(line, "{separator}{complaint}");
     }
-    line.replace('\n', " ")
+    let quoted = |text: &str| {
+        text.trim_start_matches(|mark: char| mark.is_ascii_digit() || mark == ' ').starts_with('|')
+    };
+    line.lines().filter(|line| !quoted(line)).collect::<Vec<_>>().join(" ")
 }
 
 /// A database URL without its password.
@@ -452,11 +486,35 @@ fn redacted<S: Serializer>(secret: &Option<SecretString>, serializer: S) -> Resu
     }
 }
 
+fn all_redacted<S: Serializer>(secrets: &[SecretString], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(secrets.iter().map(|_| "[redacted]"))
+}
+
+/// A list of secrets; in the file it may also be written like the variable, comma-separated.
+fn listed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SecretString>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Listed {
+        One(SecretString),
+        All(Vec<SecretString>),
+    }
+    Ok(match Listed::deserialize(deserializer)? {
+        Listed::All(secrets) => secrets,
+        Listed::One(text) => {
+            let parts = text.expose_secret().split(',').map(str::trim).filter(|part| !part.is_empty());
+            parts.map(SecretString::from).collect()
+        }
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use rstest::rstest;
 
     use super::*;
+
+    /// 32 bytes in base64 in which the word can be seen.
+    const CANARY_KEY: &str = "canarycanarycanarycanarycanarycanarycanary4=";
 
     fn from_env(variables: &[(&str, &str)]) -> Result<Loaded, ConfigError> {
         let owned = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
@@ -524,12 +582,47 @@ mod tests {
             ("POSTHASTE_DATABASE_URL", "postgres://user:hunter2@db:5432/posthaste"),
             ("POSTHASTE_SVIX__TOKEN", "sk_canary.eu"),
             ("POSTHASTE_HTTP__BOOTSTRAP_ADMIN_KEY", "canary-key"),
+            ("POSTHASTE_MASTER_KEY", CANARY_KEY),
+            ("POSTHASTE_MASTER_KEY_PREVIOUS", &format!("{CANARY_KEY},{CANARY_KEY}")),
         ])
         .expect("good");
+        assert_eq!(loaded.config.master_key_previous.len(), 2);
         let shown = loaded.config.show().expect("shown");
         assert!(!shown.contains("canary") && !shown.contains("hunter2"), "{shown}");
+        assert!(shown.contains("master_key = \"[redacted]\""), "{shown}");
+        assert!(shown.contains("master_key_previous = [\"[redacted]\", \"[redacted]\"]"), "{shown}");
         assert!(shown.contains("postgres://user:[redacted]@db:5432/posthaste"), "{shown}");
-        assert!(!format!("{:?}", loaded.config.svix).contains("canary"));
+        assert!(!format!("{:?}", loaded.config).contains("canary"));
         from_file(&Config::default().show().expect("shown")).expect("read again");
+    }
+
+    #[rstest]
+    #[case::short(&[("POSTHASTE_MASTER_KEY", "canary4=")], "master_key must be 32 bytes in base64, this is 5")]
+    #[case::empty(&[("POSTHASTE_MASTER_KEY", "")], "master_key must be 32 bytes in base64, this is 0")]
+    #[case::words(&[("POSTHASTE_MASTER_KEY", "a canary")], "master_key is not base64")]
+    #[case::previous(&[("POSTHASTE_MASTER_KEY_PREVIOUS", concat!("canarycanarycanarycanarycanarycanarycanary4=", ",canary"))], "master_key_previous[1]")]
+    fn master_keys_are_32_bytes(#[case] variables: &[(&str, &str)], #[case] expected: &str) {
+        let error = from_env(variables).expect_err("no key").to_string();
+        assert!(error.contains(expected) && !error.contains("canary"), "{error}");
+    }
+
+    #[rstest]
+    #[case::text(&format!("master_key_previous = '{CANARY_KEY}, {CANARY_KEY}'"), 2)]
+    #[case::list(&format!("master_key_previous = ['{CANARY_KEY}']"), 1)]
+    fn previous_master_keys_are_a_list_or_a_text(#[case] file: &str, #[case] count: usize) {
+        assert_eq!(from_file(file).expect("good").config.master_key_previous.len(), count);
+    }
+
+    #[rstest]
+    #[case::no_quotes("master_key = canary", "line 1, column")]
+    #[case::no_end("svix = 1\nmaster_key = 'canary", "line 2, column")]
+    #[case::number("master_key = 13371337", "master_key")]
+    #[case::list("master_key_previous = [['canary']]", "master_key_previous")]
+    #[case::token("[svix]\ntoken = 13371337", "svix.token")]
+    fn a_bad_file_does_not_give_its_secrets_away(#[case] file: &str, #[case] place: &str) {
+        // holds: 46
+        let error = from_file(file).expect_err("bad").to_string();
+        assert!(error.contains(place) && !error.contains('\n'), "{error}");
+        assert!(!error.contains("canary") && !error.contains("1337"), "{error}");
     }
 }

@@ -32,7 +32,8 @@
 //!   together what waits; `sqlite` and `postgres` are the hot path, `sql` is the text they share.
 //! - `mock` (feature `mock`): a mock Svix for tests, ours and yours, and for `posthaste dev`.
 //! - [`reconnect`]: waiting for a neighbour that is away.
-//! - [`send`]: one attempt of one delivery.
+//! - [`secrets`]: what partners share with us, sealed; the master key and where it comes from.
+//! - [`send`]: one attempt of one delivery, and its signature.
 //! - [`telemetry`]: how log lines look.
 //!
 //! # Invariants, as what never happens
@@ -42,6 +43,7 @@
 //! - [`http`] and [`ingest`] never send. [`send`] never touches the ledger and never retries.
 //! - [`domain`] never awaits, reads a clock or draws a random number.
 //! - No transaction is open while a request is under way.
+//! - A partner's secret is never stored as it is, and never shown after it was made.
 //! - A settlement that names an old claim changes no row.
 //! - Two attempts of one delivery never carry different idempotency keys.
 //! - Nothing in memory grows with the backlog: lanes are remembered while they have work, deliveries up to a bound.
@@ -59,5 +61,6 @@ pub mod ledger;
 #[cfg(feature = "mock")]
 pub mod mock;
 pub mod reconnect;
+pub mod secrets;
 pub mod send;
 pub mod telemetry;

@@ -38,7 +38,8 @@ pub const DEFAULT_MAX_IN_FLIGHT: u32 = 64;
 /// Time for one attempt where an endpoint sets none.
 pub const DEFAULT_TIMEOUT_MS: u64 = 15 * SECOND_MS;
 /// Waits after the first, second … failure where an endpoint sets none; then the delivery is dead. With the first
-/// attempt, which is made at once, that is eight attempts in a little over 27 hours (Standard Webhooks 1.0, "Retry schedule").
+/// attempt, which is made at once, that is eight attempts in 27 and a half hours: Svix's schedule, and the beginning
+/// of the one that Standard Webhooks 1.0 gives as an example.
 pub const DEFAULT_RETRY_SCHEDULE_MS: [u64; 7] =
     [5 * SECOND_MS, 5 * MINUTE_MS, 30 * MINUTE_MS, 2 * HOUR_MS, 5 * HOUR_MS, 10 * HOUR_MS, 10 * HOUR_MS];
 

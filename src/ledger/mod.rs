@@ -30,7 +30,7 @@ use self::plan::{AcceptRequest, Known, Plan};
 pub use self::plan::{Accepted, ItemVerdict, NewEvent, RequestKey};
 use self::sql::Database;
 pub use self::sql::{ApiKey, KeyInfo, NewRejected, OutcomeRow, Progress, Rejected, TenantRow};
-pub use self::sqlite::lock_holder;
+pub use self::sqlite::{database_file, lock_holder};
 use self::writer::{Command, Writer};
 use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::delivery::{Delivery, DeliveryId, Settlement};

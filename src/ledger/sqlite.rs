@@ -187,6 +187,11 @@ fn path_of(url: &str) -> Result<PathBuf> {
     Ok(path.to_owned())
 }
 
+/// The SQLite file that a database URL names; `None` where it names none.
+pub fn database_file(url: &str) -> Option<PathBuf> {
+    super::is_sqlite(url).then(|| path_of(url).ok())?
+}
+
 /// The file that says who owns the database: `<database>.lock`.
 fn lock_path(database: &Path) -> PathBuf {
     let mut name = database.as_os_str().to_owned();

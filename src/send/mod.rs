@@ -2,6 +2,7 @@
 //!
 //! A sender never touches the ledger and never retries: it says what happened, and the ledger's schedule does the rest.
 
+pub mod signature;
 pub mod svix;
 
 use async_trait::async_trait;
