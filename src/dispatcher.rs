@@ -6,15 +6,16 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::domain::clock::{Clock, Moment, Timestamp};
-use crate::domain::delivery::{self, Delivery, Failure, Outcome, Timing};
+use crate::domain::delivery::{self, DeadReason, Delivery, Failure, Outcome, Timing};
 use crate::domain::gate::{Change, CloseReason, Gate, GateLimits, Signal, Ticket};
-use crate::domain::scheduler::{GateId, LaneClaim, Scheduler, SchedulerLimits, Start};
-use crate::domain::tenant::{Lane, LaneId};
+use crate::domain::scheduler::{GateId, LaneClaim, Policies, Scheduler, SchedulerLimits, Start};
+use crate::domain::tenant::{Destination, Lane, LaneId};
 use crate::ledger::{ClaimedLane, Ledger, Outlet};
 use crate::send::Sender;
 
@@ -26,6 +27,13 @@ const POLL_OWN: Duration = Duration::from_secs(30);
 const LANES_PAGE: u32 = 1_000;
 /// Wait after the ledger failed to answer.
 const AFTER_ERROR: Duration = Duration::from_millis(500);
+
+/// Hears what came of every attempt: what it means for the destination as a whole is not the dispatcher's business.
+#[async_trait]
+pub trait Observer: Send + Sync {
+    /// An attempt has ended; called before its settlement is handed in.
+    async fn observe(&self, delivery: &Delivery, outcome: &Outcome);
+}
 
 /// Bounds of the dispatcher.
 #[derive(Debug, Clone)]
@@ -68,6 +76,7 @@ struct Shared {
     changed: Notify,
     ledger: Ledger,
     sender: Arc<dyn Sender>,
+    observer: Arc<dyn Observer>,
     options: DispatcherOptions,
     sends: TaskTracker,
     clock: Arc<dyn Clock>,
@@ -79,6 +88,7 @@ impl Dispatcher {
     pub fn new(
         ledger: Ledger,
         sender: Arc<dyn Sender>,
+        observer: Arc<dyn Observer>,
         options: DispatcherOptions,
         clock: Arc<dyn Clock>,
     ) -> Self {
@@ -92,6 +102,7 @@ impl Dispatcher {
             changed: Notify::new(),
             ledger: ledger.clone(),
             sender,
+            observer,
             options,
             sends: TaskTracker::new(),
             clock,
@@ -142,6 +153,12 @@ impl Dispatcher {
             in_flight: state.in_flight(),
         };
         scheduler.gates().map(|(gate, state)| status((gate, state))).collect()
+    }
+
+    /// What is known of receivers from now on.
+    pub fn set_policies(&self, policies: Policies) {
+        self.shared.scheduler().set_policies(policies, self.shared.clock.moment());
+        self.shared.changed.notify_one();
     }
 
     /// Requests in flight.
@@ -278,13 +295,15 @@ impl Shared {
         };
         let ended = self.clock.moment();
         // The gate first, and at once: nothing may start between the answer that closes it and its closing.
+        let signal = signal(&outcome, matches!(*delivery.lane.destination, Destination::Svix { .. }));
         let change =
-            self.scheduler().finish(&delivery.lane, ticket, signal(&outcome), ended, self.clock.chance());
+            self.scheduler().finish(&delivery.lane, ticket, signal, ended, self.clock.chance());
         if let Change::Closed { until, reason } = change {
             self.gate_closed(&delivery.lane, until, reason, &outcome).await;
         } else if change == Change::Opened {
             tracing::info!(gate = GateId::of(&delivery.lane.destination).as_str(), "gate open again");
         }
+        self.observer.observe(&delivery, &outcome).await;
         let timing =
             Timing { at: self.clock.now(), latency: began.until(ended), chance: self.clock.chance() };
         self.settle(delivery, ticket, outcome, timing).await;
@@ -382,15 +401,17 @@ impl Outlet for Handoff {
 }
 
 /// What an outcome says of the receiver's health.
-const fn signal(outcome: &Outcome) -> Signal {
+const fn signal(outcome: &Outcome, svix: bool) -> Signal {
     match outcome {
         Outcome::Delivered { .. } => Signal::Success,
         Outcome::Throttled { retry_after, .. } => Signal::Throttled(*retry_after),
         Outcome::Unauthorized(_) => Signal::Unauthorized,
-        Outcome::Rejected(_) => Signal::Alive,
-        Outcome::NotSent => Signal::NotSent,
-        // 4xx that may go better later: it is there, and answers.
-        Outcome::Failed(Failure { status: Some(400..=499), .. }) => Signal::Alive,
+        Outcome::Rejected(DeadReason::EndpointDisabled | DeadReason::TransformFailed, _)
+        | Outcome::Canceled(_)
+        | Outcome::NotSent => Signal::NotSent,
+        Outcome::Rejected(..) => Signal::Alive,
+        // Svix's 4xx that may go better later: it is there, and answers. An endpoint that answers 404 is broken.
+        Outcome::Failed(Failure { status: Some(400..=499), .. }) if svix => Signal::Alive,
         Outcome::Failed(_) => Signal::Failure,
     }
 }
@@ -400,7 +421,8 @@ fn failure_of(outcome: &Outcome) -> Option<&Failure> {
         Outcome::Throttled { failure, .. }
         | Outcome::Unauthorized(failure)
         | Outcome::Failed(failure)
-        | Outcome::Rejected(failure) => Some(failure),
+        | Outcome::Canceled(failure)
+        | Outcome::Rejected(_, failure) => Some(failure),
         Outcome::Delivered { .. } | Outcome::NotSent => None,
     }
 }
@@ -420,6 +442,6 @@ fn tell(delivery: &Delivery, settlement: &delivery::Settlement) {
         NextState::Delivered { .. } => {
             tracing::debug!(tenant, event, latency_ms = settlement.latency_ms, "delivered");
         }
-        NextState::Released => {}
+        NextState::Canceled | NextState::Released => {}
     }
 }

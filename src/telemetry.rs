@@ -12,7 +12,8 @@ use crate::config::{LogConfig, LogFormat};
 /// A level that can't be read, or a second call: one clear line.
 pub fn init(config: &LogConfig) -> Result<(), String> {
     let filter = EnvFilter::try_new(&config.level).map_err(|error| format!("log.level: {error}"))?;
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    // A line that can't be written has nowhere to be told of: trying to would panic once stderr is closed.
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
     let registry = tracing_subscriber::registry().with(filter);
     match config.format {
         LogFormat::Json => registry.with(lines.json()).try_init(),

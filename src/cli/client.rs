@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{Method, Request, StatusCode};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -16,6 +16,8 @@ use serde::de::DeserializeOwned;
 
 use super::Server;
 use crate::config::Config;
+use crate::domain::clock::Timestamp;
+use crate::domain::retry;
 use crate::ledger::lock_holder;
 
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -33,11 +35,15 @@ pub(super) struct Client {
 pub(super) struct Answer {
     pub status: StatusCode,
     pub body: Bytes,
-    /// The `Retry-After` header in seconds, where there is one.
-    pub retry_after: Option<Duration>,
+    retry_after: Option<String>,
 }
 
 impl Answer {
+    /// How long the server wants to be left alone (its `Retry-After`), where it says so.
+    pub fn wait(&self, now: Timestamp) -> Option<Duration> {
+        retry::retry_after(self.retry_after.as_deref()?, now, Duration::MAX)
+    }
+
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).trim().to_owned()
     }
@@ -137,10 +143,9 @@ impl Client {
         let exchange = async {
             let response = self.http.request(request).await?;
             let (head, body) = response.into_parts();
-            let retry_after =
-                head.headers.get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
+            let retry_after = head.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+            let retry_after = retry_after.map(str::to_owned);
             let body = body.collect().await?.to_bytes();
-            let retry_after = retry_after.map(Duration::from_secs);
             anyhow::Ok(Answer { status: head.status, body, retry_after })
         };
         let answer = tokio::time::timeout(TIMEOUT, exchange);
@@ -154,14 +159,16 @@ impl Client {
 
 /// Where a server with this configuration is reached from the same machine.
 fn base_url(config: &Config) -> String {
-    if let Some(address) = lock_holder(&config.database_url) {
-        return format!("http://{address}");
-    }
-    let listen = config.http.listen;
-    let ip = match listen.ip() {
+    let announced = lock_holder(&config.database_url).and_then(|address| address.parse().ok());
+    url_of(announced.unwrap_or(config.http.listen))
+}
+
+/// The base URL of a server of this machine that listens on `address`.
+pub(super) fn url_of(address: SocketAddr) -> String {
+    let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
         ip => ip,
     };
-    format!("http://{}", SocketAddr::new(ip, listen.port()))
+    format!("http://{}", SocketAddr::new(ip, address.port()))
 }

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
+use super::output::say;
 use crate::config::Config;
 
 #[derive(Debug, Subcommand)]
@@ -17,8 +18,8 @@ pub(super) enum ConfigCommand {
 /// The configuration has been read by now: a bad one never gets here.
 pub(super) fn run(command: &ConfigCommand, config: &Config) -> anyhow::Result<ExitCode> {
     match command {
-        ConfigCommand::Check => println!("the configuration is good"),
-        ConfigCommand::Show => print!("{}", config.show()?),
+        ConfigCommand::Check => say("the configuration is good")?,
+        ConfigCommand::Show => say(config.show()?.trim_end())?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::Server;
 use super::client::Client;
+use super::output::say;
 use crate::config::Config;
 
 #[derive(Debug, Args)]
@@ -17,6 +18,6 @@ pub(super) struct HealthArgs {
 pub(super) async fn run(args: HealthArgs, config: Config) -> anyhow::Result<ExitCode> {
     let client = Client::new(&args.server, &config)?;
     let answer = client.get("/health/ready").await?;
-    println!("{}", answer.text());
+    say(answer.text())?;
     Ok(if answer.status.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

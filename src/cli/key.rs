@@ -11,6 +11,7 @@ use clap::{Subcommand, ValueEnum};
 use secrecy::ExposeSecret as _;
 
 use super::client::Client;
+use super::output::{complain, say};
 use super::{Format, Server};
 use crate::app::SystemClock;
 use crate::config::Config;
@@ -115,13 +116,13 @@ impl Keys {
         match command {
             KeyCommand::Create { name, scopes, tenant, .. } => {
                 let scopes: Vec<_> = scopes.into_iter().map(ScopeArg::scope).collect();
-                println!("{}", self.create(&name, &scopes, tenant.as_deref()).await?);
-                eprintln!("This is the only time it is shown.");
+                say(self.create(&name, &scopes, tenant.as_deref()).await?)?;
+                complain("this is the only time it is shown");
             }
             KeyCommand::List { format, .. } => print_keys(&self.list().await?, format)?,
             KeyCommand::Revoke { id, .. } => {
                 self.revoke(&id).await?;
-                eprintln!("Revoked {id}.");
+                complain(format_args!("revoked {id}"));
             }
         }
         Ok(())
@@ -173,14 +174,14 @@ impl Keys {
 
 fn print_keys(keys: &[KeyInfo], format: Format) -> anyhow::Result<()> {
     if format == Format::Json {
-        println!("{}", serde_json::to_string_pretty(keys).context("keys can't be printed")?);
-        return Ok(());
+        return say(serde_json::to_string_pretty(keys).context("keys can't be printed")?);
     }
-    println!("{:<18} {:<20} {:<20} {:<8} NAME", "ID", "SCOPES", "TENANT", "STATE");
+    say(format_args!("{:<18} {:<20} {:<20} {:<8} NAME", "ID", "SCOPES", "TENANT", "STATE"))?;
     for key in keys {
         let state = if key.revoked_at.is_some() { "revoked" } else { "good" };
         let tenant = key.tenant.as_deref().unwrap_or("all");
-        println!("{:<18} {:<20} {:<20} {:<8} {}", key.id, key.scopes.join(","), tenant, state, key.name);
+        let (id, scopes, name) = (&key.id, key.scopes.join(","), &key.name);
+        say(format_args!("{id:<18} {scopes:<20} {tenant:<20} {state:<8} {name}"))?;
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ mod dev;
 mod health;
 mod key;
 mod migrate;
+mod output;
 mod send;
 mod serve;
 
@@ -16,6 +17,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use self::output::{OutputClosed, complain};
 use crate::config::{Config, Loaded};
 
 /// Exit code for a configuration that can't be used.
@@ -88,17 +90,18 @@ impl Cli {
         let loaded = match Config::load(self.global.config.as_deref(), std::env::vars()) {
             Ok(loaded) => loaded,
             Err(error) => {
-                eprintln!("posthaste: {error}");
+                complain(error);
                 return ExitCode::from(BAD_CONFIG);
             }
         };
         for warning in &loaded.warnings {
-            eprintln!("posthaste: warning: {warning}");
+            complain(format_args!("warning: {warning}"));
         }
         match self.command.run(loaded) {
             Ok(code) => code,
+            Err(error) if error.is::<OutputClosed>() => ExitCode::SUCCESS,
             Err(error) => {
-                eprintln!("posthaste: {error:#}");
+                complain(format_args!("{error:#}"));
                 ExitCode::FAILURE
             }
         }
@@ -139,7 +142,7 @@ async fn stop_signal() -> anyhow::Result<()> {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
-        eprintln!("posthaste: ended at once; what was in flight will be sent again");
+        complain("ended at once; nothing that was acknowledged is lost");
         std::process::exit(130);
     });
     Ok(())

@@ -5,7 +5,7 @@
 //!  pending ─────────▶ claimed ─────────▶ delivered
 //!     ▲                 │  │  no hope, or the schedule ran out
 //!     │ retry, throttle │  └───────────▶ dead
-//!     └─────────────────┘
+//!     └─────────────────┘     destination gone: canceled
 //! ```
 
 use std::fmt;
@@ -127,8 +127,10 @@ pub enum Outcome {
     Unauthorized(Failure),
     /// It may go better later.
     Failed(Failure),
-    /// The same again would be refused again.
-    Rejected(Failure),
+    /// The same again would be refused again, or there is nobody to send it to.
+    Rejected(DeadReason, Failure),
+    /// The destination does not exist any more: nothing was sent.
+    Canceled(Failure),
     /// The gate closed between pick and send: nothing went out.
     NotSent,
 }
@@ -157,6 +159,8 @@ pub enum NextState {
         /// Why.
         reason: DeadReason,
     },
+    /// Not wanted any more: its destination is gone.
+    Canceled,
     /// Back where it was, as if never claimed.
     Released,
 }
@@ -168,6 +172,12 @@ pub enum DeadReason {
     Rejected,
     /// The retry schedule ran out.
     RetriesExhausted,
+    /// The endpoint answered 410: it wants no more (RFC 9110 §15.5.11).
+    Gone,
+    /// The endpoint is disabled.
+    EndpointDisabled,
+    /// The endpoint's transform can't be applied to this event.
+    TransformFailed,
 }
 
 impl DeadReason {
@@ -176,6 +186,9 @@ impl DeadReason {
         match self {
             Self::Rejected => "rejected",
             Self::RetriesExhausted => "retries_exhausted",
+            Self::Gone => "gone",
+            Self::EndpointDisabled => "endpoint_disabled",
+            Self::TransformFailed => "transform_failed",
         }
     }
 }
@@ -260,9 +273,13 @@ pub fn settle(
             settlement.next = after_failure(delivery, settlement.failures, &failure, schedule, timing);
             failure
         }
-        Outcome::Rejected(failure) => {
+        Outcome::Rejected(reason, failure) => {
             settlement.failures += 1;
-            settlement.next = NextState::Dead { reason: DeadReason::Rejected };
+            settlement.next = NextState::Dead { reason };
+            failure
+        }
+        Outcome::Canceled(failure) => {
+            settlement.next = NextState::Canceled;
             failure
         }
     };
@@ -359,7 +376,11 @@ mod tests {
 
     #[test]
     fn a_rejection_is_dead_with_the_receivers_words_and_nothing_sent_is_released() {
-        let settlement = settled(0, Outcome::Rejected(Failure::answered(422, "bad eventType")), true);
+        let settlement = settled(
+            0,
+            Outcome::Rejected(DeadReason::Rejected, Failure::answered(422, "bad eventType")),
+            true,
+        );
         assert_eq!(settlement.next, NextState::Dead { reason: DeadReason::Rejected });
         assert_eq!(settlement.failure.map(|failure| failure.detail).as_deref(), Some("bad eventType"));
         assert_eq!(settled(0, Outcome::NotSent, true).next, NextState::Released);

@@ -3,16 +3,7 @@
 use std::time::Duration;
 
 use super::clock::Moment;
-
-/// How much a partner takes.
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RateLimit {
-    /// Requests per second, more than 0; fractions are fine (0.1 is one in ten seconds).
-    pub per_second: f64,
-    /// Requests that may go at once after a pause, at least 1.
-    pub burst: u32,
-}
+use super::partner::RateLimit;
 
 /// See the module's own words.
 #[derive(Debug, Clone)]

@@ -78,6 +78,7 @@ impl<'a> OutcomeColumns<'a> {
                 ("delivered", remote_id.as_deref(), *dispatch_unconfirmed, None)
             }
             NextState::Dead { reason } => ("dead", None, false, Some(reason.as_str())),
+            NextState::Canceled => ("canceled", None, false, Some("endpoint_deleted")),
             NextState::Pending { .. } | NextState::Released => return None,
         };
         Some(Self {

@@ -193,7 +193,7 @@ impl Writer {
                 continue;
             }
             match settlement.next {
-                NextState::Delivered { .. } | NextState::Dead { .. } => {
+                NextState::Delivered { .. } | NextState::Dead { .. } | NextState::Canceled => {
                     self.backlog.add(&settlement.lane.tenant, -1);
                 }
                 NextState::Pending { due_at, .. } => {

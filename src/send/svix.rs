@@ -22,7 +22,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::domain::clock::Clock;
-use crate::domain::delivery::{Delivery, Failure, Outcome};
+use crate::domain::delivery::{DeadReason, Delivery, Failure, Outcome};
 use crate::domain::event::Relay;
 use crate::domain::key::idempotency_key;
 use crate::domain::retry::{self, RetrySchedule};
@@ -213,7 +213,7 @@ impl SvixSender {
             404 | 408 | 409 | 425 => Outcome::Failed(failure()),
             500.. => Outcome::Failed(failure()),
             // Redirects are not followed: the token is for this server alone.
-            _ => Outcome::Rejected(failure()),
+            _ => rejected(failure()),
         }
     }
 
@@ -238,7 +238,7 @@ impl SvixSender {
             .header(USER_AGENT, AGENT)
             .header("idempotency-key", key)
             .body(Full::new(body))
-            .map_err(|error| Outcome::Rejected(Failure::transport("bad_request", error, false)))?;
+            .map_err(|error| rejected(Failure::transport("bad_request", error, false)))?;
         let exchange = async {
             let response = self.http.request(request).await.map_err(|error| transport_failure(&error))?;
             let (head, body) = response.into_parts();
@@ -276,7 +276,7 @@ impl SvixSender {
             }
             Err(error) => Err(match api_failure(&error) {
                 // What is refused here is the application, not the event.
-                Outcome::Rejected(failure) => Outcome::Failed(failure),
+                Outcome::Rejected(_, failure) => Outcome::Failed(failure),
                 outcome => outcome,
             }),
         }
@@ -300,8 +300,12 @@ fn delivered(status: StatusCode, remote_id: Option<String>, dispatch_unconfirmed
     Outcome::Delivered { status: status.as_u16(), remote_id, dispatch_unconfirmed }
 }
 
+const fn rejected(failure: Failure) -> Outcome {
+    Outcome::Rejected(DeadReason::Rejected, failure)
+}
+
 fn conflict(detail: &str) -> Outcome {
-    Outcome::Rejected(failure("event_id_conflict", 409, detail))
+    rejected(failure("event_id_conflict", 409, detail))
 }
 
 fn failure(code: &str, status: u16, detail: &str) -> Failure {
@@ -381,7 +385,7 @@ fn api_failure(error: &SvixError) -> Outcome {
     match status.as_u16() {
         429 => Outcome::Throttled { failure, retry_after: None },
         401 | 403 => Outcome::Unauthorized(failure),
-        400 | 413 | 422 => Outcome::Rejected(failure),
+        400 | 413 | 422 => rejected(failure),
         _ => Outcome::Failed(failure),
     }
 }

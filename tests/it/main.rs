@@ -4,6 +4,7 @@
 #[macro_use]
 mod support;
 mod access;
+mod cli;
 mod ingest;
 mod kill;
 mod shutdown;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::domain::gate::GateLimits;
-use crate::domain::rate_limit::RateLimit;
+use crate::domain::partner::RateLimit;
 use crate::domain::tenant::Destination;
 
 /// Which gate a destination stands behind. All of Svix is one receiver; every endpoint is one of its own.

@@ -1,0 +1,243 @@
+//! Straight to a partner's URL: signed, reshaped, one POST.
+//!
+//! Success is a 2xx on the head of the answer. Redirects are failures, answers are not decoded, and no more than
+//! [`ANSWER_LIMIT_BYTES`] of a body is read, for no longer than [`ANSWER_TIMEOUT`]: the rest is the partner's business.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT};
+use axum::http::{Request, Uri};
+use bytes::{Bytes, BytesMut};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper_rustls::HttpsConnector;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+
+use super::address_guard::{self, GuardedConnector};
+use super::signature::{self, EndpointSecret, SignatureScheme};
+use crate::domain::clock::{Clock, Timestamp};
+use crate::domain::delivery::{DeadReason, Delivery, Failure, Outcome};
+use crate::domain::event::Relay;
+use crate::domain::key::idempotency_key;
+use crate::domain::retry::{self, RetrySchedule};
+use crate::domain::transform::{Context, Transform};
+
+/// Most of an answer's body that is read.
+pub const ANSWER_LIMIT_BYTES: usize = 16 << 10;
+/// Longest that an answer's body is waited for.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// What is kept of an answer.
+const EXCERPT_LIMIT_BYTES: usize = 1 << 10;
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+const IDLE_PER_HOST: usize = 16;
+const AGENT: &str = concat!("posthaste/", env!("CARGO_PKG_VERSION"));
+
+/// An endpoint as a sender needs it.
+#[derive(Debug, Clone)]
+pub struct LiveEndpoint {
+    /// Its id.
+    pub id: Arc<str>,
+    /// Whose it is.
+    pub partner: Arc<str>,
+    /// Where it is.
+    pub url: Uri,
+    /// What the partner wants along.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// How the payload is reshaped.
+    pub transform: Option<Transform>,
+    /// How requests are signed.
+    pub scheme: SignatureScheme,
+    /// The secret, and during a rotation the one before it with its end.
+    pub secret: EndpointSecret,
+    /// See `secret`.
+    pub previous_secret: Option<(EndpointSecret, Timestamp)>,
+    /// Time for one request.
+    pub timeout: Duration,
+    /// When a delivery is tried again.
+    pub retry_schedule: RetrySchedule,
+    /// Why it is disabled; `None` while it is active.
+    pub disabled: Option<String>,
+}
+
+/// Where endpoints are looked up: in memory.
+pub trait Endpoints: Send + Sync {
+    /// The endpoint with this id, as it is now.
+    fn endpoint(&self, id: &str) -> Option<Arc<LiveEndpoint>>;
+}
+
+/// What is the same for all endpoints.
+#[derive(Debug, Clone)]
+pub struct DirectOptions {
+    /// Part of every idempotency key.
+    pub environment: String,
+    /// What goes out as the payload, before a transform.
+    pub relay: Relay,
+    /// Longest `Retry-After` that is honoured.
+    pub retry_after_max: Duration,
+    /// Largest payload that a transform may make, in bytes.
+    pub max_payload_bytes: usize,
+}
+
+/// Sends to endpoints. See the module's own words.
+pub struct DirectSender {
+    options: DirectOptions,
+    http: Client<HttpsConnector<GuardedConnector>, Full<Bytes>>,
+    endpoints: Arc<dyn Endpoints>,
+    clock: Arc<dyn Clock>,
+}
+
+impl fmt::Debug for DirectSender {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("DirectSender").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+/// What an endpoint answered to one request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reply {
+    /// The status.
+    pub status: u16,
+    /// The `Retry-After` header as it came.
+    pub retry_after: Option<String>,
+    /// The first KiB of the body.
+    pub excerpt: String,
+}
+
+impl DirectSender {
+    /// A sender that dials with `connector`.
+    pub fn new(
+        options: DirectOptions,
+        connector: HttpsConnector<GuardedConnector>,
+        endpoints: Arc<dyn Endpoints>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let http = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_max_idle_per_host(IDLE_PER_HOST)
+            .build(connector);
+        Self { options, http, endpoints, clock }
+    }
+
+    /// When a delivery to this endpoint is tried again.
+    pub fn retry_schedule(&self, id: &str) -> RetrySchedule {
+        let endpoint = self.endpoints.endpoint(id);
+        endpoint.map_or_else(|| RetrySchedule::new(Vec::new()), |endpoint| endpoint.retry_schedule.clone())
+    }
+
+    /// Makes one attempt.
+    pub async fn send(&self, delivery: &Delivery, id: &str) -> Outcome {
+        let Some(endpoint) = self.endpoints.endpoint(id) else {
+            return Outcome::Canceled(Failure::transport("endpoint_deleted", "the endpoint was deleted", false));
+        };
+        if let Some(reason) = &endpoint.disabled {
+            let failure = Failure::transport("endpoint_disabled", format!("disabled: {reason}"), false);
+            return Outcome::Rejected(DeadReason::EndpointDisabled, failure);
+        }
+        let payload = match self.payload(delivery, &endpoint) {
+            Ok(payload) => payload,
+            Err(failure) => return Outcome::Rejected(DeadReason::TransformFailed, failure),
+        };
+        let key =
+            idempotency_key(&self.options.environment, &delivery.lane.destination.to_string(), &delivery.identity);
+        match self.post(&endpoint, &key, payload).await {
+            Ok(reply) => self.outcome(&reply),
+            Err(failure) => Outcome::Failed(failure),
+        }
+    }
+
+    /// One signed request under `webhook_id`; the answer, or why there was none.
+    ///
+    /// # Errors
+    /// A [`Failure`] with a distinct code for each way a request can end without an answer.
+    pub async fn post(&self, endpoint: &LiveEndpoint, webhook_id: &str, payload: Bytes) -> Result<Reply, Failure> {
+        let now = self.clock.now();
+        let mut secrets = vec![endpoint.secret.clone()];
+        let previous = endpoint.previous_secret.iter().filter(|(_, until)| now < *until);
+        secrets.extend(previous.map(|(secret, _)| secret.clone()));
+        let signature =
+            signature::sign(&endpoint.scheme, &secrets, webhook_id, now.as_millis() / 1_000, &payload)
+                .map_err(|error| Failure::transport("not_signed", error, false))?;
+        let mut request = Request::post(endpoint.url.clone())
+            .header(CONTENT_TYPE, "application/json")
+            .header(USER_AGENT, AGENT);
+        for (name, value) in endpoint.headers.iter().cloned().chain(signature) {
+            request = request.header(name, value);
+        }
+        let request = request
+            .body(Full::new(payload))
+            .map_err(|error| Failure::transport("bad_request", error, false))?;
+        let exchange = async {
+            let response = self.http.request(request).await.map_err(|error| address_guard::failure(&error))?;
+            let (head, body) = response.into_parts();
+            let retry_after = head.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+            let retry_after = retry_after.map(str::to_owned);
+            // The head has told; what the body says, and whether it ever ends, changes nothing.
+            let excerpt = tokio::time::timeout(ANSWER_TIMEOUT, read(body)).await.unwrap_or_default();
+            Ok(Reply { status: head.status.as_u16(), retry_after, excerpt })
+        };
+        tokio::time::timeout(endpoint.timeout, exchange).await.unwrap_or_else(|_| {
+            let detail = format!("no answer within {} ms", endpoint.timeout.as_millis());
+            Err(Failure::transport("timeout", detail, true))
+        })
+    }
+
+    fn payload(&self, delivery: &Delivery, endpoint: &LiveEndpoint) -> Result<Bytes, Failure> {
+        let payload = self.options.relay.payload(&delivery.body, delivery.data.as_ref());
+        let Some(transform) = &endpoint.transform else {
+            return Ok(delivery.body.slice_ref(payload));
+        };
+        let context = Context {
+            id: &delivery.identity.id,
+            event_type: &delivery.event_type,
+            tenant: &delivery.identity.tenant,
+            source: &delivery.identity.source,
+            received_at: delivery.received_at,
+        };
+        transform
+            .apply(payload, &context, self.options.max_payload_bytes)
+            .map(|shaped| Bytes::from(shaped.into_owned()))
+            .map_err(|error| Failure::transport(error.code(), error, false))
+    }
+
+    fn outcome(&self, reply: &Reply) -> Outcome {
+        let failure = || Failure::answered(reply.status, &reply.excerpt);
+        let retry_after = reply.retry_after.as_deref();
+        match reply.status {
+            200..=299 => {
+                Outcome::Delivered { status: reply.status, remote_id: None, dispatch_unconfirmed: false }
+            }
+            410 => Outcome::Rejected(DeadReason::Gone, failure()),
+            429 => Outcome::Throttled { failure: failure(), retry_after: self.wait(retry_after) },
+            503 if retry_after.is_some() => {
+                Outcome::Throttled { failure: failure(), retry_after: self.wait(retry_after) }
+            }
+            300..=399 => Outcome::Failed(Failure::answered(reply.status, "redirects are not followed")),
+            _ => Outcome::Failed(failure()),
+        }
+    }
+
+    fn wait(&self, retry_after: Option<&str>) -> Option<Duration> {
+        retry::retry_after(retry_after?, self.clock.now(), self.options.retry_after_max)
+    }
+}
+
+/// The beginning of a body; reads a little more than is kept, so that small answers end and their connection is used
+/// again.
+async fn read(mut body: Incoming) -> String {
+    let mut start = BytesMut::new();
+    let mut seen = 0;
+    while let Some(Ok(frame)) = body.frame().await {
+        let Some(data) = frame.data_ref() else { continue };
+        seen += data.len();
+        let room = EXCERPT_LIMIT_BYTES.saturating_sub(start.len());
+        start.extend_from_slice(&data[..data.len().min(room)]);
+        if seen > ANSWER_LIMIT_BYTES {
+            break;
+        }
+    }
+    String::from_utf8_lossy(&start).into_owned()
+}
