@@ -4,6 +4,8 @@
 //! sealed on its way into the ledger and opened on its way out.
 
 use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
 use crate::domain::clock::Clock;
@@ -12,22 +14,18 @@ use crate::domain::partner::{CustomHeaders, EndpointSettings, SettingFault};
 use crate::domain::tenant::ENDPOINT_PREFIX;
 use crate::domain::transform::Transform;
 use crate::ledger::{EndpointRow, LedgerError, StoredSettings};
-use crate::secrets::{Place, Vault};
+use crate::secrets::{Place, Purpose, Vault};
 use crate::send::address_guard::{DialPolicy, vet_url};
 use crate::send::signature::{EndpointSecret, SignatureScheme};
 
-const TABLE: &str = "endpoint";
-const SECRET: &str = "secret";
-const HEADERS: &str = "headers";
-
-/// Where an endpoint's secret is sealed to; the one before moves to another column and keeps this place.
+/// Where an endpoint's secret is sealed to, whether it is the current one or the one before.
 pub const fn secret_place(endpoint: &str) -> Place<'_> {
-    Place { table: TABLE, row: endpoint, column: SECRET }
+    Place { purpose: Purpose::EndpointSecret, row: endpoint }
 }
 
 /// Where an endpoint's headers are sealed to.
 pub const fn headers_place(endpoint: &str) -> Place<'_> {
-    Place { table: TABLE, row: endpoint, column: HEADERS }
+    Place { purpose: Purpose::EndpointHeaders, row: endpoint }
 }
 
 /// An id for a new endpoint.
@@ -157,4 +155,46 @@ fn seal(
     clock: &dyn Clock,
 ) -> Result<String, LedgerError> {
     vault.seal(place, secret, clock).map_err(|error| LedgerError::Refused(error.to_string()))
+}
+
+/// Longest description of an event type, in bytes.
+const DESCRIPTION_LIMIT_BYTES: usize = 2_048;
+
+/// What is known of an event type, digits and order as they were given.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EventTypeSettings {
+    /// What happened, for people.
+    pub description: String,
+    /// JSON Schema of its payload.
+    pub schema: Option<Box<RawValue>>,
+    /// A payload as it may come.
+    pub example: Option<Box<RawValue>>,
+}
+
+impl EventTypeSettings {
+    /// Reads settings from JSON. Nothing is required.
+    ///
+    /// # Errors
+    /// What is wrong, with its place.
+    pub fn parse(json: &str) -> Result<Self, Vec<SettingFault>> {
+        let fault = |pointer: &str, detail: String| vec![SettingFault { pointer: pointer.into(), detail }];
+        let settings: Self = serde_json::from_str(json).map_err(|error| fault("", error.to_string()))?;
+        if settings.description.len() > DESCRIPTION_LIMIT_BYTES {
+            let detail = format!("`description` is longer than {DESCRIPTION_LIMIT_BYTES} bytes");
+            return Err(fault("/description", detail));
+        }
+        if settings.schema.as_ref().is_some_and(|schema| !schema.get().starts_with('{')) {
+            return Err(fault("/schema", "`schema` must be an object".into()));
+        }
+        Ok(settings)
+    }
+
+    /// What [`Self::parse`] reads, always in the same form.
+    ///
+    /// # Errors
+    /// None that is known.
+    pub fn to_json(&self) -> Result<String, LedgerError> {
+        serde_json::to_string(self).map_err(|error| LedgerError::Refused(error.to_string()))
+    }
 }
