@@ -18,6 +18,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::domain::event::Relay;
 use crate::domain::tenant::DefaultRoute;
 use crate::ledger::{BacklogLimits, LedgerOptions};
+use crate::provisioning::{SeedEventType, SeedPartner, Seeds};
 use crate::secrets::MasterKey;
 
 const PREFIX: &str = "POSTHASTE_";
@@ -50,6 +51,12 @@ pub struct Config {
     pub dispatch: DispatchConfig,
     /// The program's own words.
     pub log: LogConfig,
+    /// Partners and their endpoints that are made, or set to this, at every start; see [`crate::provisioning::Seeds`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub partners: Vec<SeedPartner>,
+    /// Event types that are made, or set to this, at every start.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub event_types: Vec<SeedEventType>,
 }
 
 /// `[http]`
@@ -91,6 +98,18 @@ pub struct IngestConfig {
     pub max_batch_events: usize,
     /// Longest event, in bytes (Svix takes 1 MiB).
     pub max_event_bytes: usize,
+    /// Events of a type that nobody has declared: `accept` or `refuse`.
+    pub unknown_event_types: UnknownEventTypes,
+}
+
+/// What happens to events of a type that nobody has declared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UnknownEventTypes {
+    /// They are events like others.
+    Accept,
+    /// They are invalid.
+    Refuse,
 }
 
 /// `[svix]`
@@ -179,6 +198,8 @@ impl Default for Config {
             ledger: LedgerConfig::default(),
             dispatch: DispatchConfig::default(),
             log: LogConfig::default(),
+            partners: Vec::new(),
+            event_types: Vec::new(),
         }
     }
 }
@@ -207,6 +228,7 @@ impl Default for IngestConfig {
             require_id: false,
             max_batch_events: 10_000,
             max_event_bytes: 1 << 20,
+            unknown_event_types: UnknownEventTypes::Accept,
         }
     }
 }

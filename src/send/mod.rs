@@ -4,6 +4,7 @@
 
 pub mod signature;
 pub mod svix;
+pub mod svix_event_types;
 
 use async_trait::async_trait;
 

@@ -3,11 +3,14 @@
 //! Settings are checked here beyond their form (where a URL leads, whether a transform is one), and what is secret is
 //! sealed on its way into the ledger and opened on its way out.
 
+mod event_types;
+mod seeds;
+
 use secrecy::SecretString;
-use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
+pub use self::event_types::{EventTypeSettings, sync_with_svix};
+pub use self::seeds::{SeedEndpoint, SeedEventType, SeedPartner, Seeds};
 use crate::domain::clock::Clock;
 use crate::domain::key::prefixed_hex;
 use crate::domain::partner::{CustomHeaders, EndpointSettings, SettingFault};
@@ -155,46 +158,4 @@ fn seal(
     clock: &dyn Clock,
 ) -> Result<String, LedgerError> {
     vault.seal(place, secret, clock).map_err(|error| LedgerError::Refused(error.to_string()))
-}
-
-/// Longest description of an event type, in bytes.
-const DESCRIPTION_LIMIT_BYTES: usize = 2_048;
-
-/// What is known of an event type, digits and order as they were given.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct EventTypeSettings {
-    /// What happened, for people.
-    pub description: String,
-    /// JSON Schema of its payload.
-    pub schema: Option<Box<RawValue>>,
-    /// A payload as it may come.
-    pub example: Option<Box<RawValue>>,
-}
-
-impl EventTypeSettings {
-    /// Reads settings from JSON. Nothing is required.
-    ///
-    /// # Errors
-    /// What is wrong, with its place.
-    pub fn parse(json: &str) -> Result<Self, Vec<SettingFault>> {
-        let fault = |pointer: &str, detail: String| vec![SettingFault { pointer: pointer.into(), detail }];
-        let settings: Self = serde_json::from_str(json).map_err(|error| fault("", error.to_string()))?;
-        if settings.description.len() > DESCRIPTION_LIMIT_BYTES {
-            let detail = format!("`description` is longer than {DESCRIPTION_LIMIT_BYTES} bytes");
-            return Err(fault("/description", detail));
-        }
-        if settings.schema.as_ref().is_some_and(|schema| !schema.get().starts_with('{')) {
-            return Err(fault("/schema", "`schema` must be an object".into()));
-        }
-        Ok(settings)
-    }
-
-    /// What [`Self::parse`] reads, always in the same form.
-    ///
-    /// # Errors
-    /// None that is known.
-    pub fn to_json(&self) -> Result<String, LedgerError> {
-        serde_json::to_string(self).map_err(|error| LedgerError::Refused(error.to_string()))
-    }
 }
