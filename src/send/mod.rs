@@ -2,7 +2,9 @@
 //!
 //! A sender never touches the ledger and never retries: it says what happened, and the ledger's schedule does the rest.
 
+pub mod address_guard;
 pub mod svix;
+pub mod tls;
 
 use async_trait::async_trait;
 
