@@ -3,6 +3,8 @@
 //! Every setting has its default here and nowhere else. Each is also a variable: `POSTHASTE_` and the key in upper
 //! case, `__` between levels, lists comma-separated (`POSTHASTE_HTTP__INGEST_PATHS=/notifications,/events`).
 
+mod direct;
+
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -15,6 +17,7 @@ use figment::{Figment, Profile};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+pub use self::direct::DirectConfig;
 use crate::domain::event::Relay;
 use crate::domain::tenant::DefaultRoute;
 use crate::ledger::{BacklogLimits, LedgerOptions};
@@ -45,6 +48,8 @@ pub struct Config {
     pub ingest: IngestConfig,
     /// The way to Svix.
     pub svix: SvixConfig,
+    /// The way to partners' own URLs.
+    pub direct: DirectConfig,
     /// What waits, and how long.
     pub ledger: LedgerConfig,
     /// What is under way.
@@ -195,6 +200,7 @@ impl Default for Config {
             http: HttpConfig::default(),
             ingest: IngestConfig::default(),
             svix: SvixConfig::default(),
+            direct: DirectConfig::default(),
             ledger: LedgerConfig::default(),
             dispatch: DispatchConfig::default(),
             log: LogConfig::default(),
@@ -402,6 +408,8 @@ impl Config {
                 .into()
         } else if self.svix.server_url.as_deref().is_some_and(|url| !is_http_url(url)) {
             "svix.server_url must be an http:// or https:// URL".into()
+        } else if let Err(problem) = self.direct.dial_policy() {
+            problem
         } else {
             return self.check_master_keys();
         };
@@ -434,7 +442,7 @@ fn known<'a>(defaults: &'a Value, path: &str) -> Option<&'a Value> {
 fn typed(default: &Value, text: &str) -> Result<Value, &'static str> {
     match default {
         Value::Bool(..) => text.parse::<bool>().map(Value::from).map_err(|_| "true or false"),
-        Value::Num(_, Num::U64(_) | Num::USize(_) | Num::U32(_)) => {
+        Value::Num(_, Num::U64(_) | Num::USize(_) | Num::U32(_) | Num::U16(_)) => {
             text.parse::<u64>().map(Value::from).map_err(|_| "a whole number")
         }
         Value::Array(_, items) => {

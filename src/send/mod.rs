@@ -2,9 +2,11 @@
 //!
 //! A sender never touches the ledger and never retries: it says what happened, and the ledger's schedule does the rest.
 
+pub mod address_guard;
 pub mod signature;
 pub mod svix;
 pub mod svix_event_types;
+pub mod tls;
 
 use async_trait::async_trait;
 
