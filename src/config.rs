@@ -3,6 +3,8 @@
 //! Every setting has its default here and nowhere else. Each is also a variable: `POSTHASTE_` and the key in upper
 //! case, `__` between levels, lists comma-separated (`POSTHASTE_HTTP__INGEST_PATHS=/notifications,/events`).
 
+mod direct;
+
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -15,9 +17,11 @@ use figment::{Figment, Profile};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+pub use self::direct::DirectConfig;
 use crate::domain::event::Relay;
 use crate::domain::tenant::DefaultRoute;
 use crate::ledger::{BacklogLimits, LedgerOptions};
+use crate::provisioning::{SeedEventType, SeedPartner, Seeds};
 use crate::secrets::MasterKey;
 
 const PREFIX: &str = "POSTHASTE_";
@@ -44,12 +48,20 @@ pub struct Config {
     pub ingest: IngestConfig,
     /// The way to Svix.
     pub svix: SvixConfig,
+    /// The way to partners' own URLs.
+    pub direct: DirectConfig,
     /// What waits, and how long.
     pub ledger: LedgerConfig,
     /// What is under way.
     pub dispatch: DispatchConfig,
     /// The program's own words.
     pub log: LogConfig,
+    /// Partners and their endpoints that are made, or set to this, at every start; see [`crate::provisioning::Seeds`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub partners: Vec<SeedPartner>,
+    /// Event types that are made, or set to this, at every start.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub event_types: Vec<SeedEventType>,
 }
 
 /// `[http]`
@@ -91,6 +103,18 @@ pub struct IngestConfig {
     pub max_batch_events: usize,
     /// Longest event, in bytes (Svix takes 1 MiB).
     pub max_event_bytes: usize,
+    /// Events of a type that nobody has declared: `accept` or `refuse`.
+    pub unknown_event_types: UnknownEventTypes,
+}
+
+/// What happens to events of a type that nobody has declared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UnknownEventTypes {
+    /// They are events like others.
+    Accept,
+    /// They are invalid.
+    Refuse,
 }
 
 /// `[svix]`
@@ -176,9 +200,12 @@ impl Default for Config {
             http: HttpConfig::default(),
             ingest: IngestConfig::default(),
             svix: SvixConfig::default(),
+            direct: DirectConfig::default(),
             ledger: LedgerConfig::default(),
             dispatch: DispatchConfig::default(),
             log: LogConfig::default(),
+            partners: Vec::new(),
+            event_types: Vec::new(),
         }
     }
 }
@@ -207,6 +234,7 @@ impl Default for IngestConfig {
             require_id: false,
             max_batch_events: 10_000,
             max_event_bytes: 1 << 20,
+            unknown_event_types: UnknownEventTypes::Accept,
         }
     }
 }
@@ -380,6 +408,8 @@ impl Config {
                 .into()
         } else if self.svix.server_url.as_deref().is_some_and(|url| !is_http_url(url)) {
             "svix.server_url must be an http:// or https:// URL".into()
+        } else if let Err(problem) = self.direct.dial_policy() {
+            problem
         } else {
             return self.check_master_keys();
         };
@@ -412,7 +442,7 @@ fn known<'a>(defaults: &'a Value, path: &str) -> Option<&'a Value> {
 fn typed(default: &Value, text: &str) -> Result<Value, &'static str> {
     match default {
         Value::Bool(..) => text.parse::<bool>().map(Value::from).map_err(|_| "true or false"),
-        Value::Num(_, Num::U64(_) | Num::USize(_) | Num::U32(_)) => {
+        Value::Num(_, Num::U64(_) | Num::USize(_) | Num::U32(_) | Num::U16(_)) => {
             text.parse::<u64>().map(Value::from).map_err(|_| "a whole number")
         }
         Value::Array(_, items) => {

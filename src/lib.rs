@@ -31,6 +31,7 @@
 //! - [`ledger`]: every event once, every delivery until it is done. The only place that knows SQL. Its writer commits
 //!   together what waits; `sqlite` and `postgres` are the hot path, `sql` is the text they share.
 //! - `mock` (feature `mock`): a mock Svix for tests, ours and yours, and for `posthaste dev`.
+//! - [`provisioning`]: checking, sealing and opening what an administrator sets; seeds of the configuration.
 //! - [`reconnect`]: waiting for a neighbour that is away.
 //! - [`secrets`]: what partners share with us, sealed; the master key and where it comes from.
 //! - [`send`]: one attempt of one delivery, and its signature.
@@ -60,6 +61,7 @@ pub mod ingest;
 pub mod ledger;
 #[cfg(feature = "mock")]
 pub mod mock;
+pub mod provisioning;
 pub mod reconnect;
 pub mod secrets;
 pub mod send;

@@ -8,13 +8,13 @@ use serde::Serialize;
 
 use super::state::HttpState;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, utoipa::ToSchema)]
 struct Live {
     status: &'static str,
     version: &'static str,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, utoipa::ToSchema)]
 struct Ready {
     status: &'static str,
     /// Why no events are taken. Empty while they are.
@@ -25,7 +25,7 @@ struct Ready {
     gates: Vec<GateView>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, utoipa::ToSchema)]
 struct GateView {
     gate: String,
     state: &'static str,
@@ -38,11 +38,15 @@ struct GateView {
 }
 
 /// `GET /health/live`: 200 as long as the process answers.
+#[utoipa::path(get, path = "/health/live", tag = "health", responses((status = 200, body = Live)))]
 pub async fn live() -> Response {
     Json(Live { status: "ok", version: env!("CARGO_PKG_VERSION") }).into_response()
 }
 
 /// `GET /health/ready`: 200 where events are taken, 503 with the reasons where not.
+#[utoipa::path(get, path = "/health/ready", tag = "health", responses(
+    (status = 200, description = "Events are taken", body = Ready),
+    (status = 503, description = "No events are taken", body = Ready)))]
 pub async fn ready(State(state): State<HttpState>) -> Response {
     let mut reasons = Vec::new();
     if state.is_draining() {

@@ -4,6 +4,7 @@ mod admin;
 mod auth;
 mod health;
 mod notifications;
+mod openapi;
 mod problem;
 mod server;
 mod state;
@@ -12,19 +13,21 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::map_response;
-use axum::routing::{delete, get, post};
+use axum::routing::{get, post};
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::decompression::RequestDecompressionLayer;
 use tower_http::limit::RequestBodyLimitLayer;
 use tower_http::map_request_body::MapRequestBodyLayer;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_swagger_ui::SwaggerUi;
 
 pub use self::auth::{Scope, new_key};
 pub use self::server::{ServerLimits, serve};
 pub use self::state::{HttpOptions, HttpState};
 
 /// Longest body of an administrative request, in bytes.
-const ADMIN_BODY_LIMIT_BYTES: usize = 64 << 10;
+const ADMIN_BODY_LIMIT_BYTES: usize = 256 << 10;
 
 /// Every route there is.
 pub fn router(state: HttpState) -> Router {
@@ -38,14 +41,13 @@ pub fn router(state: HttpState) -> Router {
         .layer(RequestBodyLimitLayer::new(limit))
         .layer(RequestDecompressionLayer::new().gzip(true))
         .layer(MapRequestBodyLayer::new(Body::new));
-    let admin = Router::new()
-        .route("/v1/tenants/{tenant}", get(admin::get_tenant).put(admin::put_tenant))
-        .route("/v1/keys", post(admin::create_key).get(admin::list_keys))
-        .route("/v1/keys/{id}", delete(admin::revoke_key))
-        .layer(DefaultBodyLimit::max(ADMIN_BODY_LIMIT_BYTES));
+    let described = OpenApiRouter::with_openapi(openapi::base(&state.options.ingest_paths));
+    let (admin, document) = described.merge(admin::routes()).split_for_parts();
+    let admin = admin.layer(DefaultBodyLimit::max(ADMIN_BODY_LIMIT_BYTES));
     Router::new()
         .merge(ingest.layer(decoding))
         .merge(admin)
+        .merge(SwaggerUi::new("/docs").url("/openapi.json", document))
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))
         .layer(CatchPanicLayer::new())

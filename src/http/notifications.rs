@@ -12,6 +12,7 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde::Serialize;
 
 use super::auth::{Caller, Scope};
+use super::openapi::Problems;
 use super::problem::Problem;
 use super::state::HttpState;
 use crate::domain::parse::{Incoming, Shape};
@@ -23,15 +24,32 @@ static PREFER: HeaderName = HeaderName::from_static("prefer");
 static PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
 /// The answer to a request whose events are stored.
-#[derive(Debug, Serialize)]
-struct Body202<'a> {
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+struct Receipt202<'a> {
+    /// How many events are new.
     accepted: usize,
+    /// How many were stored before.
     duplicates: usize,
+    /// One for each event, in order.
+    #[schema(inline = false)]
     results: &'a [ItemResult],
 }
 
 /// Takes events in. 202 when all are accepted or duplicates, 207 when only some are (`Prefer: handling=lenient`),
 /// 204 for a Pub/Sub push of which something was kept as rejected; otherwise a problem, and nothing is stored.
+#[utoipa::path(post, path = "/notifications", tag = "events",
+    params(
+        ("prefer" = Option<String>, Header, description = "`handling=lenient` stores the good events of a batch"),
+        ("idempotency-key" = Option<String>, Header, description = "A resend with it is the same request"),
+        ("x-tenant" = Option<String>, Header, description = "Tenant of events that name none")),
+    request_body(description = "One event or an array: CloudEvents 1.0, the short form, or a Pub/Sub push",
+        content((serde_json::Value = "application/json"), (serde_json::Value = "application/cloudevents+json"),
+            (serde_json::Value = "application/cloudevents-batch+json"))),
+    responses(
+        (status = 202, description = "All are accepted or duplicates", body = Receipt202),
+        (status = 204, description = "A Pub/Sub push; what was bad in it is kept as rejected"),
+        (status = 207, description = "Some are stored", body = Receipt202),
+        Problems))]
 pub async fn take(
     State(state): State<HttpState>,
     caller: Caller,
@@ -92,7 +110,7 @@ fn answer(receipt: &Receipt) -> Result<Response, Problem> {
         (false, Shape::PubSubPush) => return Ok(StatusCode::NO_CONTENT.into_response()),
         (false, _) => StatusCode::MULTI_STATUS,
     };
-    let body = Body202 { accepted, duplicates, results: &receipt.results };
+    let body = Receipt202 { accepted, duplicates, results: &receipt.results };
     Ok((status, axum::Json(body)).into_response())
 }
 

@@ -13,10 +13,11 @@ use crate::ledger::LedgerError;
 pub const PROBLEM_JSON: &str = "application/problem+json";
 
 /// A refusal.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub struct Problem {
     /// The status again, for those who only see the body.
     #[serde(serialize_with = "as_number")]
+    #[schema(value_type = u16)]
     pub status: StatusCode,
     /// A short, stable code for programs.
     pub code: &'static str,
@@ -33,7 +34,7 @@ pub struct Problem {
 }
 
 /// A bad field.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct FieldError {
     /// JSON Pointer (RFC 6901) into the request's body.
     pub pointer: String,

@@ -12,6 +12,9 @@ use crate::domain::clock::Clock;
 use crate::domain::tenant::DefaultRoute;
 use crate::ingest::Ingest;
 use crate::ledger::Ledger;
+use crate::secrets::Vault;
+use crate::send::EndpointTester;
+use crate::send::address_guard::DialPolicy;
 
 /// Settings of the HTTP side.
 #[derive(Debug, Clone)]
@@ -43,6 +46,14 @@ pub struct HttpState {
     pub options: Arc<HttpOptions>,
     /// Set once the process is about to end.
     pub draining: Arc<AtomicBool>,
+    /// Seals what is secret.
+    pub vault: Arc<Vault>,
+    /// Where endpoints may lie.
+    pub dial_policy: Arc<DialPolicy>,
+    /// Sends a test event to an endpoint; `None` where nothing is sent to endpoints.
+    pub endpoint_tester: Option<Arc<dyn EndpointTester>>,
+    /// Rung when there is an event type that Svix was not told of.
+    pub event_types_changed: Arc<tokio::sync::Notify>,
     /// Time and chance.
     pub clock: Arc<dyn Clock>,
 }

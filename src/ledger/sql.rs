@@ -87,7 +87,7 @@ pub struct ApiKey {
 }
 
 /// An API key without its secret.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct KeyInfo {
     /// The public part of the key.
     pub id: String,
@@ -160,6 +160,16 @@ pub(super) const BUSY_LANES: &str = "WITH RECURSIVE busy (lane) AS (
 
 type OutcomeTuple = (String, i64, i64, Option<i64>, Option<String>, i64, Option<String>);
 type KeyRow = (String, String, Vec<u8>, String, Option<String>, i64, Option<i64>);
+
+type TenantTuple = (String, String, Option<String>, Option<String>);
+
+fn tenant((id, route, app, transform): TenantTuple) -> TenantRow {
+    let route = match (route.as_str(), app) {
+        ("svix", Some(app)) => Route::Svix { app },
+        _ => Route::Direct,
+    };
+    TenantRow { id, route, transform }
+}
 
 impl Database {
     /// Whether other processes may write to it too.
@@ -362,16 +372,24 @@ impl Database {
     /// # Errors
     /// [`LedgerError::Unavailable`].
     pub async fn tenants(&self) -> Result<Vec<TenantRow>> {
-        let rows: Vec<(String, String, Option<String>, Option<String>)> = on!(self, reads, pool => {
+        let rows: Vec<TenantTuple> = on!(self, reads, pool => {
             sqlx::query_as("SELECT id, route, svix_app, transform FROM tenant").fetch_all(pool).await?
         });
-        let route = |route: &str, app: Option<String>| match (route, app) {
-            ("svix", Some(app)) => Route::Svix { app },
-            _ => Route::Direct,
-        };
-        let tenant =
-            |(id, name, app, transform): (_, String, _, _)| TenantRow { id, route: route(&name, app), transform };
         Ok(rows.into_iter().map(tenant).collect())
+    }
+
+    /// The tenant, where it has a route of its own.
+    ///
+    /// # Errors
+    /// [`LedgerError::Unavailable`].
+    pub async fn tenant(&self, id: &str) -> Result<Option<TenantRow>> {
+        let row: Option<TenantTuple> = on!(self, reads, pool => {
+            sqlx::query_as("SELECT id, route, svix_app, transform FROM tenant WHERE id = $1")
+                .bind(id)
+                .fetch_optional(pool)
+                .await?
+        });
+        Ok(row.map(tenant))
     }
 
     /// Sets a tenant's route and transform; whether the tenant is new here.

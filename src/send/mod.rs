@@ -2,8 +2,11 @@
 //!
 //! A sender never touches the ledger and never retries: it says what happened, and the ledger's schedule does the rest.
 
+pub mod address_guard;
 pub mod signature;
 pub mod svix;
+pub mod svix_event_types;
+pub mod tls;
 
 use async_trait::async_trait;
 
@@ -20,6 +23,37 @@ pub trait Sender: Send + Sync {
 
     /// When a delivery to this destination is tried again.
     fn retry_schedule(&self, destination: &Destination) -> RetrySchedule;
+}
+
+/// Sends a test event to an endpoint and says what came back: the way round the ledger that an operator may ask for.
+#[async_trait]
+pub trait EndpointTester: Send + Sync {
+    /// Sends a `posthaste.test` event to the endpoint now, signed and reshaped like any other. Bounded in time.
+    async fn test(&self, id: &str) -> Result<TestResult, TestError>;
+}
+
+/// What came back from an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+pub struct TestResult {
+    /// The HTTP status; null where there was no answer.
+    pub status: Option<u16>,
+    /// From the attempt's beginning to its end, in milliseconds.
+    pub latency_ms: u64,
+    /// The beginning of the answer's body.
+    pub body_excerpt: String,
+    /// Why it counts as failed; null where it was delivered.
+    pub error: Option<String>,
+}
+
+/// Why no test event was sent.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TestError {
+    /// There is no such endpoint.
+    #[error("there is no such endpoint")]
+    Unknown,
+    /// It could not be sent now; the reason is for people.
+    #[error("{0}")]
+    Unavailable(String),
 }
 
 /// The sender for each kind of destination.

@@ -27,6 +27,7 @@ use crate::domain::event::Relay;
 use crate::domain::key::idempotency_key;
 use crate::domain::retry::{self, RetrySchedule};
 use crate::domain::tenant::svix_name_is_valid;
+use crate::send::svix_event_types::SvixEventTypes;
 
 /// Svix forgets idempotency keys after 12 hours: a delivery older than this is looked up before it is posted.
 const LOOK_UP_AFTER: Duration = Duration::from_secs(11 * 3_600);
@@ -119,6 +120,11 @@ impl SvixSender {
     /// Where messages go.
     pub fn server_url(&self) -> &str {
         self.api.server_url()
+    }
+
+    /// A client of the same server for event types.
+    pub fn event_types(&self) -> SvixEventTypes {
+        SvixEventTypes::new(self.api.clone())
     }
 
     /// When a delivery is tried again.

@@ -1,0 +1,120 @@
+//! `/v1`: what an administrator sets and sees. One file a subject.
+
+mod conditional;
+mod endpoints;
+mod event_types;
+mod keys;
+mod paging;
+mod partners;
+mod tenants;
+mod transforms;
+
+use axum::Json;
+use axum::extract::rejection::JsonRejection;
+use axum::http::StatusCode;
+use axum::http::header::{CONTENT_TYPE, ETAG, HeaderMap};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use serde::Serialize;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::problem::{FieldError, Problem};
+use super::state::HttpState;
+use crate::domain::partner::SettingFault;
+use crate::domain::tenant::{NAME_LIMIT_BYTES, svix_name_is_valid};
+use crate::ledger::LedgerError;
+
+/// Every route under `/v1`, with its description.
+pub(super) fn routes() -> OpenApiRouter<HttpState> {
+    OpenApiRouter::new()
+        .routes(routes!(tenants::get_tenant, tenants::put_tenant))
+        .routes(routes!(keys::create_key, keys::list_keys))
+        .routes(routes!(keys::revoke_key))
+        .routes(routes!(partners::list_partners))
+        .routes(routes!(partners::get_partner, partners::put_partner, partners::delete_partner))
+        .routes(routes!(endpoints::list_endpoints, endpoints::add_endpoint))
+        .routes(routes!(endpoints::get_endpoint, endpoints::patch_endpoint, endpoints::delete_endpoint))
+        .routes(routes!(endpoints::rotate_secret))
+        .routes(routes!(endpoints::enable_endpoint))
+        .routes(routes!(endpoints::disable_endpoint))
+        .routes(routes!(endpoints::test_endpoint))
+        .routes(routes!(event_types::list_event_types))
+        .routes(routes!(event_types::get_event_type, event_types::put_event_type))
+        .routes(routes!(transforms::preview_transform))
+}
+
+fn ledger(state: &HttpState, error: &LedgerError) -> Problem {
+    Problem::of_ledger(error, state.retry_after_s())
+}
+
+/// Every node reads again; this one now.
+async fn reload(state: &HttpState) -> Result<(), Problem> {
+    state.directory.reload().await.map_err(|error| ledger(state, &error))
+}
+
+fn bad_field(pointer: &str, detail: &str) -> Problem {
+    faults(&[SettingFault { pointer: pointer.to_owned(), detail: detail.to_owned() }])
+}
+
+/// Everything that is wrong with what was given, each with its place.
+fn faults(faults: &[SettingFault]) -> Problem {
+    let detail = match faults {
+        [only] => only.detail.clone(),
+        several => format!("{} fields are wrong", several.len()),
+    };
+    let mut problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_field", detail);
+    let field =
+        |fault: &SettingFault| FieldError { pointer: fault.pointer.clone(), detail: fault.detail.clone() };
+    problem.errors = faults.iter().map(field).collect();
+    problem
+}
+
+fn not_found(what: &str, id: &str) -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, "not_found", format!("there is no {what} `{id}`"))
+}
+
+fn check_tenant(tenant: &str) -> Result<(), Problem> {
+    if tenant.is_empty() || tenant.len() > NAME_LIMIT_BYTES || tenant.contains(char::is_control) {
+        return Err(bad_field("/tenant", "a tenant has 1 to 256 bytes and no control characters"));
+    }
+    Ok(())
+}
+
+/// Names that stand in paths and go to Svix.
+fn check_id(pointer: &str, what: &str, id: &str) -> Result<(), Problem> {
+    if svix_name_is_valid(id) && !id.starts_with('.') {
+        return Ok(());
+    }
+    let detail = format!("{what} has 1 to 256 of a-z, A-Z, 0-9, `-`, `_`, `.`, and no dot at its beginning");
+    Err(bad_field(pointer, &detail))
+}
+
+fn read<T>(body: Result<Json<T>, JsonRejection>) -> Result<T, Problem> {
+    body.map(|Json(body)| body).map_err(|rejection| {
+        let code = match rejection.status() {
+            StatusCode::UNSUPPORTED_MEDIA_TYPE => "unsupported_type",
+            StatusCode::PAYLOAD_TOO_LARGE => "body_too_large",
+            _ => "invalid_body",
+        };
+        Problem::new(rejection.status(), code, rejection.body_text())
+    })
+}
+
+/// A body as JSON text, digits, order and all. Whether it is JSON is for whoever reads it to say.
+fn json_text(headers: &HeaderMap, body: &Bytes) -> Result<String, Problem> {
+    let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let essence = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    if essence != "application/json" && !essence.ends_with("+json") {
+        let detail = "the body must be application/json";
+        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_type", detail));
+    }
+    String::from_utf8(body.to_vec()).map_err(|_| {
+        Problem::new(StatusCode::BAD_REQUEST, "invalid_body", "the body is not UTF-8 (RFC 8259 §8.1)")
+    })
+}
+
+/// An answer with its version as an entity tag (RFC 9110 §8.8.3).
+fn versioned<T: Serialize>(status: StatusCode, version: i64, body: T) -> Response {
+    (status, [(ETAG, format!("\"{version}\""))], Json(body)).into_response()
+}

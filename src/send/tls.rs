@@ -1,0 +1,77 @@
+//! TLS toward partners: whom we believe, and what it means when we don't.
+
+use std::error::Error as StdError;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::version::{TLS12, TLS13};
+use rustls::{AlertDescription, CertificateError, ClientConfig, Error, PeerIncompatible, RootCertStore};
+
+/// TLS 1.2 and 1.3 (RFC 8996 retired what came before) with the platform's certificate authorities and those in
+/// `ca_files` (PEM). The platform's are what `SSL_CERT_FILE` or `SSL_CERT_DIR` name, where set.
+///
+/// # Errors
+/// One line, naming the file: it can't be read, holds no certificate, or one that is no authority's. Without
+/// `ca_files`, also a machine that has no certificate authorities.
+pub fn client_config<P: AsRef<Path>>(ca_files: &[P]) -> Result<ClientConfig, String> {
+    let mut roots = RootCertStore::empty();
+    let native = rustls_native_certs::load_native_certs();
+    roots.add_parsable_certificates(native.certs);
+    for file in ca_files {
+        add_file(&mut roots, file.as_ref())
+            .map_err(|problem| format!("CA file {}: {problem}", file.as_ref().display()))?;
+    }
+    if roots.is_empty() {
+        let told = native.errors.first().map(|error| format!(": {error}")).unwrap_or_default();
+        return Err(format!("no CA certificates (install the package ca-certificates){told}"));
+    }
+    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_protocol_versions(&[&TLS13, &TLS12])
+        .map_err(|error| error.to_string())?;
+    Ok(config.with_root_certificates(roots).with_no_client_auth())
+}
+
+fn add_file(roots: &mut RootCertStore, file: &Path) -> Result<(), String> {
+    let certificates = CertificateDer::pem_file_iter(file).map_err(|error| error.to_string())?;
+    let before = roots.len();
+    for certificate in certificates {
+        let certificate = certificate.map_err(|error| error.to_string())?;
+        roots.add(certificate).map_err(|error| error.to_string())?;
+    }
+    if roots.len() == before { Err("holds no certificate in PEM form".to_owned()) } else { Ok(()) }
+}
+
+/// rustls's own error among the causes of `error`. `io::Error`s must be opened: their `source` passes over what they
+/// hold, and tokio-rustls and hyper-rustls put one around another.
+pub fn find<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a Error> {
+    let inside = |error: &'a (dyn StdError + 'static)| match error.downcast_ref::<io::Error>() {
+        Some(io) => io.get_ref().map(|inner| inner as &(dyn StdError + 'static)),
+        None => error.source(),
+    };
+    std::iter::successors(Some(error), |error| inside(*error)).find_map(|error| error.downcast_ref())
+}
+
+/// A stable word for why TLS did not stand: `certificate_expired`, `certificate_not_yet_valid`, `wrong_name`,
+/// `unknown_issuer`, `bad_certificate`, `protocol_version`, `refused_by_peer` or `handshake_failed`.
+pub fn reason(error: &Error) -> &'static str {
+    use CertificateError as Certificate;
+    match error {
+        Error::InvalidCertificate(certificate) => match certificate {
+            Certificate::Expired | Certificate::ExpiredContext { .. } => "certificate_expired",
+            Certificate::NotValidYet | Certificate::NotValidYetContext { .. } => "certificate_not_yet_valid",
+            Certificate::NotValidForName | Certificate::NotValidForNameContext { .. } => "wrong_name",
+            Certificate::UnknownIssuer => "unknown_issuer",
+            _ => "bad_certificate",
+        },
+        Error::AlertReceived(AlertDescription::ProtocolVersion)
+        | Error::PeerIncompatible(
+            PeerIncompatible::ServerDoesNotSupportTls12Or13
+            | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig,
+        ) => "protocol_version",
+        Error::AlertReceived(_) => "refused_by_peer",
+        _ => "handshake_failed",
+    }
+}
