@@ -58,8 +58,7 @@ pub(super) fn unreadable(what: &str, id: &str, faults: &[SettingFault]) -> Ledge
 }
 
 fn partner((id, settings, version, created_at): PartnerTuple) -> Result<PartnerRow> {
-    let settings =
-        PartnerSettings::parse(&settings).map_err(|faults| unreadable("partner", &id, &faults))?;
+    let settings = PartnerSettings::parse(&settings).map_err(|faults| unreadable("partner", &id, &faults))?;
     Ok(PartnerRow { id, settings, version, created_at: Timestamp::from_millis(created_at) })
 }
 
@@ -136,6 +135,17 @@ impl Database {
         rows.into_iter().map(partner).collect()
     }
 
+    /// Every partner: for the directory.
+    ///
+    /// # Errors
+    /// [`LedgerError::Unavailable`].
+    pub async fn all_partners(&self) -> Result<Vec<PartnerRow>> {
+        let rows: Vec<PartnerTuple> = on!(self, reads, pool => {
+            sqlx::query_as("SELECT id, settings, version, created_at FROM partner").fetch_all(pool).await?
+        });
+        rows.into_iter().map(partner).collect()
+    }
+
     /// Deletes a partner; whether there was one. With `if_match`, only where it has that version.
     ///
     /// # Errors
@@ -149,13 +159,12 @@ impl Database {
             if endpoints > 0 {
                 (false, Err(endpoints))
             } else {
-                let deleted =
-                    sqlx::query("DELETE FROM partner WHERE id = $1 AND ($2 = 0 OR version = $2)")
-                        .bind(id)
-                        .bind(if_match.unwrap_or(0))
-                        .execute(&mut *transaction)
-                        .await?
-                        .rows_affected();
+                let deleted = sqlx::query("DELETE FROM partner WHERE id = $1 AND ($2 = 0 OR version = $2)")
+                    .bind(id)
+                    .bind(if_match.unwrap_or(0))
+                    .execute(&mut *transaction)
+                    .await?
+                    .rows_affected();
                 (deleted == 1, Ok(deleted == 1))
             }
         });

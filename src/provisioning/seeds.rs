@@ -23,7 +23,7 @@
 
 use std::collections::HashSet;
 
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -135,8 +135,8 @@ impl Seeds {
         for (index, event_type) in event_types.iter().enumerate() {
             let place = format!("event_types[{index}]");
             good_name(&format!("{place}.name"), &event_type.name)?;
-            let settings =
-                EventTypeSettings::parse(&text(&event_type.settings)).map_err(|found| first(&place, &found))?;
+            let settings = EventTypeSettings::parse(&text(&event_type.settings))
+                .map_err(|found| first(&place, &found))?;
             seeds.event_types.push((event_type.name.clone(), settings));
         }
         Ok(seeds)
