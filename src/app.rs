@@ -12,15 +12,18 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::directory::Directory;
-use crate::dispatcher::{Dispatcher, DispatcherOptions};
+use crate::dispatcher::{Dispatcher, DispatcherOptions, Observer};
 use crate::domain::clock::{Clock, Moment, Timestamp};
+use crate::domain::delivery::{Delivery, Outcome};
 use crate::domain::gate::GateLimits;
 use crate::domain::parse::ParseSettings;
 use crate::domain::retry::RetrySchedule;
 use crate::domain::scheduler::SchedulerLimits;
 use crate::http::{self, HttpOptions, HttpState, ServerLimits};
 use crate::ingest::Ingest;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, database_file};
+use crate::provisioning::sync_with_svix;
+use crate::secrets::{KeySources, Vault};
 use crate::send::Senders;
 use crate::send::svix::{SvixOptions, SvixSender};
 
@@ -68,6 +71,14 @@ impl Clock for SystemClock {
     }
 }
 
+/// Nobody listens to what comes of attempts.
+struct Unobserved;
+
+#[async_trait::async_trait]
+impl Observer for Unobserved {
+    async fn observe(&self, _delivery: &Delivery, _outcome: &Outcome) {}
+}
+
 /// A relay that runs.
 pub struct App {
     address: SocketAddr,
@@ -77,6 +88,8 @@ pub struct App {
     dispatcher: JoinHandle<()>,
     server: JoinHandle<()>,
     follower: JoinHandle<()>,
+    /// Tells Svix of event types.
+    teller: Option<JoinHandle<()>>,
     ledger: Ledger,
     handle: Dispatcher,
     shutdown_timeout: Duration,
@@ -99,6 +112,8 @@ impl App {
     }
 
     async fn start_with(config: &Config, clock: Arc<dyn Clock>, ledger: &Ledger) -> anyhow::Result<Self> {
+        let vault = Arc::new(open_vault(config, &clock)?);
+        sow(config, ledger, &vault, &clock).await?;
         let directory = Directory::open(ledger.clone()).await?;
         guard_listen_address(config, &directory)?;
         let listener = TcpListener::bind(config.http.listen)
@@ -106,8 +121,16 @@ impl App {
             .with_context(|| format!("can't listen on {}", config.http.listen))?;
         let address = listener.local_addr()?;
         let svix = svix_sender(config, &clock)?;
+        let event_types = svix.as_ref().map(SvixSender::event_types);
+        let event_types_changed = Arc::new(tokio::sync::Notify::new());
         let options = dispatcher_options(config, svix.is_some());
-        let handle = Dispatcher::new(ledger.clone(), Arc::new(Senders { svix }), options, clock.clone());
+        let handle = Dispatcher::new(
+            ledger.clone(),
+            Arc::new(Senders { svix }),
+            Arc::new(Unobserved),
+            options,
+            clock.clone(),
+        );
         let draining = Arc::new(AtomicBool::new(false));
         let ingest = Ingest::new(
             ledger.clone(),
@@ -115,7 +138,8 @@ impl App {
             parse_settings(config),
             config.default_route(),
             clock.clone(),
-        );
+        )
+        .with_unknown_event_types(config.ingest.unknown_event_types);
         let state = HttpState {
             ledger: ledger.clone(),
             directory: directory.clone(),
@@ -124,6 +148,10 @@ impl App {
             bootstrap_admin_key: config.http.bootstrap_admin_key.clone(),
             options: Arc::new(http_options(config)),
             draining: draining.clone(),
+            vault,
+            dial_policy: Arc::new(config.direct.dial_policy().map_err(anyhow::Error::msg)?),
+            endpoint_tester: None,
+            event_types_changed: event_types_changed.clone(),
             clock,
         };
         let limits = ServerLimits {
@@ -141,6 +169,10 @@ impl App {
             let stop = stop_server.clone();
             async move { directory.follow(stop).await }
         });
+        let teller = event_types.map(|svix| {
+            let stop = stop_server.clone();
+            tokio::spawn(sync_with_svix(ledger.clone(), svix, event_types_changed, stop))
+        });
         Ok(Self {
             address,
             draining,
@@ -149,6 +181,7 @@ impl App {
             dispatcher,
             server,
             follower,
+            teller,
             ledger: ledger.clone(),
             handle,
             shutdown_timeout: Duration::from_millis(config.http.shutdown_timeout_ms),
@@ -188,10 +221,35 @@ impl App {
             server.abort();
         }
         let _ = (&mut follower).await;
+        // It may wait for Svix; what it was about to tell is told at the next start.
+        if let Some(teller) = self.teller {
+            teller.abort();
+        }
         if tokio::time::timeout(AFTER_DISPATCHER, ledger.close()).await.is_err() {
             tracing::warn!("the ledger did not close in time; nothing acknowledged is lost");
         }
     }
+}
+
+/// The keys that seal what is secret. On SQLite one is made beside the file.
+fn open_vault(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Vault> {
+    let database = database_file(&config.database_url);
+    let sources = KeySources {
+        current: config.master_key.as_ref(),
+        previous: &config.master_key_previous,
+        database: database.as_deref(),
+    };
+    Ok(Vault::load(&sources, &**clock)?)
+}
+
+/// Makes, or sets, what the configuration names.
+async fn sow(config: &Config, ledger: &Ledger, vault: &Vault, clock: &Arc<dyn Clock>) -> anyhow::Result<()> {
+    let seeds = config.seeds().map_err(anyhow::Error::msg)?;
+    let written = seeds.apply(ledger.database(), vault, &**clock).await?;
+    if written > 0 {
+        tracing::info!(written, "partners, endpoints and event types were set as the configuration has them");
+    }
+    Ok(())
 }
 
 /// Without a key, everybody who can reach the port would hold all scopes.

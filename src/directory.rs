@@ -3,7 +3,7 @@
 //! On SQLite every change passes through this process. On Postgres any node may make one: a revision number in the
 //! ledger is looked at twice a second.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ pub struct Snapshot {
     /// Svix applications and the tenants they belong to.
     applications: HashMap<String, String>,
     keys: HashMap<String, ApiKey>,
+    event_types: HashSet<String>,
 }
 
 /// Why a tenant's events can't be routed.
@@ -68,6 +69,11 @@ impl Snapshot {
     /// The key with this public part.
     pub fn key(&self, id: &str) -> Option<&ApiKey> {
         self.keys.get(id)
+    }
+
+    /// Whether somebody has declared this event type.
+    pub fn knows_event_type(&self, name: &str) -> bool {
+        self.event_types.contains(name)
     }
 
     /// Whether any key is good.
@@ -132,6 +138,7 @@ impl Directory {
         }
         let keys = database.api_keys().await?;
         snapshot.keys = keys.into_iter().map(|key| (key.info.id.clone(), key)).collect();
+        snapshot.event_types = database.event_type_names().await?.into_iter().collect();
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(snapshot);
         Ok(())
     }

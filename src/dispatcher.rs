@@ -296,8 +296,7 @@ impl Shared {
         let ended = self.clock.moment();
         // The gate first, and at once: nothing may start between the answer that closes it and its closing.
         let signal = signal(&outcome, matches!(*delivery.lane.destination, Destination::Svix { .. }));
-        let change =
-            self.scheduler().finish(&delivery.lane, ticket, signal, ended, self.clock.chance());
+        let change = self.scheduler().finish(&delivery.lane, ticket, signal, ended, self.clock.chance());
         if let Change::Closed { until, reason } = change {
             self.gate_closed(&delivery.lane, until, reason, &outcome).await;
         } else if change == Change::Opened {

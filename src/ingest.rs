@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
+use crate::config::UnknownEventTypes;
 use crate::directory::{self, Directory};
 use crate::domain::clock::Clock;
 use crate::domain::key::derived_event_id;
@@ -109,6 +110,7 @@ pub struct Ingest {
     directory: Directory,
     settings: Arc<ParseSettings>,
     default_route: DefaultRoute,
+    unknown_event_types: UnknownEventTypes,
     clock: Arc<dyn Clock>,
 }
 
@@ -121,7 +123,14 @@ impl Ingest {
         default_route: DefaultRoute,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { ledger, directory, settings: Arc::new(settings), default_route, clock }
+        let unknown_event_types = UnknownEventTypes::Accept;
+        Self { ledger, directory, settings: Arc::new(settings), default_route, unknown_event_types, clock }
+    }
+
+    /// The same, with what happens to events of a type that nobody has declared.
+    pub fn with_unknown_event_types(mut self, unknown: UnknownEventTypes) -> Self {
+        self.unknown_event_types = unknown;
+        self
     }
 
     /// Reads a body and records its events; returns after the commit.
@@ -178,6 +187,7 @@ impl Ingest {
         request_key: Option<&RequestKey>,
     ) -> Result<(Vec<ItemResult>, Vec<(usize, NewEvent)>, Vec<bytes::Bytes>), IngestError> {
         let mut lanes = Lanes { ingest: self, known: HashMap::new() };
+        let snapshot = self.directory.snapshot();
         let (mut results, mut events, mut raw) = (Vec::new(), Vec::new(), Vec::new());
         for (index, item) in items.into_iter().enumerate() {
             raw.push(item.raw);
@@ -194,6 +204,14 @@ impl Ingest {
             }
             let event = draft.into_event(|| self.make_id(request_key, index));
             let (id, tenant) = (event.identity.id.clone(), event.identity.tenant.to_string());
+            if self.unknown_event_types == UnknownEventTypes::Refuse
+                && !snapshot.knows_event_type(&event.event_type)
+            {
+                let detail = format!("the event type `{}` is not declared", event.event_type);
+                let (id, tenant) = (Some(id), Some(tenant));
+                results.push(refused(index, Invalid { pointer: String::new(), detail, id, tenant }));
+                continue;
+            }
             match lanes.of(&event.identity.tenant).await? {
                 Ok(lanes) => {
                     results.push(ItemResult {

@@ -15,10 +15,8 @@ pub(super) struct Problems;
 impl IntoResponses for Problems {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
         let content = Content::new(Some(Ref::from_schema_name("Problem")));
-        let response = ResponseBuilder::new()
-            .description("A refusal (RFC 9457)")
-            .content(PROBLEM_JSON, content)
-            .build();
+        let response =
+            ResponseBuilder::new().description("A refusal (RFC 9457)").content(PROBLEM_JSON, content).build();
         BTreeMap::from([("default".to_owned(), RefOr::T(response))])
     }
 }

@@ -103,8 +103,20 @@ macro_rules! select {
 }
 
 fn row(tuple: Tuple) -> EndpointRow {
-    let (id, partner, json, headers, secret, previous, previous_until, reason, disabled_at, failing, proven, ..) =
-        tuple;
+    let (
+        id,
+        partner,
+        json,
+        headers,
+        secret,
+        previous,
+        previous_until,
+        reason,
+        disabled_at,
+        failing,
+        proven,
+        ..,
+    ) = tuple;
     let at = |millis: Option<i64>| millis.map(Timestamp::from_millis);
     let state = reason.map_or(EndpointState::Active, |reason| EndpointState::Disabled {
         // A reason of a newer version: it is disabled all the same.
@@ -329,12 +341,13 @@ impl Database {
     /// [`LedgerError::Unavailable`].
     pub async fn set_proven(&self, id: &str, at: Timestamp) -> Result<bool> {
         Ok(change!(self, |transaction, _version| {
-            let changed = sqlx::query("UPDATE endpoint SET proven_at = $2 WHERE id = $1 AND proven_at IS NULL")
-                .bind(id)
-                .bind(at.as_millis())
-                .execute(&mut *transaction)
-                .await?
-                .rows_affected();
+            let changed =
+                sqlx::query("UPDATE endpoint SET proven_at = $2 WHERE id = $1 AND proven_at IS NULL")
+                    .bind(id)
+                    .bind(at.as_millis())
+                    .execute(&mut *transaction)
+                    .await?
+                    .rows_affected();
             (changed == 1, changed == 1)
         }))
     }

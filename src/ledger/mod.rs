@@ -28,8 +28,7 @@ pub use self::endpoints::{EndpointRow, NewEndpoint, Sealed, SealedColumn, Stored
 pub use self::partners::{EventTypeRow, PartnerRow, Put};
 use self::plan::{AcceptRequest, Known, Plan};
 pub use self::plan::{Accepted, ItemVerdict, NewEvent, RequestKey};
-use self::sql::Database;
-pub use self::sql::{ApiKey, KeyInfo, NewRejected, OutcomeRow, Progress, Rejected, TenantRow};
+pub use self::sql::{ApiKey, Database, KeyInfo, NewRejected, OutcomeRow, Progress, Rejected, TenantRow};
 pub use self::sqlite::{database_file, lock_holder};
 use self::writer::{Command, Writer};
 use crate::domain::clock::{Clock, Moment, Timestamp};

@@ -58,8 +58,7 @@ pub(super) fn unreadable(what: &str, id: &str, faults: &[SettingFault]) -> Ledge
 }
 
 fn partner((id, settings, version, created_at): PartnerTuple) -> Result<PartnerRow> {
-    let settings =
-        PartnerSettings::parse(&settings).map_err(|faults| unreadable("partner", &id, &faults))?;
+    let settings = PartnerSettings::parse(&settings).map_err(|faults| unreadable("partner", &id, &faults))?;
     Ok(PartnerRow { id, settings, version, created_at: Timestamp::from_millis(created_at) })
 }
 
@@ -149,13 +148,12 @@ impl Database {
             if endpoints > 0 {
                 (false, Err(endpoints))
             } else {
-                let deleted =
-                    sqlx::query("DELETE FROM partner WHERE id = $1 AND ($2 = 0 OR version = $2)")
-                        .bind(id)
-                        .bind(if_match.unwrap_or(0))
-                        .execute(&mut *transaction)
-                        .await?
-                        .rows_affected();
+                let deleted = sqlx::query("DELETE FROM partner WHERE id = $1 AND ($2 = 0 OR version = $2)")
+                    .bind(id)
+                    .bind(if_match.unwrap_or(0))
+                    .execute(&mut *transaction)
+                    .await?
+                    .rows_affected();
                 (deleted == 1, Ok(deleted == 1))
             }
         });

@@ -50,7 +50,10 @@ pub fn seeded_endpoint_id(partner: &str, name: &str) -> String {
 ///
 /// # Errors
 /// Everything that is wrong, each with its place.
-pub fn vet(mut settings: EndpointSettings, policy: &DialPolicy) -> Result<EndpointSettings, Vec<SettingFault>> {
+pub fn vet(
+    mut settings: EndpointSettings,
+    policy: &DialPolicy,
+) -> Result<EndpointSettings, Vec<SettingFault>> {
     let mut faults = Vec::new();
     match vet_url(&settings.url, policy) {
         Ok(url) => url.as_str().clone_into(&mut settings.url),

@@ -135,8 +135,8 @@ impl Seeds {
         for (index, event_type) in event_types.iter().enumerate() {
             let place = format!("event_types[{index}]");
             good_name(&format!("{place}.name"), &event_type.name)?;
-            let settings =
-                EventTypeSettings::parse(&text(&event_type.settings)).map_err(|found| first(&place, &found))?;
+            let settings = EventTypeSettings::parse(&text(&event_type.settings))
+                .map_err(|found| first(&place, &found))?;
             seeds.event_types.push((event_type.name.clone(), settings));
         }
         Ok(seeds)
@@ -189,7 +189,7 @@ impl ReadyEndpoint {
             database.update_endpoint(&self.id, &stored, None).await?;
             return Ok(true);
         }
-        let given = self.secret.as_ref().map(ExposeSecret::expose_secret);
+        let given = self.secret.as_ref().map(|secret| secret.expose_secret());
         let secret = secret(given, &self.settings.signature, clock)
             .map_err(|fault| LedgerError::Refused(fault.to_string()))?;
         let endpoint = NewEndpoint {

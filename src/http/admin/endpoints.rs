@@ -71,8 +71,7 @@ pub(super) async fn add_endpoint(
     let settings = provisioning::vet(settings, &state.dial_policy).map_err(|found| faults(&found))?;
     let (clock, vault) = (&*state.clock, &*state.vault);
     let id = provisioning::new_endpoint_id(clock);
-    let secret =
-        provisioning::secret(None, &settings.signature, clock).map_err(|fault| faults(&[fault]))?;
+    let secret = provisioning::secret(None, &settings.signature, clock).map_err(|fault| faults(&[fault]))?;
     let sealed = provisioning::seal_secret(vault, &id, &secret, clock);
     let stored = provisioning::seal_settings(vault, &id, &settings, clock);
     let endpoint = NewEndpoint {

@@ -83,7 +83,8 @@ pub(crate) struct PartnersView {
 impl PartnerView {
     fn new(id: String, settings: PartnerSettings, created_at: Timestamp) -> Self {
         let PartnerSettings { name, rate_limit, max_in_flight, paused } = settings;
-        let rate_limit = rate_limit.map(|RateLimit { per_second, burst }| RateLimitView { per_second, burst });
+        let rate_limit =
+            rate_limit.map(|RateLimit { per_second, burst }| RateLimitView { per_second, burst });
         Self { id, name, rate_limit, max_in_flight, paused, created_at: created_at.as_millis() }
     }
 }
@@ -157,7 +158,8 @@ pub(super) async fn put_partner(
     let known = database.partner(&id).await.map_err(|error| ledger(&state, &error))?;
     let guard = if_match.check(known.as_ref().map(|row| row.version))?;
     let now = state.clock.now();
-    let put = database.put_partner(&id, &settings, guard, now).await.map_err(|error| ledger(&state, &error))?;
+    let put =
+        database.put_partner(&id, &settings, guard, now).await.map_err(|error| ledger(&state, &error))?;
     let (status, version) = match put {
         Put::Created(version) => (StatusCode::CREATED, version),
         Put::Updated(version) => (StatusCode::OK, version),

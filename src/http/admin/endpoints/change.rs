@@ -120,7 +120,9 @@ fn with_merged_headers(old: &EndpointSettings, patch: &str) -> String {
     let changed = |name: &&String| changes.keys().any(|change| change.eq_ignore_ascii_case(name));
     let mut merged: Vec<(String, &RawValue)> =
         names.iter().filter(|name| !changed(name)).map(|name| (name.clone(), &*kept)).collect();
-    merged.extend(changes.iter().filter(|(_, raw)| raw.get() != "null").map(|(name, raw)| (name.clone(), *raw)));
+    merged.extend(
+        changes.iter().filter(|(_, raw)| raw.get() != "null").map(|(name, raw)| (name.clone(), *raw)),
+    );
     let merged: BTreeMap<_, _> = merged.into_iter().collect();
     let Ok(headers) = serde_json::value::to_raw_value(&merged) else { return as_it_is() };
     members.insert("headers".into(), &headers);
@@ -147,16 +149,16 @@ pub(in crate::http::admin) async fn rotate_secret(
         RotateBody::default()
     } else {
         // The parser's own words could show a part of the secret.
-        serde_json::from_str(&json_text(&headers, &body)?)
-            .map_err(|_| bad_field("", "the body may have `grace_ms`, a whole number, and `secret`, a text"))?
+        serde_json::from_str(&json_text(&headers, &body)?).map_err(|_| {
+            bad_field("", "the body may have `grace_ms`, a whole number, and `secret`, a text")
+        })?
     };
     let grace_ms = body.grace_ms.unwrap_or(DAY_MS);
     if grace_ms > GRACE_MAX_MS {
         return Err(bad_field("/grace_ms", "a grace is at most 30 days, 2592000000 ms"));
     }
     let row = find(&state, &id).await?;
-    let settings =
-        provisioning::open_settings(&state.vault, &row).map_err(|error| ledger(&state, &error))?;
+    let settings = provisioning::open_settings(&state.vault, &row).map_err(|error| ledger(&state, &error))?;
     let secret = provisioning::secret(body.secret.as_deref(), &settings.signature, &*state.clock)
         .map_err(|fault| faults(&[fault]))?;
     let sealed = provisioning::seal_secret(&state.vault, &id, &secret, &*state.clock)
