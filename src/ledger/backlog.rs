@@ -1,8 +1,8 @@
 //! How many deliveries wait, and how many may.
 //!
-//! Kept in memory: what this process adds and settles is counted as it happens, and the ledger is counted afresh at
-//! start and from time to time, for what other nodes did meanwhile. So on SQLite the figure is exact once the first
-//! count is in; on Postgres it is as old as the last count for other nodes' part.
+//! Kept in memory: the ledger is counted when it is opened, and what this process adds and settles is counted as it
+//! happens. So on SQLite the figure is exact; on Postgres the ledger is counted again from time to time, for what other
+//! nodes did meanwhile, and the figure is as old as the last count for their part.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -54,8 +54,10 @@ impl Counts {
 }
 
 impl Backlog {
-    pub fn new(limits: BacklogLimits) -> Self {
-        Self { limits, counts: Mutex::default() }
+    /// A backlog with so many waiting, by tenant.
+    pub fn new(limits: BacklogLimits, waiting: HashMap<Arc<str>, i64>) -> Self {
+        let counts = Counts { total: waiting.values().sum(), tenants: waiting, since: None };
+        Self { limits, counts: Mutex::new(counts) }
     }
 
     /// Whether a request's deliveries may be added.
@@ -125,24 +127,22 @@ impl Backlog {
     }
 }
 
-/// Counts the ledger now, and on Postgres again and again, until the ledger is gone.
+/// Counts a ledger that others write too, again and again, until it is gone.
 pub(super) fn keep_counting(ledger: &Ledger) {
+    if !ledger.shared.database.is_shared() {
+        return;
+    }
     let weak: Weak<Shared> = Arc::downgrade(&ledger.shared);
-    let again = ledger.shared.database.is_shared();
     tokio::spawn(async move {
+        let mut took = Duration::ZERO;
         loop {
+            tokio::time::sleep((took * COUNT_SHARE).max(COUNT_EVERY)).await;
             let Some(shared) = weak.upgrade() else { return };
             let began = shared.clock.moment();
             shared.backlog.begin_count();
             let counted = shared.database.count_waiting().await;
-            let failed = counted.is_err();
             shared.backlog.end_count(counted.ok());
-            let took = began.until(shared.clock.moment());
-            drop(shared);
-            if !again && !failed {
-                return;
-            }
-            tokio::time::sleep((took * COUNT_SHARE).max(COUNT_EVERY)).await;
+            took = began.until(shared.clock.moment());
         }
     });
 }
@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn a_count_keeps_what_happened_meanwhile() {
-        let backlog = Backlog::new(BacklogLimits { tenant: 10, total: 20 });
+        let backlog = Backlog::new(BacklogLimits { tenant: 10, total: 20 }, HashMap::new());
         let acme: Arc<str> = "acme".into();
         backlog.begin_count();
         backlog.add(&acme, 3);

@@ -321,18 +321,19 @@ impl Database {
     /// # Errors
     /// [`LedgerError::Unavailable`].
     pub async fn set_failing_since(&self, id: &str, since: Option<Timestamp>) -> Result<bool> {
-        Ok(change!(self, |transaction, _version| {
+        // No revision: it is no setting, and a flapping endpoint must not make every node read everything again.
+        on!(self, writes, pool => {
             let changed = sqlx::query(
                 "UPDATE endpoint SET failing_since = $2
                  WHERE id = $1 AND (failing_since IS NULL) <> ($2 IS NULL)",
             )
             .bind(id)
             .bind(since.map(Timestamp::as_millis))
-            .execute(&mut *transaction)
+            .execute(pool)
             .await?
             .rows_affected();
-            (changed == 1, changed == 1)
-        }))
+            Ok(changed == 1)
+        })
     }
 
     /// Notes that an endpoint answered its ownership challenge; whether that changed anything.

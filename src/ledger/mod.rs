@@ -14,7 +14,7 @@ mod sql;
 mod sqlite;
 mod writer;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -33,6 +33,7 @@ pub use self::sqlite::{database_file, lock_holder};
 use self::writer::{Command, Writer};
 use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::delivery::{Delivery, DeliveryId, Settlement};
+use crate::domain::event::Identity;
 use crate::domain::gate::{CloseReason, Ticket};
 use crate::domain::scheduler::{LaneClaim, Remaining};
 use crate::domain::tenant::{Destination, Lane, LaneId};
@@ -112,8 +113,8 @@ trait Store: Send + Sync {
     /// Writes a plan and settlements in one transaction, made durable before it returns.
     async fn commit(&self, plan: &Plan<'_>, settlements: &[Settlement]) -> Result<Committed>;
 
-    /// What the ledger already knows of a plan's identities and request keys.
-    async fn lookup(&self, plan: &Plan<'_>) -> Result<Known>;
+    /// What the ledger already knows of these identities and request keys, each list in order.
+    async fn lookup(&self, identities: &[&Identity], keys: &[&RequestKey]) -> Result<Known>;
 
     /// Claims due deliveries, oldest first, for each lane at most its limit.
     async fn claim(&self, claims: &[LaneClaim], now: Timestamp) -> Result<Vec<ClaimedLane>>;
@@ -122,13 +123,21 @@ trait Store: Send + Sync {
     async fn release(&self, deliveries: &[(DeliveryId, Timestamp, i64)]) -> Result<()>;
 
     /// Writes a heartbeat: proves that the ledger takes writes and keeps this node's number.
-    async fn heartbeat(&self, now: Timestamp) -> Result<()>;
+    async fn heartbeat(&self) -> Result<()>;
 
     /// Leaves the address this process listens on where other processes of this machine find it.
     async fn announce(&self, address: &str) -> Result<()>;
 
-    /// Ends: settles the files, gives the node number back.
-    async fn close(&self);
+    /// Ends: gives the node number or the file back, and closes its connections.
+    async fn close(&self, database: &Database);
+}
+
+/// One claim of a delivery: which delivery, and the number of the attempt.
+type ClaimId = (DeliveryId, i64);
+
+/// The claim that a settlement is about.
+const fn claim_of(settlement: &Settlement) -> ClaimId {
+    (settlement.id, settlement.attempt)
 }
 
 /// What became of a commit.
@@ -136,8 +145,8 @@ trait Store: Send + Sync {
 enum Committed {
     /// Durable. Settlements that named an old claim changed nothing and are named here.
     Done {
-        /// Deliveries whose settlement was fenced off.
-        stale: Vec<DeliveryId>,
+        /// Claims whose settlement was fenced off.
+        stale: HashSet<ClaimId>,
     },
     /// Nothing was written: some identities or request keys of the plan are known already.
     Clash,
@@ -196,7 +205,8 @@ impl Ledger {
             let opened = postgres::open(options, &clock).await?;
             (Arc::new(opened.store), opened.database, opened.sequence)
         };
-        let backlog = Arc::new(Backlog::new(options.backlog));
+        // Before anyone writes: what is committed during a count might be counted twice.
+        let backlog = Arc::new(Backlog::new(options.backlog, database.count_waiting().await?));
         let outlet = Arc::new(OnceLock::new());
         let (health_sender, health) = tokio::sync::watch::channel(None);
         let (commands, queue) = tokio::sync::mpsc::channel(writer::QUEUE_LIMIT);
@@ -206,6 +216,7 @@ impl Ledger {
             backlog: backlog.clone(),
             outlet: outlet.clone(),
             health: health_sender,
+            last_beat: clock.moment(),
             clock: clock.clone(),
         };
         let writer = Mutex::new(Some(tokio::spawn(writer.run(queue))));
@@ -378,8 +389,7 @@ impl Ledger {
         if let Some(writer) = writer {
             let _ = writer.await;
         }
-        self.shared.store.close().await;
-        self.shared.database.close().await;
+        self.shared.store.close(&self.shared.database).await;
     }
 
     fn lanes(&self) -> std::sync::MutexGuard<'_, LaneCache> {
@@ -429,5 +439,28 @@ fn migration_error(error: MigrateError, migrations: Migrations) -> LedgerError {
             ))
         }
         other => LedgerError::Unavailable(format!("migration failed: {other}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lane_cache_is_bounded_and_knows_lanes_by_name_and_number() {
+        let destination = Arc::new(Destination::Svix { app: "acme".into() });
+        let lane = |n: i64| {
+            let tenant = n.to_string().into();
+            Arc::new(Lane { id: LaneId(n), destination: destination.clone(), tenant })
+        };
+        let mut cache = LaneCache::default();
+        let limit = i64::try_from(LANE_CACHE_LIMIT).expect("small");
+        for n in 0..=limit {
+            cache.insert(lane(n));
+        }
+        let last = lane(limit);
+        assert_eq!((cache.by_id.len(), cache.by_name.len()), (1, 1), "emptied when it was full");
+        assert_eq!(cache.by_id.get(&last.id), Some(&last));
+        assert_eq!(cache.by_name.get(&(destination.clone(), last.tenant.clone())), Some(&last));
     }
 }

@@ -3,6 +3,7 @@
 //! Leases are a column, on the database's clock. A claim changes only columns without an index, which Postgres does
 //! without touching one (a heap-only update); `SKIP LOCKED` keeps two nodes from waiting for each other.
 
+use std::collections::HashSet;
 use std::str::FromStr as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,12 +11,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{PgConnection, PgPool};
+use sqlx::{PgConnection, PgExecutor, PgPool};
 
-use super::plan::{Known, Plan};
+use super::plan::{Known, Plan, RequestKey};
 use super::rows::{self, AttemptColumns, OutcomeColumns, WaitingColumns};
 use super::sql::Database;
-use super::{ClaimedLane, Committed, LedgerError, LedgerOptions, Migrations, Opened, Result, Store};
+use super::{
+    ClaimId, ClaimedLane, Committed, LedgerError, LedgerOptions, Migrations, Opened, Result, Store, claim_of,
+};
 use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::delivery::{Delivery, DeliveryId, NextState, Settlement};
 use crate::domain::event::{EventSeq, Fingerprint, Identity};
@@ -34,6 +37,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const START_PATIENCE: Duration = Duration::from_secs(5);
 /// A node that has not been seen for so long has lost its number.
 const NODE_EXPIRY: Duration = Duration::from_secs(600);
+/// How often a number is asked for that another node takes at the same instant.
+const NODE_TRIES: usize = 32;
 
 /// See the module's own words.
 pub(super) struct PostgresStore {
@@ -46,6 +51,11 @@ pub(super) struct PostgresStore {
 
 /// Connects, migrates, checks, and takes a node number.
 pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Result<Opened<PostgresStore>> {
+    // The URL itself may hold a password: it is not repeated.
+    if !options.url.starts_with("postgres://") && !options.url.starts_with("postgresql://") {
+        let words = "the database URL is neither `sqlite:PATH` nor `postgres://…`";
+        return Err(LedgerError::Refused(words.into()));
+    }
     let connect = PgConnectOptions::from_str(&options.url)
         .map_err(|error| LedgerError::Refused(format!("the database URL is not a Postgres one: {error}")))?
         .application_name("posthaste");
@@ -65,8 +75,8 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
         .await
         .map_err(|error| super::migration_error(error, MIGRATIONS))?;
     let database = Database::Postgres(pool.clone());
-    let epoch = format!("{:016x}{:08x}", clock.now().as_millis(), std::process::id());
-    let node = take_node(&pool, &epoch, clock.now()).await?;
+    let epoch = format!("{:032x}", clock.random());
+    let node = take_node(&pool, &epoch).await?;
     let largest = database.largest_seq().await?;
     let lease_ms = i64::try_from(options.lease.as_millis()).unwrap_or(i64::MAX);
     let store = PostgresStore { pool, lease_ms, node, epoch };
@@ -93,29 +103,31 @@ async fn check(pool: &PgPool) -> Result<()> {
     Ok(())
 }
 
-/// Takes the lowest node number that nobody holds.
-async fn take_node(pool: &PgPool, epoch: &str, now: Timestamp) -> Result<i64> {
-    let expired = now.as_millis() - i64::try_from(NODE_EXPIRY.as_millis()).unwrap_or(i64::MAX);
-    let row: Option<(i64,)> = sqlx::query_as(
-        "INSERT INTO node (number, epoch, seen_at)
-         SELECT free, $1, $2 FROM generate_series(0, $3 - 1) AS free
-         WHERE NOT EXISTS (SELECT 1 FROM node WHERE number = free AND seen_at > $4)
-         ORDER BY free LIMIT 1
-         ON CONFLICT (number) DO UPDATE SET epoch = excluded.epoch, seen_at = excluded.seen_at
-             WHERE node.seen_at <= $4
-         RETURNING number",
-    )
-    .bind(epoch)
-    .bind(now.as_millis())
-    .bind(NODES)
-    .bind(expired)
-    .fetch_optional(pool)
-    .await?;
-    match row {
-        Some((number,)) => Ok(number),
-        // Two nodes began at the same instant, and the other was first.
-        None => Err(LedgerError::Unavailable("no node number could be had; start again".into())),
+/// Takes the lowest node number that nobody holds, by the database's clock: no node's own clock may expire another.
+async fn take_node(pool: &PgPool, epoch: &str) -> Result<i64> {
+    let expiry_ms = i64::try_from(NODE_EXPIRY.as_millis()).unwrap_or(i64::MAX);
+    for _ in 0..NODE_TRIES {
+        let row: Option<(i64,)> = sqlx::query_as(
+            "WITH clock AS (SELECT (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint AS now)
+             INSERT INTO node (number, epoch, seen_at)
+             SELECT free, $1, clock.now FROM generate_series(0, $2 - 1) AS free, clock
+             WHERE NOT EXISTS (SELECT 1 FROM node WHERE number = free AND seen_at > clock.now - $3)
+             ORDER BY free LIMIT 1
+             ON CONFLICT (number) DO UPDATE SET epoch = excluded.epoch, seen_at = excluded.seen_at
+                 WHERE node.seen_at <= excluded.seen_at - $3
+             RETURNING number",
+        )
+        .bind(epoch)
+        .bind(NODES)
+        .bind(expiry_ms)
+        .fetch_optional(pool)
+        .await?;
+        // None: two nodes began at the same instant, and the other was first.
+        if let Some((number,)) = row {
+            return Ok(number);
+        }
     }
+    Err(LedgerError::Unavailable(format!("no node number could be had: {NODES} nodes hold one")))
 }
 
 impl PostgresStore {
@@ -217,16 +229,16 @@ async fn insert_events(connection: &mut PgConnection, plan: &Plan<'_>) -> Result
 }
 
 /// One column of rows, as an array parameter.
-fn column<R, T>(rows: &[R], value: impl Fn(&R) -> T) -> Vec<T> {
+fn column<'a, R, T>(rows: &'a [R], value: impl Fn(&'a R) -> T) -> Vec<T> {
     rows.iter().map(value).collect()
 }
 
 /// Moves finished deliveries from the queue into `outcome`, as far as their claims still hold.
-async fn settle_done(connection: &mut PgConnection, done: &[OutcomeColumns<'_>]) -> Result<Vec<DeliveryId>> {
+async fn settle_done(connection: &mut PgConnection, done: &[OutcomeColumns<'_>]) -> Result<Vec<ClaimId>> {
     if done.is_empty() {
         return Ok(Vec::new());
     }
-    let settled: Vec<(i64, i64)> = sqlx::query_as(
+    let settled: Vec<(i64, i64, i64)> = sqlx::query_as(
         "WITH input AS (
              SELECT * FROM UNNEST($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $5::bigint[], $6::bigint[],
                                   $7::bigint[], $8::bigint[], $9::bigint[], $10::text[], $11::bigint[], $12::text[])
@@ -235,15 +247,16 @@ async fn settle_done(connection: &mut PgConnection, done: &[OutcomeColumns<'_>])
          ), gone AS (
              DELETE FROM queue USING input
              WHERE queue.lane = input.lane AND queue.due_at = input.due_at AND queue.event = input.event
-               AND queue.attempt = input.attempts
-             RETURNING queue.event, queue.lane
+               AND queue.attempt = input.attempts AND queue.lease_until > 0
+             RETURNING queue.event, queue.lane, queue.attempt
          )
          INSERT INTO outcome (event, lane, state, at, attempts, failures, latency_ms, status, remote_id,
                               dispatch_unconfirmed, reason)
          SELECT input.event, input.lane, state, at, attempts, failures, latency_ms, status, remote_id,
                 dispatch_unconfirmed, reason
-         FROM input JOIN gone ON gone.event = input.event AND gone.lane = input.lane
-         RETURNING event, lane",
+         FROM input
+         JOIN gone ON gone.event = input.event AND gone.lane = input.lane AND gone.attempt = input.attempts
+         RETURNING event, lane, attempts",
     )
     .bind(column(done, |row| row.event))
     .bind(column(done, |row| row.lane))
@@ -254,27 +267,27 @@ async fn settle_done(connection: &mut PgConnection, done: &[OutcomeColumns<'_>])
     .bind(column(done, |row| row.failures))
     .bind(column(done, |row| row.latency_ms))
     .bind(column(done, |row| row.status))
-    .bind(column(done, |row| row.remote_id))
+    .bind(column(done, |row| row.remote_id.as_deref()))
     .bind(column(done, |row| row.dispatch_unconfirmed))
     .bind(column(done, |row| row.reason))
     .fetch_all(connection)
     .await?;
-    Ok(settled.into_iter().map(delivery_id).collect())
+    Ok(settled.into_iter().map(claim_id).collect())
 }
 
 /// Puts deliveries back for later, as far as their claims still hold.
-async fn settle_waiting(connection: &mut PgConnection, rows: &[WaitingColumns]) -> Result<Vec<DeliveryId>> {
+async fn settle_waiting(connection: &mut PgConnection, rows: &[WaitingColumns]) -> Result<Vec<ClaimId>> {
     if rows.is_empty() {
         return Ok(Vec::new());
     }
-    let settled: Vec<(i64, i64)> = sqlx::query_as(
+    let settled: Vec<(i64, i64, i64)> = sqlx::query_as(
         "UPDATE queue SET due_at = input.due_at, failures = input.failures, uncertain = input.uncertain,
                           lease_until = 0
          FROM UNNEST($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[])
              AS input (event, lane, was_due_at, attempt, due_at, failures, uncertain)
          WHERE queue.lane = input.lane AND queue.due_at = input.was_due_at AND queue.event = input.event
-           AND queue.attempt = input.attempt
-         RETURNING queue.event, queue.lane",
+           AND queue.attempt = input.attempt AND queue.lease_until > 0
+         RETURNING queue.event, queue.lane, queue.attempt",
     )
     .bind(column(rows, |row| row.event))
     .bind(column(rows, |row| row.lane))
@@ -285,7 +298,7 @@ async fn settle_waiting(connection: &mut PgConnection, rows: &[WaitingColumns]) 
     .bind(column(rows, |row| row.uncertain))
     .fetch_all(connection)
     .await?;
-    Ok(settled.into_iter().map(delivery_id).collect())
+    Ok(settled.into_iter().map(claim_id).collect())
 }
 
 async fn log_attempts(connection: &mut PgConnection, rows: &[AttemptColumns<'_>]) -> Result<()> {
@@ -312,21 +325,47 @@ async fn log_attempts(connection: &mut PgConnection, rows: &[AttemptColumns<'_>]
     Ok(())
 }
 
-fn delivery_id((event, lane): (i64, i64)) -> DeliveryId {
-    DeliveryId { event: EventSeq(event), lane: LaneId(lane) }
+fn claim_id((event, lane, attempt): (i64, i64, i64)) -> ClaimId {
+    (DeliveryId { event: EventSeq(event), lane: LaneId(lane) }, attempt)
+}
+
+/// Frees claimed rows, as far as their claims still hold.
+async fn release(
+    connection: impl PgExecutor<'_>,
+    claims: impl Iterator<Item = (ClaimId, Timestamp)> + Clone,
+) -> Result<()> {
+    sqlx::query(
+        "UPDATE queue SET lease_until = 0
+         FROM UNNEST($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[])
+             AS input (lane, due_at, event, attempt)
+         WHERE queue.lane = input.lane AND queue.due_at = input.due_at AND queue.event = input.event
+           AND queue.attempt = input.attempt",
+    )
+    .bind(claims.clone().map(|((id, _), _)| id.lane.0).collect::<Vec<_>>())
+    .bind(claims.clone().map(|(_, due_at)| due_at.as_millis()).collect::<Vec<_>>())
+    .bind(claims.clone().map(|((id, _), _)| id.event.0).collect::<Vec<_>>())
+    .bind(claims.map(|((_, attempt), _)| attempt).collect::<Vec<_>>())
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 /// Settles what is still held; what was fenced off is returned.
-async fn settle(connection: &mut PgConnection, settlements: &[Settlement]) -> Result<Vec<DeliveryId>> {
+async fn settle(connection: &mut PgConnection, settlements: &[Settlement]) -> Result<HashSet<ClaimId>> {
     let done: Vec<_> = settlements.iter().filter_map(OutcomeColumns::of).collect();
     let waiting: Vec<_> = settlements.iter().filter_map(WaitingColumns::of).collect();
-    let failed: Vec<_> = settlements.iter().filter_map(AttemptColumns::of).collect();
-    let mut settled = settle_done(connection, &done).await?;
+    let mut settled: HashSet<_> = settle_done(connection, &done).await?.into_iter().collect();
     settled.extend(settle_waiting(connection, &waiting).await?);
+    let held = settlements.iter().filter(|settlement| settled.contains(&claim_of(settlement)));
+    let failed: Vec<_> = held.filter_map(AttemptColumns::of).collect();
     log_attempts(connection, &failed).await?;
-    let moved = settlements.iter().filter(|settlement| settlement.next != NextState::Released);
-    let settled: std::collections::HashSet<_> = settled.into_iter().collect();
-    Ok(moved.map(|settlement| settlement.id).filter(|id| !settled.contains(id)).collect())
+    let (released, moved): (Vec<_>, Vec<_>) =
+        settlements.iter().partition(|settlement| settlement.next == NextState::Released);
+    if !released.is_empty() {
+        release(connection, released.iter().map(|settlement| (claim_of(settlement), settlement.due_at)))
+            .await?;
+    }
+    Ok(moved.into_iter().map(claim_of).filter(|claim| !settled.contains(claim)).collect())
 }
 
 #[async_trait]
@@ -342,17 +381,16 @@ impl Store for PostgresStore {
         Ok(Committed::Done { stale })
     }
 
-    async fn lookup(&self, plan: &Plan<'_>) -> Result<Known> {
+    async fn lookup(&self, identities: &[&Identity], keys: &[&RequestKey]) -> Result<Known> {
         let mut known = Known::default();
-        let identities: Vec<_> = plan.sorted().map(|insert| &insert.new.event.identity).collect();
         let events: Vec<(String, String, String, Vec<u8>)> = sqlx::query_as(
             "SELECT event_key.tenant, event_key.source, event_key.id, fingerprint
              FROM UNNEST($1::text[], $2::text[], $3::text[]) AS wanted (tenant, source, id)
              JOIN event_key USING (tenant, source, id)",
         )
-        .bind(column(&identities, |identity| &*identity.tenant))
-        .bind(column(&identities, |identity| &*identity.source))
-        .bind(column(&identities, |identity| &*identity.id))
+        .bind(column(identities, |identity| &*identity.tenant))
+        .bind(column(identities, |identity| &*identity.source))
+        .bind(column(identities, |identity| &*identity.id))
         .fetch_all(&self.pool)
         .await?;
         for (tenant, source, id, fingerprint) in events {
@@ -363,8 +401,8 @@ impl Store for PostgresStore {
             "SELECT request_key.scope, request_key.key, fingerprint
              FROM UNNEST($1::text[], $2::text[]) AS wanted (scope, key) JOIN request_key USING (scope, key)",
         )
-        .bind(column(&plan.request_keys, |key| &*key.scope))
-        .bind(column(&plan.request_keys, |key| &*key.key))
+        .bind(column(keys, |key| &*key.scope))
+        .bind(column(keys, |key| &*key.key))
         .fetch_all(&self.pool)
         .await?;
         for (scope, key, fingerprint) in requests {
@@ -418,30 +456,19 @@ impl Store for PostgresStore {
     }
 
     async fn release(&self, deliveries: &[(DeliveryId, Timestamp, i64)]) -> Result<()> {
-        sqlx::query(
-            "UPDATE queue SET lease_until = 0
-             FROM UNNEST($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[])
-                 AS input (lane, due_at, event, attempt)
-             WHERE queue.lane = input.lane AND queue.due_at = input.due_at AND queue.event = input.event
-               AND queue.attempt = input.attempt",
-        )
-        .bind(column(deliveries, |(id, ..)| id.lane.0))
-        .bind(column(deliveries, |(_, due_at, _)| due_at.as_millis()))
-        .bind(column(deliveries, |(id, ..)| id.event.0))
-        .bind(column(deliveries, |(_, _, attempt)| *attempt))
-        .execute(&self.pool)
-        .await?;
-        Ok(())
+        release(&self.pool, deliveries.iter().map(|(id, due_at, attempt)| ((*id, *attempt), *due_at))).await
     }
 
-    async fn heartbeat(&self, now: Timestamp) -> Result<()> {
-        let kept = sqlx::query("UPDATE node SET seen_at = $1 WHERE number = $2 AND epoch = $3")
-            .bind(now.as_millis())
-            .bind(self.node)
-            .bind(&self.epoch)
-            .execute(&self.pool)
-            .await?
-            .rows_affected();
+    async fn heartbeat(&self) -> Result<()> {
+        let kept = sqlx::query(
+            "UPDATE node SET seen_at = (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint
+             WHERE number = $1 AND epoch = $2",
+        )
+        .bind(self.node)
+        .bind(&self.epoch)
+        .execute(&self.pool)
+        .await?
+        .rows_affected();
         if kept == 1 {
             return Ok(());
         }
@@ -455,13 +482,14 @@ impl Store for PostgresStore {
         Ok(())
     }
 
-    async fn close(&self) {
+    async fn close(&self, database: &Database) {
         // The number is free for the next; where this fails it is free in ten minutes.
         let _ = sqlx::query("UPDATE node SET seen_at = 0 WHERE number = $1 AND epoch = $2")
             .bind(self.node)
             .bind(&self.epoch)
             .execute(&self.pool)
             .await;
+        database.close().await;
     }
 }
 

@@ -1,5 +1,6 @@
 //! Domain values as columns, shared by both databases.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use super::{LedgerError, Result};
@@ -25,6 +26,11 @@ pub(super) fn digest(bytes: &[u8]) -> Result<[u8; 32]> {
     bytes.try_into().map_err(|_| {
         LedgerError::Unavailable(format!("a fingerprint in the ledger has {} bytes, not 32", bytes.len()))
     })
+}
+
+/// The receiver's text without NUL, which Postgres refuses: one answer must not stop the writer.
+fn without_nul(text: &str) -> Cow<'_, str> {
+    if text.contains('\0') { text.replace('\0', "\u{fffd}").into() } else { text.into() }
 }
 
 /// A delivery that goes back into the queue.
@@ -66,7 +72,7 @@ pub(super) struct OutcomeColumns<'a> {
     pub failures: i64,
     pub latency_ms: i64,
     pub status: Option<i64>,
-    pub remote_id: Option<&'a str>,
+    pub remote_id: Option<Cow<'a, str>>,
     pub dispatch_unconfirmed: i64,
     pub reason: Option<&'static str>,
 }
@@ -75,7 +81,7 @@ impl<'a> OutcomeColumns<'a> {
     pub fn of(settlement: &'a Settlement) -> Option<Self> {
         let (state, remote_id, dispatch_unconfirmed, reason) = match &settlement.next {
             NextState::Delivered { remote_id, dispatch_unconfirmed } => {
-                ("delivered", remote_id.as_deref(), *dispatch_unconfirmed, None)
+                ("delivered", remote_id.as_deref().map(without_nul), *dispatch_unconfirmed, None)
             }
             NextState::Dead { reason } => ("dead", None, false, Some(reason.as_str())),
             NextState::Canceled => ("canceled", None, false, Some("endpoint_deleted")),

@@ -148,6 +148,16 @@ pub struct Progress {
     pub created: i64,
 }
 
+/// A loose index scan: one look into the queue's key for each lane with work, however deep it is.
+pub(super) const BUSY_LANES: &str = "WITH RECURSIVE busy (lane) AS (
+         SELECT (SELECT MIN(lane) FROM queue WHERE lane > $1)
+         UNION ALL
+         SELECT (SELECT MIN(queue.lane) FROM queue WHERE queue.lane > busy.lane)
+         FROM busy WHERE busy.lane IS NOT NULL
+     )
+     SELECT lane, (SELECT MIN(due_at) FROM queue WHERE queue.lane = busy.lane)
+     FROM busy WHERE lane IS NOT NULL LIMIT $2";
+
 type OutcomeTuple = (String, i64, i64, Option<i64>, Option<String>, i64, Option<String>);
 type KeyRow = (String, String, Vec<u8>, String, Option<String>, i64, Option<i64>);
 
@@ -222,28 +232,17 @@ impl Database {
     }
 
     /// Lanes that have deliveries waiting, from the one after `after`, each with when the first falls due.
-    ///
-    /// A loose index scan: one look into the queue's key for each lane, however deep it is.
     pub(super) async fn busy_lanes(
         &self,
         after: Option<LaneId>,
         limit: u32,
     ) -> Result<Vec<(LaneId, Timestamp)>> {
         let rows: Vec<(i64, i64)> = on!(self, reads, pool => {
-            sqlx::query_as(
-                "WITH RECURSIVE busy (lane) AS (
-                     SELECT (SELECT MIN(lane) FROM queue WHERE lane > $1)
-                     UNION ALL
-                     SELECT (SELECT MIN(queue.lane) FROM queue WHERE queue.lane > busy.lane)
-                     FROM busy WHERE busy.lane IS NOT NULL
-                 )
-                 SELECT lane, (SELECT MIN(due_at) FROM queue WHERE queue.lane = busy.lane)
-                 FROM busy WHERE lane IS NOT NULL LIMIT $2",
-            )
-            .bind(after.map_or(0, |lane| lane.0))
-            .bind(i64::from(limit))
-            .fetch_all(pool)
-            .await?
+            sqlx::query_as(BUSY_LANES)
+                .bind(after.map_or(0, |lane| lane.0))
+                .bind(i64::from(limit))
+                .fetch_all(pool)
+                .await?
         });
         Ok(rows.into_iter().map(|(lane, due_at)| (LaneId(lane), Timestamp::from_millis(due_at))).collect())
     }
@@ -271,19 +270,22 @@ impl Database {
     /// # Errors
     /// [`LedgerError::Unavailable`].
     pub async fn progress(&self) -> Result<Progress> {
-        on!(self, reads, pool => {
-            let (events, unrouted, created): (i64, i64, i64) = sqlx::query_as(
-                "SELECT COUNT(*), COALESCE(SUM(CASE WHEN destinations = 0 THEN 1 ELSE 0 END), 0),
-                        CAST(COALESCE(SUM(destinations), 0) AS BIGINT)
-                 FROM event",
+        // One statement: all of it is of one moment, however much is settled meanwhile.
+        let rows: Vec<(String, i64)> = on!(self, reads, pool => {
+            sqlx::query_as(
+                "SELECT 'events', COUNT(*) FROM event
+                 UNION ALL SELECT 'unrouted', COUNT(*) FROM event WHERE destinations = 0
+                 UNION ALL SELECT 'created', CAST(COALESCE(SUM(destinations), 0) AS BIGINT) FROM event
+                 UNION ALL SELECT 'pending', COUNT(*) FROM queue
+                 UNION ALL SELECT state, COUNT(*) FROM outcome GROUP BY state",
             )
-            .fetch_one(pool)
-            .await?;
-            let (pending,): (i64,) = sqlx::query_as("SELECT COUNT(*) FROM queue").fetch_one(pool).await?;
-            let done: Vec<(String, i64)> =
-                sqlx::query_as("SELECT state, COUNT(*) FROM outcome GROUP BY state").fetch_all(pool).await?;
-            Ok(Progress { pending, done: done.into_iter().collect(), events, unrouted, created })
-        })
+            .fetch_all(pool)
+            .await?
+        });
+        let mut counts: HashMap<String, i64> = rows.into_iter().collect();
+        let mut take = |name| counts.remove(name).unwrap_or_default();
+        let (events, unrouted, created) = (take("events"), take("unrouted"), take("created"));
+        Ok(Progress { pending: take("pending"), done: counts, events, unrouted, created })
     }
 
     /// How the deliveries of one event stand: state, failures, reason and the receiver's id for each that is done.

@@ -2,7 +2,7 @@
 //!
 //! It never waits on purpose: while one commit is being made durable, the next group gathers by itself.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::backlog::Backlog;
 use super::plan::{self, AcceptRequest, Accepted, Known, Plan, Waiting};
-use super::{Committed, LedgerError, Outlet, Result, Store};
-use crate::domain::clock::{Clock, Timestamp};
+use super::{ClaimId, Committed, LedgerError, Outlet, Result, Store, claim_of};
+use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::delivery::{Delivery, DeliveryId, NextState, Settlement};
 use crate::domain::gate::Ticket;
 use crate::domain::sequence::Sequence;
@@ -19,11 +19,12 @@ use crate::reconnect::Pauses;
 
 /// Most commands that wait; senders wait beyond it.
 pub(super) const QUEUE_LIMIT: usize = 4_096;
-/// About how many rows a commit takes.
+/// About how many rows a commit takes, and how many bytes of bodies: Postgres refuses a statement of 1 GiB.
 const GROUP_ROWS: usize = 2_000;
+const GROUP_BYTES: usize = 32 << 20;
 /// How often a plan may clash with other nodes before its requests are told to come back.
 const CLASH_LIMIT: usize = 8;
-/// How often the ledger is asked for a sign of life when nothing is written. While it is down, sooner.
+/// How often the ledger is asked for a sign of life. While it is down, sooner.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// What the writer is asked to do.
@@ -46,6 +47,7 @@ pub(super) struct Writer {
     pub outlet: Arc<OnceLock<Box<dyn Outlet>>>,
     /// Why writes fail; `None` while they work.
     pub health: watch::Sender<Option<String>>,
+    pub last_beat: Moment,
     pub clock: Arc<dyn Clock>,
 }
 
@@ -64,13 +66,14 @@ impl Writer {
             let wait = if down { pauses.pause() } else { HEARTBEAT };
             let first = tokio::time::timeout(wait, commands.recv()).await;
             let idle = first.is_err();
-            let mut rows = 0;
+            let (mut rows, mut bytes) = (0, 0);
             let mut next = first.unwrap_or_default();
             // While settlements can't be written, no more are taken than a group holds: their senders wait.
             while let Some(command) = next.take() {
                 match command {
                     Command::Accept { request, answer } => {
                         rows += request.events.len();
+                        bytes += request.events.iter().map(|new| new.event.body.len()).sum::<usize>();
                         accepts.push(Pending { request, answer });
                     }
                     Command::Settle(settlement) => {
@@ -79,16 +82,15 @@ impl Writer {
                     }
                     Command::Close => open = false,
                 }
-                if open && rows < GROUP_ROWS && unsettled.len() < 2 * GROUP_ROWS {
+                let room = rows < GROUP_ROWS && bytes < GROUP_BYTES && unsettled.len() < 2 * GROUP_ROWS;
+                if open && room {
                     next = commands.try_recv().ok();
                 }
             }
             open &= !(commands.is_closed() && commands.is_empty());
-            if idle || self.health.borrow().is_some() {
-                self.heartbeat().await;
-            }
+            let alive = self.heartbeat(idle).await;
             if !accepts.is_empty() || !unsettled.is_empty() {
-                self.write(accepts, &mut unsettled).await;
+                self.write(alive, accepts, &mut unsettled).await;
             }
         }
     }
@@ -97,9 +99,18 @@ impl Writer {
         self.outlet.get().map(Box::as_ref)
     }
 
-    async fn heartbeat(&mut self) {
-        let beat = self.store.heartbeat(self.clock.now()).await;
-        self.report(beat.err().as_ref());
+    /// Asks the ledger for a sign of life where it is time for one, busy or not: the node's number hangs on it.
+    async fn heartbeat(&mut self, idle: bool) -> Result<()> {
+        let moment = self.clock.moment();
+        if !idle && self.health.borrow().is_none() && self.last_beat.until(moment) < HEARTBEAT {
+            return Ok(());
+        }
+        let beat = self.store.heartbeat().await;
+        self.report(beat.as_ref().err());
+        if beat.is_ok() {
+            self.last_beat = moment;
+        }
+        beat
     }
 
     /// Notes whether writes work, and says so once when that changes.
@@ -117,11 +128,19 @@ impl Writer {
         });
     }
 
-    /// Commits requests and settlements together. What can't be settled now stays in `unsettled`.
-    async fn write(&mut self, accepts: Vec<Pending>, unsettled: &mut Vec<Settlement>) {
+    /// Commits requests and settlements together, where the ledger is `alive`. What can't be settled now stays in
+    /// `unsettled`.
+    async fn write(&mut self, alive: Result<()>, accepts: Vec<Pending>, unsettled: &mut Vec<Settlement>) {
+        // A claim is settled once: of several words about it the first counts.
+        let mut claims = HashSet::with_capacity(unsettled.len());
+        unsettled.retain(|settlement| claims.insert(claim_of(settlement)));
         let (requests, answers): (Vec<_>, Vec<_>) =
             accepts.into_iter().map(|pending| (pending.request, pending.answer)).unzip();
-        match self.commit(&requests, unsettled).await {
+        let committed = match alive {
+            Ok(()) => self.commit(&requests, unsettled).await,
+            Err(error) => Err(error),
+        };
+        match committed {
             Ok((verdicts, stale)) => {
                 self.settled(unsettled.drain(..), &stale);
                 for (answer, verdict) in answers.into_iter().zip(verdicts) {
@@ -144,13 +163,13 @@ impl Writer {
         &mut self,
         requests: &[AcceptRequest],
         settlements: &[Settlement],
-    ) -> Result<(Vec<Accepted>, Vec<DeliveryId>)> {
+    ) -> Result<(Vec<Accepted>, HashSet<ClaimId>)> {
         let mut known = Known::default();
         for _ in 0..CLASH_LIMIT {
             let now = self.clock.now();
             let mut plan = plan::plan(requests, &known, now, || self.sequence.next(now));
             if plan.writes_nothing() && settlements.is_empty() {
-                return Ok((plan.answers, Vec::new()));
+                return Ok((plan.answers, HashSet::new()));
             }
             let reserved = reserve(self.outlet(), &mut plan.deliveries);
             match self.store.commit(&plan, settlements).await {
@@ -160,7 +179,7 @@ impl Writer {
                 }
                 Ok(Committed::Clash) => {
                     give_back(self.outlet(), &plan.deliveries, reserved);
-                    known.merge(self.store.lookup(&plan).await?);
+                    known.merge(self.lookup(requests).await?);
                 }
                 Err(error) => {
                     give_back(self.outlet(), &plan.deliveries, reserved);
@@ -169,6 +188,16 @@ impl Writer {
             }
         }
         Err(LedgerError::Unavailable("too many nodes write the same events at once".into()))
+    }
+
+    /// What the ledger knows of these requests. Of all they name, not only of what was about to be written: who is
+    /// refused now makes room for others of the group, and each would be another clash.
+    async fn lookup(&self, requests: &[AcceptRequest]) -> Result<Known> {
+        let events = requests.iter().flat_map(|request| &request.events);
+        let identities: BTreeSet<_> = events.map(|new| &new.event.identity).collect();
+        let identities: Vec<_> = identities.into_iter().collect();
+        let keys: Vec<_> = requests.iter().filter_map(|request| request.request_key.as_ref()).collect();
+        self.store.lookup(&identities, &keys).await
     }
 
     /// After the commit: deliveries go to the dispatcher, from memory or as a wake-up, and the backlog is told.
@@ -186,9 +215,9 @@ impl Writer {
 
     /// After the commit: what is done leaves the backlog, what waits again is told to the dispatcher. Not earlier: a
     /// claim made before the commit would find it still held.
-    fn settled(&self, settlements: impl Iterator<Item = Settlement>, stale: &[DeliveryId]) {
+    fn settled(&self, settlements: impl Iterator<Item = Settlement>, stale: &HashSet<ClaimId>) {
         for settlement in settlements {
-            if stale.contains(&settlement.id) {
+            if stale.contains(&claim_of(&settlement)) {
                 tracing::warn!(delivery = %settlement.id, attempt = settlement.attempt, "lease lost: not settled");
                 continue;
             }
@@ -243,5 +272,115 @@ fn fresh(waiting: &Waiting<'_>, now: Timestamp) -> Delivery {
         received_at: now,
         body: event.body.clone(),
         data: event.data.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::sync::Mutex;
+
+    use async_trait::async_trait;
+    use bytes::Bytes;
+
+    use super::super::plan::NewEvent;
+    use super::super::sql::Database;
+    use super::super::{BacklogLimits, ClaimedLane, RequestKey};
+    use super::*;
+    use crate::domain::event::{Event, Fingerprint, Identity};
+    use crate::domain::scheduler::LaneClaim;
+
+    /// Remembers how many events each commit had.
+    #[derive(Default)]
+    struct Groups(Mutex<Vec<usize>>);
+
+    #[async_trait]
+    impl Store for Groups {
+        async fn commit(&self, plan: &Plan<'_>, _settlements: &[Settlement]) -> Result<Committed> {
+            self.0.lock().unwrap().push(plan.inserts.len());
+            Ok(Committed::Done { stale: HashSet::new() })
+        }
+
+        async fn lookup(&self, _identities: &[&Identity], _keys: &[&RequestKey]) -> Result<Known> {
+            Ok(Known::default())
+        }
+
+        async fn claim(&self, _claims: &[LaneClaim], _now: Timestamp) -> Result<Vec<ClaimedLane>> {
+            Ok(Vec::new())
+        }
+
+        async fn release(&self, _deliveries: &[(DeliveryId, Timestamp, i64)]) -> Result<()> {
+            Ok(())
+        }
+
+        async fn heartbeat(&self) -> Result<()> {
+            Ok(())
+        }
+
+        async fn announce(&self, _address: &str) -> Result<()> {
+            Ok(())
+        }
+
+        async fn close(&self, _database: &Database) {}
+    }
+
+    #[derive(Debug)]
+    struct StandingClock;
+
+    impl Clock for StandingClock {
+        fn now(&self) -> Timestamp {
+            Timestamp::from_millis(1_000)
+        }
+
+        fn moment(&self) -> Moment {
+            Moment::default()
+        }
+
+        fn random(&self) -> u128 {
+            0
+        }
+    }
+
+    /// Events in each commit, where so many requests of so many events with such bodies wait.
+    async fn groups(requests: usize, events: usize, body: usize) -> Vec<usize> {
+        let (store, body) = (Arc::new(Groups::default()), Bytes::from(vec![b' '; body]));
+        let limits = BacklogLimits { tenant: 1, total: 1 };
+        let writer = Writer {
+            store: store.clone(),
+            sequence: Sequence::new(0, None),
+            backlog: Arc::new(Backlog::new(limits, HashMap::new())),
+            outlet: Arc::default(),
+            health: watch::channel(None).0,
+            last_beat: Moment::default(),
+            clock: Arc::new(StandingClock),
+        };
+        let (sender, queue) = mpsc::channel(QUEUE_LIMIT);
+        for request in 0..requests {
+            let event = |n: usize| Event {
+                identity: Identity {
+                    tenant: "acme".into(),
+                    source: String::new(),
+                    id: format!("{request}-{n}"),
+                },
+                event_type: "t".into(),
+                fingerprint: Fingerprint([0; 32]),
+                body: body.clone(),
+                data: None,
+            };
+            let events = (0..events).map(|n| NewEvent { event: event(n), lanes: Vec::new() }).collect();
+            let request = AcceptRequest { events, strict: true, request_key: None };
+            let accept = Command::Accept { request, answer: oneshot::channel().0 };
+            sender.send(accept).await.unwrap_or_else(|_| panic!("the queue is open"));
+        }
+        drop(sender);
+        writer.run(queue).await;
+        store.0.lock().unwrap().clone()
+    }
+
+    #[tokio::test]
+    async fn a_group_is_bounded_by_rows_and_by_bytes() {
+        assert_eq!(groups(50, 100, 10).await, [2_000, 2_000, 1_000]);
+        assert_eq!(groups(20, 4, 1 << 20).await, [32, 32, 16]);
+        assert_eq!(groups(3, 5_000, 1).await, [5_000, 5_000, 5_000], "a request is not split");
     }
 }

@@ -7,5 +7,6 @@ mod access;
 mod cli;
 mod ingest;
 mod kill;
+mod ledger;
 mod shutdown;
 mod svix;

@@ -57,14 +57,16 @@ macro_rules! on_both_databases {
         mod sqlite {
             $(#[tokio::test(flavor = "multi_thread")]
             async fn $name() {
-                super::$name($crate::support::TestDatabase::sqlite()).await;
+                let database = $crate::support::TestDatabase::sqlite();
+                $crate::support::bounded(super::$name(database)).await;
             })+
         }
 
         mod postgres {
             $(#[tokio::test(flavor = "multi_thread")]
             async fn $name() {
-                super::$name($crate::support::TestDatabase::postgres().await).await;
+                let database = $crate::support::TestDatabase::postgres().await;
+                $crate::support::bounded(super::$name(database)).await;
             })+
         }
     };

@@ -1,0 +1,179 @@
+//! How SQLite means to run the hot statements, and what happens while a claim reads.
+
+use super::super::plan::{self, AcceptRequest, NewEvent};
+use super::super::sql::BUSY_LANES;
+use super::write::{CHUNKS, TAKE_OUT, statement};
+use super::*;
+use crate::domain::clock::Moment;
+use crate::domain::event::Event;
+use crate::domain::tenant::Destination;
+use crate::ledger::BacklogLimits;
+
+async fn plan_of(statement: &str) -> String {
+    let mut connection = SqliteConnection::connect("sqlite::memory:").await.expect("a database");
+    let (_, _, schema) = MIGRATIONS[0];
+    sqlx::raw_sql(schema).execute(&mut connection).await.expect("the schema");
+    let explain = format!("EXPLAIN QUERY PLAN {statement}");
+    let steps: Vec<(i64, i64, i64, String)> =
+        sqlx::query_as(AssertSqlSafe(explain)).fetch_all(&mut connection).await.expect("a plan");
+    steps.into_iter().map(|(.., step)| step + "\n").collect()
+}
+
+#[tokio::test]
+async fn a_claim_reads_on_from_its_place_in_the_lane() {
+    let plan = plan_of(WAITING).await;
+    assert!(plan.contains("SEARCH queue USING PRIMARY KEY (lane=? AND (due_at,event)>(?,?))"), "{plan}");
+    assert!(plan.contains("SEARCH event USING INTEGER PRIMARY KEY"), "{plan}");
+    assert!(!plan.contains("B-TREE") && !plan.contains("SCAN"), "{plan}");
+}
+
+#[tokio::test]
+async fn what_is_settled_is_found_by_its_key() {
+    for size in CHUNKS {
+        let plan = plan_of(&statement(TAKE_OUT, size)).await;
+        let search = "SEARCH queue USING PRIMARY KEY (lane=? AND due_at=? AND event=?)";
+        assert!(plan.contains(search) && !plan.contains("SCAN queue"), "{size}: {plan}");
+    }
+}
+
+#[tokio::test]
+async fn busy_lanes_are_found_one_by_one() {
+    let plan = plan_of(BUSY_LANES).await;
+    for search in ["(lane>?)", "(lane=?)"] {
+        assert!(plan.contains(&format!("SEARCH queue USING PRIMARY KEY {search}")), "{plan}");
+    }
+    assert!(!plan.contains("SCAN queue"), "{plan}");
+    // Not all lanes for every page of them.
+    assert!(!plan.contains("MATERIALIZE"), "{plan}");
+}
+
+#[derive(Debug)]
+struct StandingClock;
+
+impl Clock for StandingClock {
+    fn now(&self) -> Timestamp {
+        Timestamp::from_millis(1_000)
+    }
+
+    fn moment(&self) -> Moment {
+        Moment::default()
+    }
+
+    fn random(&self) -> u128 {
+        0
+    }
+}
+
+/// A store with a lane, and the directory it lies in.
+async fn store() -> (SqliteStore, Arc<Lane>, tempfile::TempDir) {
+    let directory = tempfile::TempDir::new().expect("a directory");
+    let options = LedgerOptions {
+        url: format!("sqlite:{}", directory.path().join("ledger.db").display()),
+        lease: Duration::from_secs(60),
+        backlog: BacklogLimits { tenant: 100, total: 100 },
+    };
+    let clock: Arc<dyn Clock> = Arc::new(StandingClock);
+    let opened = open(&options, &clock).await.expect("it opens");
+    let destination = Arc::new(Destination::Svix { app: "acme".into() });
+    let lane = Lane { id: LaneId(1), destination, tenant: "acme".into() };
+    (opened.store, Arc::new(lane), directory)
+}
+
+/// Records an event with this number, due at the same number of milliseconds.
+async fn record(store: &SqliteStore, lane: &Arc<Lane>, number: i64) {
+    let event = Event {
+        identity: Identity { tenant: "acme".into(), source: String::new(), id: number.to_string() },
+        event_type: "t".into(),
+        fingerprint: Fingerprint([0; 32]),
+        body: Bytes::from_static(b"{}"),
+        data: None,
+    };
+    let events = vec![NewEvent { event, lanes: vec![lane.clone()] }];
+    let requests = [AcceptRequest { events, strict: true, request_key: None }];
+    let plan = plan::plan(&requests, &Known::default(), Timestamp::from_millis(number), || EventSeq(number));
+    let committed = store.commit(&plan, &[]).await.expect("committed");
+    assert!(matches!(committed, Committed::Done { .. }));
+}
+
+fn numbers(claimed: &ClaimedLane) -> Vec<i64> {
+    claimed.deliveries.iter().map(|delivery| delivery.id.event.0).collect()
+}
+
+/// Claims, with `meanwhile` between reading and taking.
+async fn claim_and(
+    store: &SqliteStore,
+    claim: &LaneClaim,
+    meanwhile: impl Future<Output = ()>,
+) -> ClaimedLane {
+    let limit = 10;
+    store.claims().reading = Some(Meanwhile::default());
+    let from = store.claims().cursors.get(&claim.lane.id).copied();
+    let rows = store.read(claim.lane.id, from, limit).await.expect("rows");
+    meanwhile.await;
+    let claimed = store.take(claim, rows, limit, from, store.clock.now());
+    store.claims().reading = None;
+    claimed
+}
+
+#[tokio::test]
+async fn what_appears_while_a_claim_reads_is_not_passed_over() {
+    let (store, lane, _directory) = store().await;
+    for number in 11..=30 {
+        record(&store, &lane, number).await;
+    }
+    let claim = LaneClaim { lane: lane.clone(), limit: 3 };
+    let first = claim_and(&store, &claim, record(&store, &lane, 5)).await;
+    assert_eq!((numbers(&first), first.remaining), (vec![11, 12, 13], Remaining::Due));
+    let second =
+        store.claim(std::slice::from_ref(&claim), store.clock.now()).await.expect("claimed").remove(0);
+    assert_eq!(numbers(&second), [5, 14, 15]);
+    let released = async {
+        let held = &first.deliveries[1];
+        store.release(&[(held.id, held.due_at, held.attempt)]).await.expect("released");
+    };
+    let third = claim_and(&store, &claim, released).await;
+    let fourth = store.claim(&[claim], store.clock.now()).await.expect("claimed").remove(0);
+    assert_eq!((numbers(&third), numbers(&fourth)), (vec![16, 17, 18], vec![12, 19, 20]));
+}
+
+#[tokio::test]
+async fn what_is_settled_while_a_claim_reads_is_not_claimed() {
+    let (store, lane, _directory) = store().await;
+    for number in 1..=4 {
+        record(&store, &lane, number).await;
+    }
+    let claim = LaneClaim { lane: lane.clone(), limit: 4 };
+    let held = store.claim(std::slice::from_ref(&claim), store.clock.now()).await.expect("claimed").remove(0);
+    assert_eq!(numbers(&held), [1, 2, 3, 4]);
+    let settlement = |index: usize, next: NextState| {
+        let delivery = &held.deliveries[index];
+        Settlement {
+            id: delivery.id,
+            lane: lane.clone(),
+            due_at: delivery.due_at,
+            attempt: delivery.attempt,
+            at: store.clock.now(),
+            latency_ms: 1,
+            failures: 0,
+            status: None,
+            failure: None,
+            next,
+        }
+    };
+    let pending = |due_at| NextState::Pending { due_at, failures: 0, uncertain: false };
+    let settlements = [
+        settlement(0, NextState::Delivered { remote_id: None, dispatch_unconfirmed: false }),
+        // One stands where it stood, the other further back.
+        settlement(1, pending(held.deliveries[1].due_at)),
+        settlement(2, pending(Timestamp::from_millis(900))),
+    ];
+    let settled = async {
+        let nothing = plan::plan([], &Known::default(), store.clock.now(), || EventSeq(0));
+        store.commit(&nothing, &settlements).await.expect("committed");
+    };
+    let meanwhile = claim_and(&store, &claim, settled).await;
+    assert_eq!((numbers(&meanwhile), meanwhile.remaining), (vec![], Remaining::Due));
+    let after = store.claim(&[claim], store.clock.now()).await.expect("claimed").remove(0);
+    assert_eq!((numbers(&after), after.remaining), (vec![2, 3], Remaining::Nothing));
+    assert!(after.deliveries.iter().all(|delivery| delivery.attempt == 2));
+}

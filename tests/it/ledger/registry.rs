@@ -1,0 +1,151 @@
+//! What is not hot: tenants, API keys, gates, rejected messages.
+
+use posthaste::domain::clock::{Clock as _, Timestamp};
+use posthaste::domain::gate::CloseReason;
+use posthaste::domain::tenant::Route;
+use posthaste::ledger::{ApiKey, KeyInfo, LedgerError, NewRejected, TenantRow};
+
+use super::{close, lane};
+use crate::support::{TestClock, TestDatabase};
+
+on_both_databases! {
+    tenants_are_set_and_an_application_belongs_to_one,
+    an_application_whose_lane_is_anothers_is_taken,
+    api_keys_are_added_listed_and_revoked,
+    closed_gates_are_remembered,
+    rejected_messages_are_kept_byte_for_byte,
+}
+
+fn tenant(id: &str, route: Route) -> TenantRow {
+    TenantRow { id: id.into(), route }
+}
+
+fn to_svix(id: &str, app: &str) -> TenantRow {
+    tenant(id, Route::Svix { app: app.into() })
+}
+
+async fn tenants_are_set_and_an_application_belongs_to_one(database: TestDatabase) {
+    let ledger = database.open(&TestClock::new()).await;
+    let tenants = ledger.database();
+    let mut revision = tenants.revision().await.expect("an answer");
+    for (row, new) in [
+        (to_svix("acme", "app_1"), true),
+        (to_svix("acme", "app_2"), false),
+        (tenant("globex", Route::Direct), true),
+        (tenant("Ünï 🦀 '\"", Route::Direct), true),
+    ] {
+        assert_eq!(tenants.put_tenant(&row).await.expect("set"), new, "{row:?}");
+        let grown = tenants.revision().await.expect("an answer");
+        assert!(grown > revision, "every node reads it again");
+        revision = grown;
+    }
+    let taken = tenants.put_tenant(&to_svix("globex", "app_2")).await.expect_err("taken");
+    assert!(matches!(taken, LedgerError::Taken(_)) && taken.to_string().contains("app_2"), "{taken}");
+    assert_eq!(tenants.revision().await.expect("an answer"), revision);
+    assert!(!tenants.put_tenant(&to_svix("globex", "app_1")).await.expect("it was given up"));
+    let mut rows = tenants.tenants().await.expect("an answer");
+    rows.sort_by(|one, other| one.id.cmp(&other.id));
+    let expected =
+        [to_svix("acme", "app_2"), to_svix("globex", "app_1"), tenant("Ünï 🦀 '\"", Route::Direct)];
+    assert_eq!(rows, expected);
+}
+
+async fn an_application_whose_lane_is_anothers_is_taken(database: TestDatabase) {
+    let ledger = database.open(&TestClock::new()).await;
+    // By the default route a tenant's application has its name.
+    lane(&ledger, "acme", "acme").await;
+    let taken = ledger.database().put_tenant(&to_svix("globex", "acme")).await.expect_err("taken");
+    assert!(matches!(taken, LedgerError::Taken(_)) && taken.to_string().contains("acme"), "{taken}");
+    assert_eq!(ledger.database().tenants().await.expect("an answer"), []);
+    assert!(ledger.database().put_tenant(&to_svix("acme", "acme")).await.expect("its own"));
+}
+
+async fn api_keys_are_added_listed_and_revoked(database: TestDatabase) {
+    let clock = TestClock::new();
+    let ledger = database.open(&clock).await;
+    let key = |id: &str, name: &str, scopes: &[&str], tenant: Option<&str>| ApiKey {
+        info: KeyInfo {
+            id: id.into(),
+            name: name.into(),
+            scopes: scopes.iter().map(ToString::to_string).collect(),
+            tenant: tenant.map(Into::into),
+            created_at: clock.now().as_millis(),
+            revoked_at: None,
+        },
+        hash: id.bytes().cycle().take(32).collect(),
+    };
+    let first = key("k1", "billing 🦀", &["ingest"], Some("acme"));
+    clock.move_wall(1);
+    let second = key("k0", "ops", &["ingest", "read", "admin"], None);
+    let keys = ledger.database();
+    assert!(keys.api_keys().await.expect("an answer").is_empty());
+    let mut revision = keys.revision().await.expect("an answer");
+    let mut has_grown = async || {
+        let before = std::mem::replace(&mut revision, keys.revision().await.expect("an answer"));
+        revision > before
+    };
+    for key in [&first, &second] {
+        keys.add_api_key(key).await.expect("added");
+        assert!(has_grown().await);
+    }
+    keys.add_api_key(&first).await.expect_err("there is one of that id");
+    assert!(!has_grown().await);
+    let good = keys.api_keys().await.expect("an answer");
+    assert_eq!(good.iter().map(|key| &key.info).collect::<Vec<_>>(), [&first.info, &second.info]);
+    assert_eq!(good[1].hash, second.hash);
+    let now = Timestamp::from_millis(clock.now().as_millis() + 5);
+    assert!(keys.revoke_api_key("k1", now).await.expect("an answer"));
+    assert!(has_grown().await);
+    assert!(!keys.revoke_api_key("k1", now).await.expect("an answer"), "it was revoked");
+    assert!(!keys.revoke_api_key("nobody", now).await.expect("an answer"));
+    let good = keys.api_keys().await.expect("an answer");
+    assert_eq!(good.iter().map(|key| &key.info).collect::<Vec<_>>(), [&second.info]);
+    let all = keys.all_api_keys().await.expect("an answer");
+    assert_eq!(all.len(), 2);
+    assert_eq!((all[0].info.id.as_str(), all[0].info.revoked_at), ("k1", Some(now.as_millis())));
+}
+
+async fn closed_gates_are_remembered(database: TestDatabase) {
+    let clock = TestClock::new();
+    let ledger = database.open(&clock).await;
+    let at = |ms: i64| Timestamp::from_millis(clock.now().as_millis() + ms);
+    ledger.save_gate("svix", CloseReason::Throttled, at(1_000)).await.expect("saved");
+    ledger.save_gate("other", CloseReason::Failing, at(5_000)).await.expect("saved");
+    ledger.save_gate("svix", CloseReason::Unauthorized, at(2_000)).await.expect("saved");
+    close(ledger).await;
+    let ledger = database.open(&clock).await;
+    let mut gates = ledger.closed_gates(clock.now()).await.expect("an answer");
+    gates.sort();
+    let expected = [
+        ("other".to_owned(), "failing".to_owned(), at(5_000)),
+        ("svix".to_owned(), "unauthorized".to_owned(), at(2_000)),
+    ];
+    assert_eq!(gates, expected);
+    let later = ledger.closed_gates(at(2_000)).await.expect("an answer");
+    assert_eq!(later, expected[..1]);
+}
+
+async fn rejected_messages_are_kept_byte_for_byte(database: TestDatabase) {
+    let clock = TestClock::new();
+    let ledger = database.open(&clock).await;
+    let every_byte: Vec<u8> = (0..=255).cycle().take(100_000).collect();
+    let message = |reason: &str, attributes: &str, body: &[u8]| NewRejected {
+        origin: "pubsub_push",
+        reason: reason.into(),
+        attributes: attributes.into(),
+        body: body.into(),
+    };
+    let first = message("not JSON: 'x' \u{202e}🦀", r#"{"ünï":"\u0000"}"#, &every_byte);
+    let second = message("no type", "{}", b"");
+    ledger.database().reject(&[first.clone(), second], clock.now()).await.expect("kept");
+    clock.move_wall(7);
+    ledger.database().reject(&[message("third", "{}", b"\0")], clock.now()).await.expect("kept");
+    ledger.database().reject(&[], clock.now()).await.expect("nothing to keep");
+    let kept = ledger.database().rejected(10).await.expect("an answer");
+    let reasons: Vec<_> = kept.iter().map(|message| message.reason.as_str()).collect();
+    assert_eq!(reasons, ["third", "no type", first.reason.as_str()], "newest first");
+    assert_eq!((&kept[0].body[..], kept[0].received_at), (&b"\0"[..], clock.now()));
+    assert_eq!((&kept[2].attributes, kept[2].origin.as_str()), (&first.attributes, "pubsub_push"));
+    assert!(kept[2].body == every_byte, "the bytes have changed");
+    assert_eq!(ledger.database().rejected(2).await.expect("an answer"), kept[..2]);
+}
