@@ -19,8 +19,8 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use sqlx::{AssertSqlSafe, Connection as _, SqliteConnection, SqlitePool};
 
 use self::claims::{Claim, Claims, Cursor, Meanwhile};
-pub use self::file::{database_file, lock_holder};
 use self::file::{check, checkpoint_on_the_side, own, path_of};
+pub use self::file::{database_file, lock_holder};
 use self::write::{insert_plan, next_chunk, placeholders, settle_rows};
 
 use super::plan::{Known, Plan, RequestKey};
