@@ -411,9 +411,18 @@ impl Config {
         } else if let Err(problem) = self.direct.dial_policy() {
             problem
         } else {
-            return self.check_master_keys();
+            self.check_master_keys()?;
+            return self.seeds().map(drop).map_err(ConfigError);
         };
         Err(ConfigError(problem))
+    }
+
+    /// What is made, or set, at start.
+    ///
+    /// # Errors
+    /// What is wrong with it, in one line with its place.
+    pub fn seeds(&self) -> Result<Seeds, String> {
+        Seeds::check(&self.partners, &self.event_types, &self.direct.dial_policy()?)
     }
 
     fn check_master_keys(&self) -> Result<(), ConfigError> {

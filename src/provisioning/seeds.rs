@@ -189,7 +189,7 @@ impl ReadyEndpoint {
             database.update_endpoint(&self.id, &stored, None).await?;
             return Ok(true);
         }
-        let given = self.secret.as_ref().map(ExposeSecret::expose_secret);
+        let given = self.secret.as_ref().map(|secret| secret.expose_secret());
         let secret = secret(given, &self.settings.signature, clock)
             .map_err(|fault| LedgerError::Refused(fault.to_string()))?;
         let endpoint = NewEndpoint {

@@ -4,9 +4,11 @@
 #[macro_use]
 mod support;
 mod access;
+mod admin;
 mod cli;
 mod ingest;
 mod kill;
 mod ledger;
+mod partners_storage;
 mod shutdown;
 mod svix;

@@ -39,6 +39,8 @@ impl Desk {
     pub(super) fn connected_to(ledger: &Ledger, places: usize) -> Self {
         let limits = GateLimits {
             max_in_flight: 1_000_000,
+            unproven_in_flight: 1_000_000,
+            failing_for: Duration::ZERO,
             failures_to_close: 1_000,
             first_wait: Duration::from_secs(1),
             max_wait: Duration::from_secs(1),

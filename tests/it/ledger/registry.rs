@@ -17,7 +17,7 @@ on_both_databases! {
 }
 
 fn tenant(id: &str, route: Route) -> TenantRow {
-    TenantRow { id: id.into(), route }
+    TenantRow { id: id.into(), route, transform: None }
 }
 
 fn to_svix(id: &str, app: &str) -> TenantRow {

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use posthaste::domain::clock::Clock as _;
-use posthaste::domain::delivery::{Failure, NextState, Outcome};
+use posthaste::domain::delivery::{DeadReason, Failure, NextState, Outcome};
 use posthaste::domain::scheduler::Remaining;
 
 use super::{claim, delivered, failed, fill, ids, open_with_lane, settle, settlement};
@@ -86,7 +86,7 @@ async fn a_dead_delivery_keeps_its_reason_and_the_receivers_words(database: Test
     settle(&ledger, [settlement(&last, failed(), &clock)]).await;
     fill(&ledger, &lane, "f", 1).await;
     let refused = claim(&ledger, &lane, 1).await.deliveries.remove(0);
-    let rejected = Outcome::Rejected(Failure::answered(422, odd));
+    let rejected = Outcome::Rejected(DeadReason::Rejected, Failure::answered(422, odd));
     settle(&ledger, [settlement(&refused, rejected, &clock)]).await;
     for (id, attempts, failures, status, reason) in
         [("e0", 3, 3, 500, "retries_exhausted"), ("f0", 1, 1, 422, "rejected")]
@@ -113,7 +113,7 @@ async fn thousands_settle_in_one_go(database: TestDatabase) {
     let settling = claimed.into_iter().enumerate().map(|(n, delivery)| {
         let outcome = match n % 4 {
             0 => failed(),
-            1 => Outcome::Rejected(Failure::answered(400, "no")),
+            1 => Outcome::Rejected(DeadReason::Rejected, Failure::answered(400, "no")),
             _ => delivered(),
         };
         let (ledger, settlement) = (ledger.clone(), settlement(&delivery, outcome, &clock));

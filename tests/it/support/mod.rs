@@ -3,7 +3,7 @@
 mod clock;
 mod database;
 mod events;
-mod http;
+pub mod http;
 mod relay;
 
 use std::time::Duration;
