@@ -53,6 +53,7 @@
 mod api;
 mod front;
 mod input;
+mod partner;
 mod record;
 mod reply;
 mod store;
@@ -61,6 +62,7 @@ mod svix;
 mod tests;
 mod trouble;
 
+pub use self::partner::{MockPartner, PartnerAnswer, PartnerRequest};
 pub use record::{MockEvent, ReceivedMessage, ReceivedRequest};
 pub use svix::{MockSvix, MockSvixBuilder, TooFew};
 pub use trouble::Trouble;

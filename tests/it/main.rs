@@ -6,6 +6,7 @@ mod support;
 mod access;
 mod admin;
 mod cli;
+mod direct;
 mod ingest;
 mod kill;
 mod ledger;

@@ -11,7 +11,7 @@ use std::time::Duration;
 pub use self::clock::TestClock;
 pub use self::database::TestDatabase;
 pub use self::events::{event, svix};
-pub use self::http::HttpClient;
+pub use self::http::{Answer, HttpClient};
 pub use self::relay::{RelayProcess, TOKEN, TestRelay, config, mock_svix};
 
 /// Longest that one test may take.
