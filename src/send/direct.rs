@@ -249,7 +249,7 @@ pub fn reshape(
     transform
         .apply(payload, &context, limit_bytes)
         .map(|shaped| Bytes::from(shaped.into_owned()))
-        .map_err(|error| Failure::transport(error.code(), error, false))
+        .map_err(|error| Failure::transport(&format!("transform_{}", error.code()), error, false))
 }
 
 /// What it means that no answer came.
