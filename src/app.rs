@@ -7,31 +7,44 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
+use tokio::sync::Notify;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::directory::Directory;
-use crate::dispatcher::{Dispatcher, DispatcherOptions, Observer};
+use crate::dispatcher::{Dispatcher, DispatcherOptions};
 use crate::domain::clock::{Clock, Moment, Timestamp};
-use crate::domain::delivery::{Delivery, Outcome};
 use crate::domain::gate::GateLimits;
 use crate::domain::parse::ParseSettings;
+use crate::domain::partner::DEFAULT_MAX_IN_FLIGHT;
 use crate::domain::retry::RetrySchedule;
 use crate::domain::scheduler::SchedulerLimits;
+use crate::endpoints::Keeper;
 use crate::http::{self, HttpOptions, HttpState, ServerLimits};
 use crate::ingest::Ingest;
 use crate::ledger::{Ledger, database_file};
-use crate::provisioning::sync_with_svix;
+use crate::provisioning::{self, Seeds};
 use crate::secrets::{KeySources, Vault};
-use crate::send::Senders;
+use crate::send::address_guard::{DialPolicy, GuardedConnector, GuardedHttps, SystemResolver};
+use crate::send::direct::{DirectOptions, DirectSender};
 use crate::send::svix::{SvixOptions, SvixSender};
+use crate::send::{Senders, tls};
 
 /// What is left of the time to stop for the server and the ledger, after the dispatcher had its part.
 const AFTER_DISPATCHER: Duration = Duration::from_secs(5);
 
-/// Most requests in flight to an endpoint whose partner has no bound of its own.
-const DEFAULT_ENDPOINT_IN_FLIGHT: u32 = 64;
+/// The gate before an endpoint; how many may be in flight is its partner's.
+const ENDPOINT_GATE: GateLimits = GateLimits {
+    max_in_flight: DEFAULT_MAX_IN_FLIGHT,
+    unproven_in_flight: 4,
+    failures_to_close: 10,
+    failing_for: Duration::from_secs(30),
+    first_wait: Duration::from_secs(5),
+    max_wait: Duration::from_secs(300),
+};
+/// Time for a connection to a partner, TLS included.
+const DIRECT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The real clock and the real random source.
 #[derive(Debug)]
@@ -71,14 +84,6 @@ impl Clock for SystemClock {
     }
 }
 
-/// Nobody listens to what comes of attempts.
-struct Unobserved;
-
-#[async_trait::async_trait]
-impl Observer for Unobserved {
-    async fn observe(&self, _delivery: &Delivery, _outcome: &Outcome) {}
-}
-
 /// A relay that runs.
 pub struct App {
     address: SocketAddr,
@@ -87,9 +92,8 @@ pub struct App {
     stop_server: CancellationToken,
     dispatcher: JoinHandle<()>,
     server: JoinHandle<()>,
-    follower: JoinHandle<()>,
-    /// Tells Svix of event types.
-    teller: Option<JoinHandle<()>>,
+    /// What ends with the server.
+    background: JoinSet<()>,
     ledger: Ledger,
     handle: Dispatcher,
     shutdown_timeout: Duration,
@@ -112,34 +116,37 @@ impl App {
     }
 
     async fn start_with(config: &Config, clock: Arc<dyn Clock>, ledger: &Ledger) -> anyhow::Result<Self> {
-        let vault = Arc::new(open_vault(config, &clock)?);
-        sow(config, ledger, &vault, &clock).await?;
-        let directory = Directory::open(ledger.clone()).await?;
+        let dial_policy = config.direct.dial_policy().map_err(anyhow::Error::msg)?;
+        let vault = Arc::new(load_vault(config, &*clock)?);
+        let seeds =
+            Seeds::check(&config.partners, &config.event_types, &dial_policy).map_err(anyhow::Error::msg)?;
+        seeds.apply(ledger.database(), &vault, &*clock).await?;
+        let directory = Directory::open(ledger.clone(), vault.clone(), ENDPOINT_GATE).await?;
         guard_listen_address(config, &directory)?;
         let listener = TcpListener::bind(config.http.listen)
             .await
             .with_context(|| format!("can't listen on {}", config.http.listen))?;
         let address = listener.local_addr()?;
-        let svix = svix_sender(config, &clock)?;
-        let event_types = svix.as_ref().map(SvixSender::event_types);
-        let event_types_changed = Arc::new(tokio::sync::Notify::new());
-        let options = dispatcher_options(config, svix.is_some());
-        let handle = Dispatcher::new(
-            ledger.clone(),
-            Arc::new(Senders { svix }),
-            Arc::new(Unobserved),
-            options,
-            clock.clone(),
-        );
-        let draining = Arc::new(AtomicBool::new(false));
         let ingest = Ingest::new(
             ledger.clone(),
             directory.clone(),
             parse_settings(config),
             config.default_route(),
+            config.ingest.unknown_event_types,
             clock.clone(),
-        )
-        .with_unknown_event_types(config.ingest.unknown_event_types);
+        );
+        let svix = svix_sender(config, &directory, &clock)?;
+        let event_types = svix.as_ref().map(SvixSender::event_types);
+        let direct = Arc::new(direct_sender(config, dial_policy.clone(), &directory, &clock)?);
+        let keeper =
+            Keeper::new(ledger.clone(), directory.clone(), ingest.clone(), direct.clone(), clock.clone());
+        let options = dispatcher_options(config, svix.is_some());
+        let senders = Arc::new(Senders { svix, direct });
+        let handle =
+            Dispatcher::new(ledger.clone(), senders, Arc::new(keeper.clone()), options, clock.clone());
+        handle.set_policies(directory.snapshot().policies().clone());
+        let draining = Arc::new(AtomicBool::new(false));
+        let event_types_changed = Arc::new(Notify::new());
         let state = HttpState {
             ledger: ledger.clone(),
             directory: directory.clone(),
@@ -149,8 +156,8 @@ impl App {
             options: Arc::new(http_options(config)),
             draining: draining.clone(),
             vault,
-            dial_policy: Arc::new(config.direct.dial_policy().map_err(anyhow::Error::msg)?),
-            endpoint_tester: None,
+            dial_policy: Arc::new(dial_policy),
+            endpoint_tester: Some(Arc::new(keeper.clone())),
             event_types_changed: event_types_changed.clone(),
             clock,
         };
@@ -165,14 +172,20 @@ impl App {
             async move { dispatcher.run(stop).await }
         });
         let server = tokio::spawn(http::serve(listener, http::router(state), limits, stop_server.clone()));
-        let follower = tokio::spawn({
-            let stop = stop_server.clone();
+        let mut background = JoinSet::new();
+        background.spawn({
+            let (directory, stop) = (directory.clone(), stop_server.clone());
             async move { directory.follow(stop).await }
         });
-        let teller = event_types.map(|svix| {
+        background.spawn(pass_policies_on(directory, handle.clone(), stop_server.clone()));
+        background.spawn({
             let stop = stop_server.clone();
-            tokio::spawn(sync_with_svix(ledger.clone(), svix, event_types_changed, stop))
+            async move { keeper.challenge(stop).await }
         });
+        if let Some(svix) = event_types {
+            let (ledger, stop) = (ledger.clone(), stop_server.clone());
+            background.spawn(provisioning::sync_with_svix(ledger, svix, event_types_changed, stop));
+        }
         Ok(Self {
             address,
             draining,
@@ -180,8 +193,7 @@ impl App {
             stop_server,
             dispatcher,
             server,
-            follower,
-            teller,
+            background,
             ledger: ledger.clone(),
             handle,
             shutdown_timeout: Duration::from_millis(config.http.shutdown_timeout_ms),
@@ -207,7 +219,7 @@ impl App {
     /// are given, the ledger is closed. What takes longer than `http.shutdown_timeout_ms` is left: it is sent again at
     /// the next start, under the same keys.
     pub async fn stop(self) {
-        let Self { mut dispatcher, mut server, mut follower, ledger, .. } = self;
+        let Self { mut dispatcher, mut server, mut background, ledger, .. } = self;
         self.draining.store(true, Ordering::Relaxed);
         self.stop_dispatcher.cancel();
         let for_sends = self.shutdown_timeout.saturating_sub(AFTER_DISPATCHER);
@@ -220,36 +232,16 @@ impl App {
             tracing::warn!("some clients are still sending; their connections are cut");
             server.abort();
         }
-        let _ = (&mut follower).await;
-        // It may wait for Svix; what it was about to tell is told at the next start.
-        if let Some(teller) = self.teller {
-            teller.abort();
-        }
+        // They end with `stop_server`; one that is in the middle of a request is cut off.
+        let _ = tokio::time::timeout(AFTER_DISPATCHER / 2, async {
+            while background.join_next().await.is_some() {}
+        })
+        .await;
+        background.abort_all();
         if tokio::time::timeout(AFTER_DISPATCHER, ledger.close()).await.is_err() {
             tracing::warn!("the ledger did not close in time; nothing acknowledged is lost");
         }
     }
-}
-
-/// The keys that seal what is secret. On SQLite one is made beside the file.
-fn open_vault(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Vault> {
-    let database = database_file(&config.database_url);
-    let sources = KeySources {
-        current: config.master_key.as_ref(),
-        previous: &config.master_key_previous,
-        database: database.as_deref(),
-    };
-    Ok(Vault::load(&sources, &**clock)?)
-}
-
-/// Makes, or sets, what the configuration names.
-async fn sow(config: &Config, ledger: &Ledger, vault: &Vault, clock: &Arc<dyn Clock>) -> anyhow::Result<()> {
-    let seeds = config.seeds().map_err(anyhow::Error::msg)?;
-    let written = seeds.apply(ledger.database(), vault, &**clock).await?;
-    if written > 0 {
-        tracing::info!(written, "partners, endpoints and event types were set as the configuration has them");
-    }
-    Ok(())
 }
 
 /// Without a key, everybody who can reach the port would hold all scopes.
@@ -265,7 +257,48 @@ fn guard_listen_address(config: &Config, directory: &Directory) -> anyhow::Resul
     Ok(())
 }
 
-fn svix_sender(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Option<SvixSender>> {
+fn load_vault(config: &Config, clock: &dyn Clock) -> anyhow::Result<Vault> {
+    let database = database_file(&config.database_url);
+    let sources = KeySources {
+        current: config.master_key.as_ref(),
+        previous: &config.master_key_previous,
+        database: database.as_deref(),
+    };
+    Ok(Vault::load(&sources, clock)?)
+}
+
+/// Tells the dispatcher of every change of partners and endpoints.
+async fn pass_policies_on(directory: Directory, dispatcher: Dispatcher, stop: CancellationToken) {
+    let mut changes = directory.changes();
+    while let Some(Ok(())) = stop.run_until_cancelled(changes.changed()).await {
+        let snapshot = changes.borrow_and_update().clone();
+        dispatcher.set_policies(snapshot.policies().clone());
+    }
+}
+
+fn direct_sender(
+    config: &Config,
+    policy: DialPolicy,
+    directory: &Directory,
+    clock: &Arc<dyn Clock>,
+) -> anyhow::Result<DirectSender> {
+    let tls = tls::client_config(&config.direct.ca_files).map_err(anyhow::Error::msg)?;
+    let connector = GuardedConnector::new(policy, Arc::new(SystemResolver), DIRECT_CONNECT_TIMEOUT);
+    let options = DirectOptions {
+        environment: config.environment.clone(),
+        relay: config.ingest.relay,
+        retry_after_max: Duration::from_millis(config.svix.retry_after_max_ms),
+        max_payload_bytes: config.ingest.max_event_bytes,
+    };
+    let connector = GuardedHttps::new(connector, tls);
+    Ok(DirectSender::new(options, connector, Arc::new(directory.clone()), clock.clone()))
+}
+
+fn svix_sender(
+    config: &Config,
+    directory: &Directory,
+    clock: &Arc<dyn Clock>,
+) -> anyhow::Result<Option<SvixSender>> {
     let Some(token) = config.svix.token.clone() else { return Ok(None) };
     let options = SvixOptions {
         token,
@@ -278,8 +311,9 @@ fn svix_sender(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Option
         ),
         environment: config.environment.clone(),
         relay: config.ingest.relay,
+        max_payload_bytes: config.ingest.max_event_bytes,
     };
-    SvixSender::new(options, clock.clone()).map(Some).map_err(anyhow::Error::msg)
+    SvixSender::new(options, Arc::new(directory.clone()), clock.clone()).map(Some).map_err(anyhow::Error::msg)
 }
 
 fn dispatcher_options(config: &Config, svix_configured: bool) -> DispatcherOptions {
@@ -299,22 +333,10 @@ fn dispatcher_options(config: &Config, svix_configured: bool) -> DispatcherOptio
             first_wait: Duration::from_millis(svix.probe_first_ms),
             max_wait: Duration::from_millis(svix.probe_max_ms),
         },
-        endpoint_gate: endpoint_gate_limits(DEFAULT_ENDPOINT_IN_FLIGHT),
+        endpoint_gate: ENDPOINT_GATE,
         // One attempt is at most three requests: a POST, a look-up or a new application, and a second POST.
         attempt_timeout: Duration::from_millis(3 * svix.timeout_ms),
         svix_configured,
-    }
-}
-
-/// The gate before an endpoint (ten failures in a row over 30 s; a probe after 5 s, doubling to 5 min).
-const fn endpoint_gate_limits(max_in_flight: u32) -> GateLimits {
-    GateLimits {
-        max_in_flight,
-        unproven_in_flight: 4,
-        failures_to_close: 10,
-        failing_for: Duration::from_secs(30),
-        first_wait: Duration::from_secs(5),
-        max_wait: Duration::from_secs(300),
     }
 }
 

@@ -8,12 +8,16 @@ use std::sync::Arc;
 use sha2::{Digest as _, Sha256};
 
 use crate::config::UnknownEventTypes;
-use crate::directory::{self, Directory};
+use crate::directory::{Directory, OPERATIONAL_PREFIX};
 use crate::domain::clock::Clock;
+use crate::domain::event::{Event, Fingerprint, Identity};
 use crate::domain::key::derived_event_id;
 use crate::domain::parse::{self, Incoming, Invalid, Item, ParseError, ParseSettings, Shape};
-use crate::domain::tenant::{DefaultRoute, Lane};
+use crate::domain::tenant::{DefaultRoute, Destination, Lane};
 use crate::ledger::{Accepted, ItemVerdict, Ledger, LedgerError, NewEvent, NewRejected, RequestKey};
+
+/// Whose our own events are.
+const OPERATIONAL_TENANT: &str = "posthaste";
 
 /// What became of one event of a request.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
@@ -110,7 +114,7 @@ pub struct Ingest {
     directory: Directory,
     settings: Arc<ParseSettings>,
     default_route: DefaultRoute,
-    unknown_event_types: UnknownEventTypes,
+    unknown_types: UnknownEventTypes,
     clock: Arc<dyn Clock>,
 }
 
@@ -121,16 +125,10 @@ impl Ingest {
         directory: Directory,
         settings: ParseSettings,
         default_route: DefaultRoute,
+        unknown_types: UnknownEventTypes,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        let unknown_event_types = UnknownEventTypes::Accept;
-        Self { ledger, directory, settings: Arc::new(settings), default_route, unknown_event_types, clock }
-    }
-
-    /// The same, with what happens to events of a type that nobody has declared.
-    pub fn with_unknown_event_types(mut self, unknown: UnknownEventTypes) -> Self {
-        self.unknown_event_types = unknown;
-        self
+        Self { ledger, directory, settings: Arc::new(settings), default_route, unknown_types, clock }
     }
 
     /// Reads a body and records its events; returns after the commit.
@@ -187,7 +185,6 @@ impl Ingest {
         request_key: Option<&RequestKey>,
     ) -> Result<(Vec<ItemResult>, Vec<(usize, NewEvent)>, Vec<bytes::Bytes>), IngestError> {
         let mut lanes = Lanes { ingest: self, known: HashMap::new() };
-        let snapshot = self.directory.snapshot();
         let (mut results, mut events, mut raw) = (Vec::new(), Vec::new(), Vec::new());
         for (index, item) in items.into_iter().enumerate() {
             raw.push(item.raw);
@@ -202,17 +199,14 @@ impl Ingest {
                 let (tenant, bound) = (draft.tenant.to_string(), bound.to_owned());
                 return Err(IngestError::ForeignTenant { index, tenant, bound });
             }
-            let event = draft.into_event(|| self.make_id(request_key, index));
-            let (id, tenant) = (event.identity.id.clone(), event.identity.tenant.to_string());
-            if self.unknown_event_types == UnknownEventTypes::Refuse
-                && !snapshot.knows_event_type(&event.event_type)
-            {
-                let detail = format!("the event type `{}` is not declared", event.event_type);
-                let (id, tenant) = (Some(id), Some(tenant));
-                results.push(refused(index, Invalid { pointer: String::new(), detail, id, tenant }));
+            if let Some(detail) = self.unwanted_type(&draft.event_type) {
+                let (id, tenant) = (draft.id, Some(draft.tenant.to_string()));
+                results.push(refused(index, Invalid { pointer: "/type".into(), detail, id, tenant }));
                 continue;
             }
-            match lanes.of(&event.identity.tenant).await? {
+            let event = draft.into_event(|| self.make_id(request_key, index));
+            let (id, tenant) = (event.identity.id.clone(), event.identity.tenant.to_string());
+            match lanes.of(&event.identity.tenant, &event.event_type).await? {
                 Ok(lanes) => {
                     results.push(ItemResult {
                         index,
@@ -231,6 +225,55 @@ impl Ingest {
             }
         }
         Ok((results, events, raw))
+    }
+
+    /// Why events of this type are not taken.
+    fn unwanted_type(&self, event_type: &str) -> Option<String> {
+        if event_type.starts_with(OPERATIONAL_PREFIX) {
+            return Some(format!("types that begin with `{OPERATIONAL_PREFIX}` are Posthaste's own"));
+        }
+        let refuse = self.unknown_types == UnknownEventTypes::Refuse;
+        let unknown = refuse && !self.directory.snapshot().knows_event_type(event_type);
+        unknown
+            .then(|| format!("the event type `{event_type}` is not known: PUT /v1/event-types/{event_type}"))
+    }
+
+    async fn lanes(
+        &self,
+        destinations: &[Arc<Destination>],
+        tenant: &Arc<str>,
+    ) -> Result<Vec<Arc<Lane>>, LedgerError> {
+        let mut lanes = Vec::with_capacity(destinations.len());
+        for destination in destinations {
+            lanes.push(self.ledger.lane(destination, tenant).await?);
+        }
+        Ok(lanes)
+    }
+
+    /// Records an event of our own, for those endpoints that have named its type.
+    ///
+    /// # Errors
+    /// [`LedgerError`]: it is not recorded.
+    pub async fn raise(&self, event_type: &str, data: &serde_json::Value) -> Result<(), LedgerError> {
+        let id = new_event_id(&*self.clock);
+        let tenant: Arc<str> = OPERATIONAL_TENANT.into();
+        let data = data.to_string();
+        let fingerprint = Fingerprint::of(event_type, Some(&data));
+        let head =
+            serde_json::json!({ "id": id, "type": event_type, "tenant": OPERATIONAL_TENANT }).to_string();
+        // The data last, where its place is known.
+        let head = format!("{},\"data\":", &head[..head.len() - 1]);
+        let range = head.len()..head.len() + data.len();
+        let event = Event {
+            identity: Identity { tenant: tenant.clone(), source: String::new(), id },
+            event_type: event_type.to_owned(),
+            fingerprint,
+            body: format!("{head}{data}}}").into(),
+            data: Some(range),
+        };
+        let destinations = self.directory.snapshot().operational_destinations(event_type);
+        let lanes = self.lanes(&destinations, &tenant).await?;
+        self.ledger.accept(vec![NewEvent { event, lanes }], false, None).await.map(drop)
     }
 
     /// An id for an event that has none: derived where the request has a key, so that a resend finds the same one.
@@ -268,30 +311,32 @@ impl Ingest {
     }
 }
 
-/// The lanes of each tenant in a request, asked for once.
+/// The lanes of each tenant and event type in a request, asked for once.
 struct Lanes<'a> {
     ingest: &'a Ingest,
-    known: HashMap<Arc<str>, Result<Vec<Arc<Lane>>, String>>,
+    known: HashMap<(Arc<str>, String), Result<Vec<Arc<Lane>>, String>>,
 }
 
 impl Lanes<'_> {
-    /// The lanes that a tenant's events go to now, or why there are none to be had.
-    async fn of(&mut self, tenant: &Arc<str>) -> Result<Result<Vec<Arc<Lane>>, String>, LedgerError> {
-        if let Some(lanes) = self.known.get(tenant) {
+    /// The lanes that such events go to now, or why there are none to be had.
+    async fn of(
+        &mut self,
+        tenant: &Arc<str>,
+        event_type: &str,
+    ) -> Result<Result<Vec<Arc<Lane>>, String>, LedgerError> {
+        let name = (tenant.clone(), event_type.to_owned());
+        if let Some(lanes) = self.known.get(&name) {
             return Ok(lanes.clone());
         }
-        let route = self.ingest.directory.snapshot().route(tenant, self.ingest.default_route);
-        let lanes = match route {
+        let snapshot = self.ingest.directory.snapshot();
+        let lanes = match snapshot.route(tenant, self.ingest.default_route) {
             Err(taken) => Err(taken.to_string()),
             Ok(route) => {
-                let mut lanes = Vec::new();
-                for destination in directory::destinations(&route) {
-                    lanes.push(self.ingest.ledger.lane(&destination, tenant).await?);
-                }
-                Ok(lanes)
+                let destinations = snapshot.destinations(&route, tenant, event_type);
+                Ok(self.ingest.lanes(&destinations, tenant).await?)
             }
         };
-        self.known.insert(tenant.clone(), lanes.clone());
+        self.known.insert(name, lanes.clone());
         Ok(lanes)
     }
 }
@@ -308,7 +353,7 @@ fn refused(index: usize, invalid: Invalid) -> ItemResult {
 }
 
 /// `evt_` and a UUIDv7 (RFC 9562 §5.7): unique, and in the order of time.
-fn new_event_id(clock: &dyn Clock) -> String {
+pub fn new_event_id(clock: &dyn Clock) -> String {
     let millis = clock.now().as_millis().max(0).unsigned_abs();
     let random = clock.random().to_be_bytes();
     let mut ten = [0; 10];

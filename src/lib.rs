@@ -26,6 +26,7 @@
 //! - [`directory`]: who is who. Tenants' routes and API keys, in memory, read again when they change.
 //! - [`dispatcher`]: the one loop. Claims, sends, settles; decides nothing itself.
 //! - [`domain`]: the rules, as plain data: parsing, keys, retry, gates, the scheduler, what an attempt means.
+//! - [`endpoints`]: what attempts mean for an endpoint as a whole; test events and challenges.
 //! - [`http`]: the server. Accept loop, ingest, administration, health, problems.
 //! - [`ingest`]: the doorway of the ledger, for HTTP and for sources to come.
 //! - [`ledger`]: every event once, every delivery until it is done. The only place that knows SQL. Its writer commits
@@ -56,6 +57,7 @@ pub mod config;
 pub mod directory;
 pub mod dispatcher;
 pub mod domain;
+pub mod endpoints;
 pub mod http;
 pub mod ingest;
 pub mod ledger;

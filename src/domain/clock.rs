@@ -26,6 +26,27 @@ impl Timestamp {
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0).max(0).unsigned_abs())
     }
+
+    /// The time as RFC 3339 has it, in UTC with milliseconds: `2026-01-31T23:59:59.007Z`. What lies outside of the
+    /// years 0 to 9999, which are all that it can say, is moved to their edge.
+    pub fn to_rfc3339(self) -> String {
+        const DAY_MS: i64 = 86_400_000;
+        let millis = self.0.clamp(-62_167_219_200_000, 253_402_300_799_999);
+        let (days, of_day) = (millis.div_euclid(DAY_MS), millis.rem_euclid(DAY_MS));
+        // Days to civil date in eras of 400 years that begin on 1 March (Howard Hinnant, "chrono-compatible
+        // low-level date algorithms").
+        let shifted = days + 719_468;
+        let (era, of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
+        let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+        let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+        let from_march = (5 * of_year + 2) / 153;
+        let day = of_year - (153 * from_march + 2) / 5 + 1;
+        let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
+        let year = year_of_era + era * 400 + i64::from(month <= 2);
+        let (hour, minute) = (of_day / 3_600_000, of_day / 60_000 % 60);
+        let (second, milli) = (of_day / 1_000 % 60, of_day % 1_000);
+        format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z")
+    }
 }
 
 impl Add<Duration> for Timestamp {
@@ -78,5 +99,25 @@ pub trait Clock: Send + Sync + fmt::Debug {
     #[expect(clippy::cast_precision_loss, reason = "53 bits fit a double exactly")]
     fn chance(&self) -> f64 {
         (self.random() >> 75) as f64 / (1_u64 << 53) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case::epoch(0, "1970-01-01T00:00:00.000Z")]
+    #[case::before_it(-1, "1969-12-31T23:59:59.999Z")]
+    #[case::leap_day(1_709_164_800_000, "2024-02-29T00:00:00.000Z")]
+    #[case::last_of_a_leap_year(1_735_689_599_999, "2024-12-31T23:59:59.999Z")]
+    #[case::no_leap_year(4_107_542_400_000, "2100-03-01T00:00:00.000Z")]
+    #[case::every_field(1_769_903_999_007, "2026-01-31T23:59:59.007Z")]
+    #[case::first_that_fits(i64::MIN, "0000-01-01T00:00:00.000Z")]
+    #[case::last_that_fits(i64::MAX, "9999-12-31T23:59:59.999Z")]
+    fn times_are_written_as_rfc_3339_has_them(#[case] millis: i64, #[case] expected: &str) {
+        assert_eq!(Timestamp::from_millis(millis).to_rfc3339(), expected);
     }
 }

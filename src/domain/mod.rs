@@ -15,3 +15,4 @@ pub mod retry;
 pub mod scheduler;
 pub mod sequence;
 pub mod tenant;
+pub mod transform;

@@ -75,6 +75,8 @@ pub struct PartnerSettings {
     pub max_in_flight: Option<u32>,
     /// Nothing is sent while this is set; deliveries wait.
     pub paused: bool,
+    /// An endpoint gets no event before it has answered a challenge, which shows that its owner wants them.
+    pub verify_endpoints: bool,
 }
 
 /// One URL of a partner, and what goes there in which form.
@@ -127,6 +129,7 @@ impl PartnerSettings {
             }
         });
         fields.set("paused", &mut settings.paused, Some(false), "true or false", Ok);
+        fields.set("verify_endpoints", &mut settings.verify_endpoints, Some(false), "true or false", Ok);
         fields.finish().map(|()| settings)
     }
 }

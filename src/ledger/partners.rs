@@ -135,6 +135,17 @@ impl Database {
         rows.into_iter().map(partner).collect()
     }
 
+    /// Every partner: for the directory.
+    ///
+    /// # Errors
+    /// [`LedgerError::Unavailable`].
+    pub async fn all_partners(&self) -> Result<Vec<PartnerRow>> {
+        let rows: Vec<PartnerTuple> = on!(self, reads, pool => {
+            sqlx::query_as("SELECT id, settings, version, created_at FROM partner").fetch_all(pool).await?
+        });
+        rows.into_iter().map(partner).collect()
+    }
+
     /// Deletes a partner; whether there was one. With `if_match`, only where it has that version.
     ///
     /// # Errors

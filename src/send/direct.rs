@@ -12,16 +12,16 @@ use axum::http::{Request, Uri};
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
-use super::address_guard::{self, GuardedConnector};
+use super::address_guard::{ConnectError, GuardedHttps};
 use super::signature::{self, EndpointSecret, SignatureScheme};
 use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::delivery::{DeadReason, Delivery, Failure, Outcome};
 use crate::domain::event::Relay;
 use crate::domain::key::idempotency_key;
+use crate::domain::partner::DisableReason;
 use crate::domain::retry::{self, RetrySchedule};
 use crate::domain::transform::{Context, Transform};
 
@@ -58,14 +58,21 @@ pub struct LiveEndpoint {
     pub timeout: Duration,
     /// When a delivery is tried again.
     pub retry_schedule: RetrySchedule,
+    /// The first failure after its last success, as the ledger knows it.
+    pub failing_since: Option<Timestamp>,
+    /// It has not answered its ownership challenge yet, and gets no event before.
+    pub unproven: bool,
     /// Why it is disabled; `None` while it is active.
-    pub disabled: Option<String>,
+    pub disabled: Option<DisableReason>,
 }
 
 /// Where endpoints are looked up: in memory.
 pub trait Endpoints: Send + Sync {
     /// The endpoint with this id, as it is now.
     fn endpoint(&self, id: &str) -> Option<Arc<LiveEndpoint>>;
+
+    /// How what goes to Svix for this tenant is reshaped.
+    fn svix_transform(&self, tenant: &str) -> Option<Arc<Transform>>;
 }
 
 /// What is the same for all endpoints.
@@ -84,7 +91,7 @@ pub struct DirectOptions {
 /// Sends to endpoints. See the module's own words.
 pub struct DirectSender {
     options: DirectOptions,
-    http: Client<HttpsConnector<GuardedConnector>, Full<Bytes>>,
+    http: Client<GuardedHttps, Full<Bytes>>,
     endpoints: Arc<dyn Endpoints>,
     clock: Arc<dyn Clock>,
 }
@@ -110,7 +117,7 @@ impl DirectSender {
     /// A sender that dials with `connector`.
     pub fn new(
         options: DirectOptions,
-        connector: HttpsConnector<GuardedConnector>,
+        connector: GuardedHttps,
         endpoints: Arc<dyn Endpoints>,
         clock: Arc<dyn Clock>,
     ) -> Self {
@@ -131,18 +138,26 @@ impl DirectSender {
     /// Makes one attempt.
     pub async fn send(&self, delivery: &Delivery, id: &str) -> Outcome {
         let Some(endpoint) = self.endpoints.endpoint(id) else {
-            return Outcome::Canceled(Failure::transport("endpoint_deleted", "the endpoint was deleted", false));
+            return Outcome::Canceled(Failure::transport(
+                "endpoint_deleted",
+                "the endpoint was deleted",
+                false,
+            ));
         };
         if let Some(reason) = &endpoint.disabled {
-            let failure = Failure::transport("endpoint_disabled", format!("disabled: {reason}"), false);
+            let failure =
+                Failure::transport("endpoint_disabled", format!("disabled: {}", reason.as_str()), false);
             return Outcome::Rejected(DeadReason::EndpointDisabled, failure);
         }
         let payload = match self.payload(delivery, &endpoint) {
             Ok(payload) => payload,
             Err(failure) => return Outcome::Rejected(DeadReason::TransformFailed, failure),
         };
-        let key =
-            idempotency_key(&self.options.environment, &delivery.lane.destination.to_string(), &delivery.identity);
+        let key = idempotency_key(
+            &self.options.environment,
+            &delivery.lane.destination.to_string(),
+            &delivery.identity,
+        );
         match self.post(&endpoint, &key, payload).await {
             Ok(reply) => self.outcome(&reply),
             Err(failure) => Outcome::Failed(failure),
@@ -153,7 +168,12 @@ impl DirectSender {
     ///
     /// # Errors
     /// A [`Failure`] with a distinct code for each way a request can end without an answer.
-    pub async fn post(&self, endpoint: &LiveEndpoint, webhook_id: &str, payload: Bytes) -> Result<Reply, Failure> {
+    pub async fn post(
+        &self,
+        endpoint: &LiveEndpoint,
+        webhook_id: &str,
+        payload: Bytes,
+    ) -> Result<Reply, Failure> {
         let now = self.clock.now();
         let mut secrets = vec![endpoint.secret.clone()];
         let previous = endpoint.previous_secret.iter().filter(|(_, until)| now < *until);
@@ -171,7 +191,7 @@ impl DirectSender {
             .body(Full::new(payload))
             .map_err(|error| Failure::transport("bad_request", error, false))?;
         let exchange = async {
-            let response = self.http.request(request).await.map_err(|error| address_guard::failure(&error))?;
+            let response = self.http.request(request).await.map_err(|error| transport_failure(&error))?;
             let (head, body) = response.into_parts();
             let retry_after = head.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
             let retry_after = retry_after.map(str::to_owned);
@@ -190,17 +210,7 @@ impl DirectSender {
         let Some(transform) = &endpoint.transform else {
             return Ok(delivery.body.slice_ref(payload));
         };
-        let context = Context {
-            id: &delivery.identity.id,
-            event_type: &delivery.event_type,
-            tenant: &delivery.identity.tenant,
-            source: &delivery.identity.source,
-            received_at: delivery.received_at,
-        };
-        transform
-            .apply(payload, &context, self.options.max_payload_bytes)
-            .map(|shaped| Bytes::from(shaped.into_owned()))
-            .map_err(|error| Failure::transport(error.code(), error, false))
+        reshape(transform, payload, delivery, self.options.max_payload_bytes)
     }
 
     fn outcome(&self, reply: &Reply) -> Outcome {
@@ -223,6 +233,34 @@ impl DirectSender {
     fn wait(&self, retry_after: Option<&str>) -> Option<Duration> {
         retry::retry_after(retry_after?, self.clock.now(), self.options.retry_after_max)
     }
+}
+
+/// A delivery's payload after a transform.
+///
+/// # Errors
+/// The transform can't be applied to this payload: it never will be.
+pub fn reshape(
+    transform: &Transform,
+    payload: &[u8],
+    delivery: &Delivery,
+    limit_bytes: usize,
+) -> Result<Bytes, Failure> {
+    let context = Context::new(&delivery.identity, &delivery.event_type, delivery.received_at);
+    transform
+        .apply(payload, &context, limit_bytes)
+        .map(|shaped| Bytes::from(shaped.into_owned()))
+        .map_err(|error| Failure::transport(error.code(), error, false))
+}
+
+/// What it means that no answer came.
+fn transport_failure(error: &hyper_util::client::legacy::Error) -> Failure {
+    if let Some(connect) = ConnectError::find(error) {
+        return Failure::transport(connect.code(), connect, false);
+    }
+    let last =
+        std::iter::successors(Some(error as &(dyn std::error::Error + 'static)), |error| (*error).source());
+    let detail = last.last().map(ToString::to_string).unwrap_or_default();
+    Failure::transport("connection_lost", detail, true)
 }
 
 /// The beginning of a body; reads a little more than is kept, so that small answers end and their connection is used

@@ -3,13 +3,17 @@
 //! A sender never touches the ledger and never retries: it says what happened, and the ledger's schedule does the rest.
 
 pub mod address_guard;
+pub mod direct;
 pub mod signature;
 pub mod svix;
 pub mod svix_event_types;
 pub mod tls;
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 
+use self::direct::DirectSender;
 use self::svix::SvixSender;
 use crate::domain::delivery::{Delivery, Failure, Outcome};
 use crate::domain::retry::RetrySchedule;
@@ -61,6 +65,8 @@ pub enum TestError {
 pub struct Senders {
     /// Present where a Svix token is configured.
     pub svix: Option<SvixSender>,
+    /// For endpoints.
+    pub direct: Arc<DirectSender>,
 }
 
 #[async_trait]
@@ -73,16 +79,15 @@ impl Sender for Senders {
                 "no Svix token is configured",
                 false,
             )),
-            (Destination::Endpoint { .. }, _) => {
-                Outcome::Unauthorized(Failure::transport("not_configured", "no direct sender", false))
-            }
+            (Destination::Endpoint { id }, _) => self.direct.send(delivery, id).await,
         }
     }
 
     fn retry_schedule(&self, destination: &Destination) -> RetrySchedule {
         match (destination, &self.svix) {
             (Destination::Svix { .. }, Some(svix)) => svix.retry_schedule().clone(),
-            _ => RetrySchedule::new(Vec::new()),
+            (Destination::Svix { .. }, None) => RetrySchedule::new(Vec::new()),
+            (Destination::Endpoint { id }, _) => self.direct.retry_schedule(id),
         }
     }
 }

@@ -27,6 +27,7 @@ use crate::domain::event::Relay;
 use crate::domain::key::idempotency_key;
 use crate::domain::retry::{self, RetrySchedule};
 use crate::domain::tenant::svix_name_is_valid;
+use crate::send::direct::{Endpoints, reshape};
 use crate::send::svix_event_types::SvixEventTypes;
 
 /// Svix forgets idempotency keys after 12 hours: a delivery older than this is looked up before it is posted.
@@ -53,8 +54,10 @@ pub struct SvixOptions {
     pub retry_schedule: RetrySchedule,
     /// Part of every idempotency key.
     pub environment: String,
-    /// What goes out as the payload.
+    /// What goes out as the payload, before the tenant's transform.
     pub relay: Relay,
+    /// Largest payload that a transform may make, in bytes.
+    pub max_payload_bytes: usize,
 }
 
 /// Sends to Svix. See the module's own words.
@@ -65,6 +68,8 @@ pub struct SvixSender {
     api: Svix,
     /// Applications this process has made sure of. Held while one is made, so that a burst makes it once.
     applications: tokio::sync::Mutex<HashSet<String>>,
+    /// For tenants' transforms.
+    endpoints: Arc<dyn Endpoints>,
     clock: Arc<dyn Clock>,
 }
 
@@ -86,7 +91,11 @@ impl SvixSender {
     ///
     /// # Errors
     /// A token that is no header value, or a machine without CA certificates: one clear line.
-    pub fn new(options: SvixOptions, clock: Arc<dyn Clock>) -> Result<Self, String> {
+    pub fn new(
+        options: SvixOptions,
+        endpoints: Arc<dyn Endpoints>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, String> {
         let mut connector = HttpConnector::new();
         connector.enforce_http(false);
         connector.set_nodelay(true);
@@ -114,7 +123,15 @@ impl SvixSender {
                 ..SdkOptions::default()
             }),
         );
-        Ok(Self { options, http, authorization, api, applications: tokio::sync::Mutex::default(), clock })
+        Ok(Self {
+            options,
+            http,
+            authorization,
+            api,
+            applications: tokio::sync::Mutex::default(),
+            endpoints,
+            clock,
+        })
     }
 
     /// Where messages go.
@@ -140,16 +157,21 @@ impl SvixSender {
             &delivery.identity,
         );
         let event_id = if event_id_is_valid(&delivery.identity.id) { &delivery.identity.id } else { &key };
+        let payload = match self.payload(delivery) {
+            Ok(payload) => payload,
+            Err(failure) => return Outcome::Rejected(DeadReason::TransformFailed, failure),
+        };
+        let message = Message { delivery, app, payload: &payload, key: &key };
         if self.clock.now().since(delivery.received_at) > LOOK_UP_AFTER {
             match self.look_up(app, event_id).await {
-                Ok(Some(message)) if self.is_same(delivery, &message) => {
-                    return delivered(StatusCode::OK, Some(message.id), delivery.uncertain);
+                Ok(Some(found)) if message.is_same(&found) => {
+                    return delivered(StatusCode::OK, Some(found.id), delivery.uncertain);
                 }
                 Ok(_) => {}
                 Err(outcome) => return outcome,
             }
         }
-        let mut answer = match self.post(delivery, app, event_id, &key).await {
+        let mut answer = match self.post(&message, event_id).await {
             Ok(answer) => answer,
             Err(outcome) => return outcome,
         };
@@ -157,7 +179,7 @@ impl SvixSender {
             if let Err(outcome) = self.create_application(app, &delivery.lane.tenant).await {
                 return outcome;
             }
-            answer = match self.post(delivery, app, event_id, &key).await {
+            answer = match self.post(&message, event_id).await {
                 Ok(answer) => answer,
                 Err(outcome) => return outcome,
             };
@@ -167,16 +189,17 @@ impl SvixSender {
             }
         }
         if answer.status == StatusCode::CONFLICT {
-            return self.resolve_conflict(delivery, app, event_id, &key).await;
+            return self.resolve_conflict(&message, event_id).await;
         }
         self.outcome(&answer)
     }
 
     /// A 409 says that a message with this `eventId` exists; a look-up says which.
-    async fn resolve_conflict(&self, delivery: &Delivery, app: &str, event_id: &str, key: &str) -> Outcome {
+    async fn resolve_conflict(&self, message: &Message<'_>, event_id: &str) -> Outcome {
+        let Message { delivery, app, key, .. } = *message;
         match self.look_up(app, event_id).await {
-            Ok(Some(message)) if self.is_same(delivery, &message) => {
-                return delivered(StatusCode::CONFLICT, Some(message.id), delivery.uncertain);
+            Ok(Some(found)) if message.is_same(&found) => {
+                return delivered(StatusCode::CONFLICT, Some(found.id), delivery.uncertain);
             }
             Ok(Some(_)) if event_id != key => {}
             Ok(Some(_)) => {
@@ -189,10 +212,10 @@ impl SvixSender {
             Err(outcome) => return outcome,
         }
         // The id belongs to another event (ids are unique by source, Svix's by application): the key is ours alone.
-        match self.post(delivery, app, key, key).await {
+        match self.post(message, key).await {
             Ok(answer) if answer.status == StatusCode::CONFLICT => match self.look_up(app, key).await {
-                Ok(Some(message)) if self.is_same(delivery, &message) => {
-                    delivered(StatusCode::CONFLICT, Some(message.id), delivery.uncertain)
+                Ok(Some(found)) if message.is_same(&found) => {
+                    delivered(StatusCode::CONFLICT, Some(found.id), delivery.uncertain)
                 }
                 Ok(_) => {
                     conflict("Svix has other messages under both this event's id and its idempotency key")
@@ -227,22 +250,15 @@ impl SvixSender {
         retry::retry_after(retry_after?, self.clock.now(), self.options.retry_after_max)
     }
 
-    async fn post(
-        &self,
-        delivery: &Delivery,
-        app: &str,
-        event_id: &str,
-        key: &str,
-    ) -> Result<Answer, Outcome> {
-        let payload = self.options.relay.payload(&delivery.body, delivery.data.as_ref());
-        let body = message_body(&delivery.event_type, event_id, payload);
+    async fn post(&self, message: &Message<'_>, event_id: &str) -> Result<Answer, Outcome> {
+        let body = message_body(&message.delivery.event_type, event_id, message.payload);
         let request = Request::builder()
             .method(Method::POST)
-            .uri(format!("{}/api/v1/app/{app}/msg/?with_content=false", self.api.server_url()))
+            .uri(format!("{}/api/v1/app/{}/msg/?with_content=false", self.api.server_url(), message.app))
             .header(AUTHORIZATION, self.authorization.clone())
             .header(CONTENT_TYPE, "application/json")
             .header(USER_AGENT, AGENT)
-            .header("idempotency-key", key)
+            .header("idempotency-key", message.key)
             .body(Full::new(body))
             .map_err(|error| rejected(Failure::transport("bad_request", error, false)))?;
         let exchange = async {
@@ -288,17 +304,36 @@ impl SvixSender {
         }
     }
 
-    /// Whether a message at Svix is this delivery's: same type and payload. Both payloads are compared as values,
-    /// because Svix gives one back with its keys sorted and its whitespace gone.
-    fn is_same(&self, delivery: &Delivery, message: &MessageOut) -> bool {
-        if message.event_type != delivery.event_type {
+    /// What goes out: the event or its data, reshaped as the tenant's route wants it.
+    fn payload(&self, delivery: &Delivery) -> Result<Bytes, Failure> {
+        let payload = self.options.relay.payload(&delivery.body, delivery.data.as_ref());
+        match self.endpoints.svix_transform(&delivery.identity.tenant) {
+            Some(transform) => reshape(&transform, payload, delivery, self.options.max_payload_bytes),
+            None => Ok(delivery.body.slice_ref(payload)),
+        }
+    }
+}
+
+/// A delivery as the message it is to become.
+struct Message<'a> {
+    delivery: &'a Delivery,
+    app: &'a str,
+    payload: &'a [u8],
+    key: &'a str,
+}
+
+impl Message<'_> {
+    /// Whether a message at Svix is this one: same type and payload. Both payloads are compared as values, because
+    /// Svix gives one back with its keys sorted and its whitespace gone.
+    fn is_same(&self, found: &MessageOut) -> bool {
+        if found.event_type != self.delivery.event_type {
             return false;
         }
         // What Svix says where it no longer has the payload: the type is all there is to compare.
-        let expired = message.payload == serde_json::json!({ "expired": true });
-        let payload = self.options.relay.payload(&delivery.body, delivery.data.as_ref());
+        let expired = found.payload == serde_json::json!({ "expired": true });
         expired
-            || serde_json::from_slice::<serde_json::Value>(payload).is_ok_and(|ours| ours == message.payload)
+            || serde_json::from_slice::<serde_json::Value>(self.payload)
+                .is_ok_and(|ours| ours == found.payload)
     }
 }
 

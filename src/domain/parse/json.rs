@@ -18,7 +18,7 @@ pub(super) const SPACE: [char; 4] = [' ', '\t', '\n', '\r'];
 pub(super) const NULL: &str = "null";
 
 /// `body` as text, without a byte order mark (RFC 8259 §8.1 lets a reader ignore one).
-pub(super) fn text(body: &[u8]) -> Result<&str, ParseError> {
+pub(in crate::domain) fn text(body: &[u8]) -> Result<&str, ParseError> {
     match std::str::from_utf8(body) {
         Ok(text) => Ok(text.strip_prefix('\u{feff}').unwrap_or(text)),
         Err(error) => Err(malformed_at("not UTF-8".to_owned(), &body[..error.valid_up_to()])),
@@ -38,7 +38,7 @@ pub(super) fn malformed_at(detail: String, before: &[u8]) -> ParseError {
 }
 
 /// What `error` says about `text`; too deep where that is the more telling reason.
-pub(super) fn malformed(text: &str, error: &serde_json::Error) -> ParseError {
+pub(in crate::domain) fn malformed(text: &str, error: &serde_json::Error) -> ParseError {
     if is_deeper_than(text, DEPTH_LIMIT) {
         return ParseError::TooDeep;
     }
@@ -50,7 +50,7 @@ pub(super) fn malformed(text: &str, error: &serde_json::Error) -> ParseError {
 /// Whether arrays and objects in `text` are nested deeper than `limit`.
 ///
 /// Skipping a value takes no stack, so nothing else bounds what partners' parsers would have to bear.
-pub(super) fn is_deeper_than(text: &str, limit: usize) -> bool {
+pub(in crate::domain) fn is_deeper_than(text: &str, limit: usize) -> bool {
     // Text with no more brackets than that can't be: one vectorised pass settles nearly every event.
     count_openings(text.as_bytes()) > limit && has_depth_over(text.as_bytes(), limit)
 }
@@ -147,7 +147,7 @@ pub(super) fn for_each_leading_member<'a>(
 }
 
 /// Calls `each` with every member of the JSON object `text`: its name and its value, both as raw JSON text.
-pub(super) fn for_each_member<'a>(
+pub(in crate::domain) fn for_each_member<'a>(
     text: &'a str,
     each: impl FnMut(&'a str, &'a str),
 ) -> Result<(), serde_json::Error> {
@@ -184,7 +184,7 @@ impl<'de, F: FnMut(&'de str, &'de str)> Visitor<'de> for Members<F> {
 }
 
 /// The text of a JSON string; `None` for other values and for escapes that make no Unicode.
-pub(super) fn unquote(raw: &str) -> Option<Cow<'_, str>> {
+pub(in crate::domain) fn unquote(raw: &str) -> Option<Cow<'_, str>> {
     let inner = raw.strip_prefix('"')?.strip_suffix('"')?;
     if inner.as_bytes().contains(&b'\\') {
         serde_json::from_str(raw).ok().map(Cow::Owned)
@@ -194,7 +194,7 @@ pub(super) fn unquote(raw: &str) -> Option<Cow<'_, str>> {
 }
 
 /// Appends `text` to `out` as a JSON string.
-pub(super) fn quote(out: &mut String, text: &str) {
+pub(in crate::domain) fn quote(out: &mut String, text: &str) {
     out.push('"');
     for character in text.chars() {
         match character {
@@ -209,7 +209,7 @@ pub(super) fn quote(out: &mut String, text: &str) {
 }
 
 /// What kind of JSON value `raw` is, with its article.
-pub(super) fn kind(raw: &str) -> &'static str {
+pub(in crate::domain) fn kind(raw: &str) -> &'static str {
     match raw.as_bytes().first() {
         Some(b'{') => "an object",
         Some(b'[') => "an array",

@@ -11,7 +11,7 @@
 
 mod attributes;
 mod binary;
-mod json;
+pub(super) mod json;
 mod media_type;
 mod pubsub;
 mod reader;

@@ -58,6 +58,8 @@ pub(crate) struct PartnerView {
     max_in_flight: Option<u32>,
     /// Nothing is sent while this is set; deliveries wait.
     paused: bool,
+    /// An endpoint gets no event before it has answered a challenge.
+    verify_endpoints: bool,
     /// When it was made, in milliseconds since the Unix epoch.
     created_at: i64,
 }
@@ -82,10 +84,18 @@ pub(crate) struct PartnersView {
 
 impl PartnerView {
     fn new(id: String, settings: PartnerSettings, created_at: Timestamp) -> Self {
-        let PartnerSettings { name, rate_limit, max_in_flight, paused } = settings;
+        let PartnerSettings { name, rate_limit, max_in_flight, paused, verify_endpoints } = settings;
         let rate_limit =
             rate_limit.map(|RateLimit { per_second, burst }| RateLimitView { per_second, burst });
-        Self { id, name, rate_limit, max_in_flight, paused, created_at: created_at.as_millis() }
+        Self {
+            id,
+            name,
+            rate_limit,
+            max_in_flight,
+            paused,
+            verify_endpoints,
+            created_at: created_at.as_millis(),
+        }
     }
 }
 
