@@ -61,16 +61,7 @@ pub(in crate::cli) enum PartnerCommand {
 pub(in crate::cli) async fn run(command: PartnerCommand, config: Config) -> anyhow::Result<ExitCode> {
     let path = |partner: &str| format!("/v1/partners/{}", encoded(partner));
     match command {
-        PartnerCommand::Put {
-            partner,
-            name,
-            per_second,
-            burst,
-            max_in_flight,
-            paused,
-            file,
-            common,
-        } => {
+        PartnerCommand::Put { partner, name, per_second, burst, max_in_flight, paused, file, common } => {
             let body = match file {
                 Some(file) => read(&file)?,
                 None => {
