@@ -66,6 +66,11 @@ fn what_is_not_there_is_left_alone(#[case] pointer: &str) {
     r#"{"payload":{"n":1},"id":7}"#
 )]
 #[case::into_what_has_left(r#"{"/a":"/x","/b":"/a/y"}"#, r#"{"a":1,"b":2}"#, r#"{"x":1,"a":{"y":2}}"#)]
+#[case::back_into_what_has_left(
+    r#"{"/a/b":"/a/c","/a":"/x"}"#,
+    r#"{"a":{"b":1,"d":2}}"#,
+    r#"{"x":{"d":2},"a":{"c":1}}"#
+)]
 #[case::out_of_an_array(r#"{"/a/0":"/first"}"#, r#"{"a":[1,2]}"#, r#"{"a":[2],"first":1}"#)]
 #[case::elements_change_places(r#"{"/0":"/2","/2":"/0"}"#, "[0,1,2]", "[2,1,0]")]
 #[case::over_an_element(r#"{"/0":"/2"}"#, "[0,1,2]", "[1,0]")]
