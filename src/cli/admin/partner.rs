@@ -31,8 +31,12 @@ pub(in crate::cli) enum PartnerCommand {
         /// Send nothing for now
         #[arg(long)]
         paused: bool,
+        /// Send an endpoint no event before it has answered a challenge
+        #[arg(long)]
+        verify_endpoints: bool,
         /// The settings as a JSON file instead, or `-`
-        #[arg(long, conflicts_with_all = ["name", "per_second", "burst", "max_in_flight", "paused"])]
+        #[arg(long, conflicts_with_all = ["name", "per_second", "burst", "max_in_flight", "paused",
+            "verify_endpoints"])]
         file: Option<PathBuf>,
         #[command(flatten)]
         common: Common,
@@ -61,7 +65,17 @@ pub(in crate::cli) enum PartnerCommand {
 pub(in crate::cli) async fn run(command: PartnerCommand, config: Config) -> anyhow::Result<ExitCode> {
     let path = |partner: &str| format!("/v1/partners/{}", encoded(partner));
     match command {
-        PartnerCommand::Put { partner, name, per_second, burst, max_in_flight, paused, file, common } => {
+        PartnerCommand::Put {
+            partner,
+            name,
+            per_second,
+            burst,
+            max_in_flight,
+            paused,
+            verify_endpoints,
+            file,
+            common,
+        } => {
             let body = match file {
                 Some(file) => read(&file)?,
                 None => {
@@ -71,6 +85,7 @@ pub(in crate::cli) async fn run(command: PartnerCommand, config: Config) -> anyh
                     members.add("rate_limit", rate)?;
                     members.add("max_in_flight", max_in_flight)?;
                     members.add("paused", paused.then_some(true))?;
+                    members.add("verify_endpoints", verify_endpoints.then_some(true))?;
                     members.into_json()
                 }
             };
