@@ -172,16 +172,7 @@ impl App {
             async move { dispatcher.run(stop).await }
         });
         let server = tokio::spawn(http::serve(listener, http::router(state), limits, stop_server.clone()));
-        let mut background = JoinSet::new();
-        background.spawn({
-            let (directory, stop) = (directory.clone(), stop_server.clone());
-            async move { directory.follow(stop).await }
-        });
-        background.spawn(pass_policies_on(directory, handle.clone(), stop_server.clone()));
-        background.spawn({
-            let stop = stop_server.clone();
-            async move { keeper.challenge(stop).await }
-        });
+        let mut background = follow(directory, handle.clone(), keeper, &stop_server);
         if let Some(svix) = event_types {
             let (ledger, stop) = (ledger.clone(), stop_server.clone());
             background.spawn(provisioning::sync_with_svix(ledger, svix, event_types_changed, stop));
@@ -265,6 +256,26 @@ fn load_vault(config: &Config, clock: &dyn Clock) -> anyhow::Result<Vault> {
         database: database.as_deref(),
     };
     Ok(Vault::load(&sources, clock)?)
+}
+
+/// Starts what keeps up with changes of partners and endpoints, until `stop` is cancelled.
+fn follow(
+    directory: Directory,
+    dispatcher: Dispatcher,
+    keeper: Keeper,
+    stop: &CancellationToken,
+) -> JoinSet<()> {
+    let mut background = JoinSet::new();
+    background.spawn({
+        let (directory, stop) = (directory.clone(), stop.clone());
+        async move { directory.follow(stop).await }
+    });
+    background.spawn(pass_policies_on(directory, dispatcher, stop.clone()));
+    background.spawn({
+        let stop = stop.clone();
+        async move { keeper.challenge(stop).await }
+    });
+    background
 }
 
 /// Tells the dispatcher of every change of partners and endpoints.

@@ -311,19 +311,18 @@ impl Ingest {
     }
 }
 
+/// The lanes an event goes to, or why there are none to be had.
+type Routed = Result<Vec<Arc<Lane>>, String>;
+
 /// The lanes of each tenant and event type in a request, asked for once.
 struct Lanes<'a> {
     ingest: &'a Ingest,
-    known: HashMap<(Arc<str>, String), Result<Vec<Arc<Lane>>, String>>,
+    known: HashMap<(Arc<str>, String), Routed>,
 }
 
 impl Lanes<'_> {
     /// The lanes that such events go to now, or why there are none to be had.
-    async fn of(
-        &mut self,
-        tenant: &Arc<str>,
-        event_type: &str,
-    ) -> Result<Result<Vec<Arc<Lane>>, String>, LedgerError> {
+    async fn of(&mut self, tenant: &Arc<str>, event_type: &str) -> Result<Routed, LedgerError> {
         let name = (tenant.clone(), event_type.to_owned());
         if let Some(lanes) = self.known.get(&name) {
             return Ok(lanes.clone());

@@ -122,7 +122,8 @@ impl Client {
         self.request(Method::DELETE, path, &[], Bytes::new()).await
     }
 
-    async fn request(
+    /// Sends a request, with `application/json` where it has a body.
+    pub async fn request(
         &self,
         method: Method,
         path: &str,

@@ -1,5 +1,6 @@
 //! The command line: one file a command.
 
+mod admin;
 mod client;
 mod config;
 #[cfg(feature = "mock")]
@@ -64,6 +65,18 @@ enum Command {
     /// API keys
     #[command(subcommand)]
     Key(key::KeyCommand),
+    /// Partners: receiver organisations without Svix (through a running relay)
+    #[command(subcommand)]
+    Partner(admin::partner::PartnerCommand),
+    /// The URLs of partners (through a running relay)
+    #[command(subcommand)]
+    Endpoint(admin::endpoint::EndpointCommand),
+    /// Event types (through a running relay)
+    #[command(subcommand)]
+    EventType(admin::event_type::EventTypeCommand),
+    /// Transforms (through a running relay)
+    #[command(subcommand)]
+    Transform(admin::transform::TransformCommand),
     /// The configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -117,6 +130,10 @@ impl Command {
             Self::Dev(args) => block_on(dev::run(args, config)),
             Self::Send(args) => block_on(send::run(args, config)),
             Self::Key(command) => block_on(key::run(command, config)),
+            Self::Partner(command) => block_on(admin::partner::run(command, config)),
+            Self::Endpoint(command) => block_on(admin::endpoint::run(command, config)),
+            Self::EventType(command) => block_on(admin::event_type::run(command, config)),
+            Self::Transform(command) => block_on(admin::transform::run(command, config)),
             Self::Config(command) => config::run(&command, &config),
             Self::Migrate => block_on(migrate::run(config)),
             Self::Health(args) => block_on(health::run(args, config)),

@@ -76,8 +76,10 @@ pub async fn sync_with_svix(
     // What Svix refuses for good is told once, and again when it was changed.
     let mut refused = HashSet::new();
     loop {
-        // A ring while this is under way is kept for the wait below.
-        let wait = match tell(&ledger, &svix, &mut refused).await {
+        // A ring while this is under way is kept for the wait below. What is cut off is told at the next start.
+        let told = stop.run_until_cancelled(tell(&ledger, &svix, &mut refused)).await;
+        let Some(told) = told else { return };
+        let wait = match told {
             Ok(()) => {
                 pauses.reset();
                 LOOK_EVERY

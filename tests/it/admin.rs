@@ -213,6 +213,11 @@ async fn endpoints_are_made_patched_and_deleted(database: TestDatabase) {
         let refused = admin.endpoint(Method::PATCH, &id, &[], patch.clone()).await;
         assert_eq!((refused.status.as_u16(), pointers(&refused)), (422, vec![pointer.to_owned()]), "{patch}");
     }
+    let hex = json!({"signature": {"scheme": "hex_hmac_sha256", "header": "X-Sig", "prefix": "sha256="}});
+    let signed = admin.endpoint(Method::PATCH, &id, &[], hex.clone()).await;
+    assert_eq!(signed.json()["signature"]["header"], "x-sig", "{}", signed.json());
+    let back = admin.endpoint(Method::PATCH, &id, &[], json!({"signature": null})).await;
+    assert_eq!(back.json()["signature"], json!({"scheme": "standard"}));
     let deleted = admin.endpoint(Method::DELETE, &id, &[], Value::Null).await;
     assert_eq!(deleted.status, 204);
     assert_eq!(admin.endpoint(Method::GET, &id, &[], Value::Null).await.status, 404);
@@ -295,8 +300,13 @@ async fn event_types_transforms_and_tenants(database: TestDatabase) {
     for path in ["/health/live", "/health/ready"] {
         admin.call(Method::GET, path, path, &[], Value::Null).await;
     }
-    let events =
-        admin.call(Method::POST, "/notifications", "/notifications", &[], json!({"type": "a", "id": "1"}));
+    let events = admin.call(
+        Method::POST,
+        "/notifications",
+        "/notifications",
+        &[],
+        json!({"type": "a", "id": "1", "tenant": "quiet"}),
+    );
     assert_eq!(events.await.status, 202);
     let key = json!({"name": "ci", "scopes": ["read"]});
     let key = admin.call(Method::POST, "/v1/keys", "/v1/keys", &[], key).await.json();

@@ -1,5 +1,6 @@
 //! The real binary, from its command line: configuration, keys, health, ownership.
 
+mod admin;
 mod command;
 mod dev;
 mod send;

@@ -15,8 +15,7 @@ fn shown(settings: &impl Serialize) -> String {
 fn a_partner_needs_a_name_only() {
     let partner = PartnerSettings::parse(r#"{"name":"Acme"}"#).expect("good");
     assert_eq!(partner, PartnerSettings { name: "Acme".into(), ..PartnerSettings::default() });
-    let full =
-        r#"{"name":"Acme","rate_limit":{"per_second":2.5,"burst":10},"max_in_flight":8,"paused":true}"#;
+    let full = r#"{"name":"Acme","rate_limit":{"per_second":2.5,"burst":10},"max_in_flight":8,"paused":true,"verify_endpoints":true}"#;
     assert_eq!(shown(&PartnerSettings::parse(full).expect("good")), full);
 }
 

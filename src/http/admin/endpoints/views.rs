@@ -64,8 +64,9 @@ pub(crate) struct EndpointPatch {
 #[expect(dead_code, reason = "describes what SignatureScheme reads and writes")]
 pub(crate) enum SignatureView {
     /// Standard Webhooks 1.0.
-    StandardWebhooks,
+    Standard,
     /// Lower-case hex HMAC-SHA256 of the body, in a header of the partner's choosing.
+    #[serde(rename = "hex_hmac_sha256")]
     HexHmacSha256 {
         /// The header.
         header: String,
