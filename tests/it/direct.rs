@@ -19,6 +19,7 @@ const JSON: [(&str, &str); 1] = [("content-type", "application/json")];
 fn direct(database: &TestDatabase, svix: &MockSvix) -> Config {
     let mut config = config(database, svix);
     config.svix.token = None;
+    config.master_key = Some("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=".to_owned().into());
     config.direct.allowed_networks = vec!["127.0.0.0/8".into()];
     config
 }
