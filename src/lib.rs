@@ -1,7 +1,7 @@
 //! Posthaste: a webhook relay.
 //!
 //! A platform POSTs batches of events; Posthaste records each once in a ledger, answers after the commit, and gets
-//! every event to where it belongs: to Svix, as one message each.
+//! every event to where it belongs: to Svix, as one message each, and straight to partners' URLs.
 //!
 //! This page is for whoever is about to change it. How to run it is in `README.md`, why it is as it is in `NOTES.md`.
 //!
@@ -13,7 +13,7 @@
 //!                                                     │ hand-off or wake-up
 //!                       domain::scheduler.next ◀──────┘
 //!                                 │            ◀── ledger.claim
-//!                       send::svix ──▶ Svix API
+//!            send::svix ──▶ Svix API, send::direct ──▶ partners
 //!                                 │
 //!                       domain::delivery::settle ─▶ ledger.settle
 //! ```
@@ -31,7 +31,7 @@
 //! - [`ingest`]: the doorway of the ledger, for HTTP and for sources to come.
 //! - [`ledger`]: every event once, every delivery until it is done. The only place that knows SQL. Its writer commits
 //!   together what waits; `sqlite` and `postgres` are the hot path, `sql` is the text they share.
-//! - `mock` (feature `mock`): a mock Svix for tests, ours and yours, and for `posthaste dev`.
+//! - `mock` (feature `mock`): a mock Svix and a mock partner for tests, ours and yours, and for `posthaste dev`.
 //! - [`provisioning`]: checking, sealing and opening what an administrator sets; seeds of the configuration.
 //! - [`reconnect`]: waiting for a neighbour that is away.
 //! - [`secrets`]: what partners share with us, sealed; the master key and where it comes from.
@@ -41,7 +41,7 @@
 //! # Invariants, as what never happens
 //!
 //! - No 202 before the commit is durable: fsync on SQLite, `synchronous_commit` on Postgres. Start-up refuses less.
-//! - Payload bytes are never rewritten: what goes out is a slice of what came in.
+//! - Payload bytes are never rewritten, unless a receiver's transform says so: what goes out is a slice of what came in.
 //! - [`http`] and [`ingest`] never send. [`send`] never touches the ledger and never retries.
 //! - [`domain`] never awaits, reads a clock or draws a random number.
 //! - No transaction is open while a request is under way.
