@@ -27,7 +27,6 @@ pub async fn mock_svix() -> MockSvix {
 pub struct TestRelay {
     app: Option<App>,
     client: HttpClient,
-    address: std::net::SocketAddr,
 }
 
 impl Deref for TestRelay {
@@ -40,8 +39,7 @@ impl Deref for TestRelay {
 
 /// Settings for tests: short waits, and a free port.
 pub fn config(database: &TestDatabase, svix: &MockSvix) -> Config {
-    let mut config = Config::default();
-    config.database_url = database.url().to_owned();
+    let mut config = Config { database_url: database.url().to_owned(), ..Config::default() };
     config.http.listen = ([127, 0, 0, 1], 0).into();
     config.svix.token = Some(SecretString::from(TOKEN));
     config.svix.server_url = Some(svix.url());
@@ -60,12 +58,7 @@ impl TestRelay {
 
     pub async fn start_with(config: Config) -> Self {
         let app = App::start(&config, Arc::new(SystemClock::new())).await.expect("the relay starts");
-        let address = app.address();
-        Self { client: HttpClient::new(format!("http://{address}")), address, app: Some(app) }
-    }
-
-    pub const fn address(&self) -> std::net::SocketAddr {
-        self.address
+        Self { client: HttpClient::new(format!("http://{}", app.address())), app: Some(app) }
     }
 
     pub fn app(&self) -> &App {
