@@ -3,28 +3,33 @@
 //! Leases live in memory, since nobody else could hold one: a claim is a read, and start-up finds everything
 //! unclaimed. A claim is fenced by its attempt number all the same.
 
-use std::collections::{HashMap, HashSet};
-use std::fs::{File, TryLockError};
-use std::io::{Read as _, Seek as _, Write as _};
-use std::path::{Path, PathBuf};
-use std::str::FromStr as _;
+mod claims;
+mod file;
+mod write;
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{Seek as _, Write as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use sqlx::sqlite::{
-    SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
-};
-use sqlx::{AssertSqlSafe, Connection as _, Sqlite, SqliteConnection, SqlitePool};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{AssertSqlSafe, Connection as _, SqliteConnection, SqlitePool};
+
+use self::claims::{Claim, Claims, Cursor, Meanwhile};
+pub use self::file::lock_holder;
+use self::file::{check, checkpoint_on_the_side, own, path_of};
+use self::write::{insert_plan, next_chunk, placeholders, settle_rows};
 
 use super::plan::{Known, Plan, RequestKey};
-use super::rows::{self, AttemptColumns, OutcomeColumns, WaitingColumns};
+use super::rows;
 use super::sql::Database;
 use super::{
     ClaimId, ClaimedLane, Committed, LedgerError, LedgerOptions, Migrations, Opened, Result, Store, claim_of,
 };
-use crate::domain::clock::{Clock, Moment, Timestamp};
+use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::delivery::{Delivery, DeliveryId, NextState, Settlement};
 use crate::domain::event::{EventSeq, Fingerprint, Identity};
 use crate::domain::scheduler::{LaneClaim, Remaining};
@@ -33,14 +38,10 @@ use crate::domain::tenant::{Lane, LaneId};
 
 const MIGRATIONS: Migrations = &[(1, "ledger", include_str!("../../migrations/sqlite/0001_ledger.sql"))];
 
-/// Before this version a checkpoint could corrupt the file while another connection wrote (sqlite.org, "WAL reset bug").
-const OLDEST_VERSION: (u32, u32, u32) = (3, 51, 3);
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const READERS: u32 = 4;
 /// Pages in the WAL at which a commit itself checkpoints. High, because that commit pays for it.
 const AUTOCHECKPOINT_PAGES: u32 = 16_000;
-/// How often the WAL is checkpointed on the side, while there are writes.
-const CHECKPOINT_EVERY: Duration = Duration::from_millis(100);
 /// What waits in a lane behind a place, in the order it falls due.
 const WAITING: &str =
     "SELECT queue.due_at, queue.event, queue.attempt, queue.failures, queue.uncertain, event.source,
@@ -48,12 +49,6 @@ const WAITING: &str =
      FROM queue JOIN event ON event.seq = queue.event
      WHERE queue.lane = $1 AND (queue.due_at, queue.event) > ($2, $3)
      ORDER BY queue.due_at, queue.event LIMIT $4";
-/// Takes rows out of the queue, by their key: head, columns and tail for [`write_rows`].
-const TAKE_OUT: (&str, usize, &str) = ("DELETE FROM queue WHERE (lane, due_at, event) IN (VALUES", 3, ")");
-/// Rows in one statement. A few fixed sizes, so that SQLite's statement cache knows the text.
-const CHUNKS: [usize; 4] = [256, 32, 8, 1];
-
-type Query<'q> = sqlx::query::Query<'q, Sqlite, SqliteArguments>;
 
 /// See the module's own words.
 pub(super) struct SqliteStore {
@@ -72,93 +67,10 @@ pub(super) struct SqliteStore {
     lock: File,
 }
 
-/// Who holds what, in memory.
-#[derive(Debug, Default)]
-struct Claims {
-    /// By delivery: number and end of the last claim. Released ones stay, for their number.
-    held: HashMap<DeliveryId, Claim>,
-    /// Claimed deliveries in each lane, released ones included: rows a claim has to pass over.
-    in_lane: HashMap<LaneId, usize>,
-    /// Where in a lane the next claim goes on.
-    cursors: HashMap<LaneId, Cursor>,
-    /// What has changed while a claim reads: its rows may be older than that.
-    reading: Option<Meanwhile>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Claim {
-    attempt: i64,
-    /// Free from then on. `None`: released.
-    leased_until: Option<Moment>,
-}
-
-/// A place in a lane that a claim has come to. All before it is claimed, until the first of those leases ends.
-#[derive(Debug, Clone, Copy)]
-struct Cursor {
-    /// `due_at` and event of the last row passed.
-    place: (i64, i64),
-    until: Moment,
-}
-
-#[derive(Debug, Default)]
-struct Meanwhile {
-    settled: HashSet<DeliveryId>,
-    /// Lanes whose cursor must start over.
-    disturbed: HashSet<LaneId>,
-}
-
-impl Claims {
-    /// Notes a claim of `id` with this number.
-    fn hold(&mut self, id: DeliveryId, attempt: i64, leased_until: Moment) {
-        let claim = Claim { attempt, leased_until: Some(leased_until) };
-        if self.held.insert(id, claim).is_none() {
-            *self.in_lane.entry(id.lane).or_default() += 1;
-        }
-    }
-
-    fn drop_hold(&mut self, id: DeliveryId) {
-        if self.held.remove(&id).is_some()
-            && let Some(count) = self.in_lane.get_mut(&id.lane)
-        {
-            *count -= 1;
-            if *count == 0 {
-                self.in_lane.remove(&id.lane);
-            }
-        }
-    }
-
-    /// A free row has appeared in `lane` at `place`: where the cursor has passed it, it must start over.
-    fn appeared(&mut self, lane: LaneId, place: (i64, i64)) {
-        if self.cursors.get(&lane).is_some_and(|cursor| place <= cursor.place) {
-            self.cursors.remove(&lane);
-        }
-        if let Some(meanwhile) = &mut self.reading {
-            meanwhile.disturbed.insert(lane);
-        }
-    }
-
-    /// Gives a claim back, where it still holds: its row is free, its number stays in memory.
-    fn release(&mut self, (id, attempt): ClaimId, due_at: Timestamp) {
-        if let Some(claim) = self.held.get_mut(&id)
-            && claim.attempt == attempt
-        {
-            claim.leased_until = None;
-            self.appeared(id.lane, (due_at.as_millis(), id.event.0));
-        }
-    }
-
-    /// The number of the next claim of a row that has `stored` settled attempts; `None` while another claim holds.
-    fn next_attempt(&self, id: DeliveryId, stored: i64, now: Moment) -> Option<i64> {
-        let Some(claim) = self.held.get(&id) else { return Some(stored + 1) };
-        let free = claim.leased_until.is_none_or(|leased_until| leased_until <= now);
-        free.then(|| claim.attempt.max(stored) + 1)
-    }
-}
-
 /// Opens the file, creating it where it is missing, and takes ownership of it.
 pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Result<Opened<SqliteStore>> {
     let path = path_of(&options.url)?;
-    let lock = own(&path)?;
+    let lock = own(&path).await?;
     let connect = SqliteConnectOptions::new()
         .filename(&path)
         .create_if_missing(true)
@@ -199,101 +111,6 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
         lock,
     };
     Ok(Opened { store, database, sequence: Sequence::new(0, largest) })
-}
-
-fn path_of(url: &str) -> Result<PathBuf> {
-    let options = SqliteConnectOptions::from_str(url)
-        .map_err(|error| LedgerError::Refused(format!("`{url}` is not a SQLite URL: {error}")))?;
-    let path = options.get_filename();
-    let (name, parameters) = url.split_once('?').unwrap_or((url, ""));
-    // An empty name is a temporary file, gone at the end.
-    let named = path != Path::new("") && !name.ends_with(":memory:") && !parameters.contains("mode=memory");
-    if !named {
-        return Err(LedgerError::Refused(
-            "a ledger in memory would lose what it acknowledged; name a file: `sqlite:PATH`".into(),
-        ));
-    }
-    Ok(path.to_owned())
-}
-
-/// The file that says who owns the database: `<database>.lock`, whatever link it is reached by.
-fn lock_path(database: &Path) -> PathBuf {
-    let mut name = database.canonicalize().unwrap_or_else(|_| database.to_owned()).into_os_string();
-    name.push(".lock");
-    name.into()
-}
-
-/// Takes the operating system's lock; it goes with the process, however that ends.
-fn own(database: &Path) -> Result<File> {
-    let path = lock_path(database);
-    let refused = |error: &dyn std::fmt::Display| {
-        LedgerError::Unavailable(format!("can't lock {}: {error}", path.display()))
-    };
-    let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
-    let file = file.map_err(|error| refused(&error))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(LedgerError::Refused(format!(
-            "another process owns {} ({}); one SQLite file belongs to one process, several machines share Postgres",
-            database.display(),
-            lock_text(&path).unwrap_or_else(|| "it did not leave its address".into()),
-        ))),
-        Err(TryLockError::Error(error)) => Err(refused(&error)),
-    }
-}
-
-fn lock_text(path: &Path) -> Option<String> {
-    let mut text = String::new();
-    File::open(path).ok()?.take(256).read_to_string(&mut text).ok()?;
-    let text = text.trim();
-    (!text.is_empty()).then(|| text.to_owned())
-}
-
-/// Where the process that owns the SQLite file of `url` listens; `None` where nobody owns it, or it does not listen.
-pub fn lock_holder(url: &str) -> Option<String> {
-    let path = lock_path(&path_of(url).ok()?);
-    let file = File::open(&path).ok()?;
-    match file.try_lock_shared() {
-        Err(TryLockError::WouldBlock) => lock_text(&path),
-        _ => None,
-    }
-}
-
-/// Refuses what would not keep an acknowledged event.
-async fn check(connection: &mut SqliteConnection) -> Result<()> {
-    let (version,): (String,) = sqlx::query_as("SELECT sqlite_version()").fetch_one(&mut *connection).await?;
-    let mut numbers = version.split('.').map(|number| number.parse().unwrap_or(0));
-    let mut next = || numbers.next().unwrap_or(0);
-    if (next(), next(), next()) < OLDEST_VERSION {
-        return Err(LedgerError::Refused(format!("SQLite {version} is too old: 3.51.3 or newer is needed")));
-    }
-    let (mode,): (String,) = sqlx::query_as("PRAGMA journal_mode").fetch_one(&mut *connection).await?;
-    let (synchronous,): (i64,) = sqlx::query_as("PRAGMA synchronous").fetch_one(&mut *connection).await?;
-    if mode != "wal" || synchronous < 2 {
-        return Err(LedgerError::Refused(format!(
-            "SQLite runs with journal_mode={mode}, synchronous={synchronous}; the ledger needs WAL and FULL \
-             (is the file on a network drive?)"
-        )));
-    }
-    Ok(())
-}
-
-/// Moves the WAL into the file before a commit has to: a checkpoint inside a commit is what its slowest callers feel.
-async fn checkpoint_on_the_side(options: SqliteConnectOptions, written: Arc<tokio::sync::Notify>) {
-    let mut connection = None;
-    loop {
-        written.notified().await;
-        tokio::time::sleep(CHECKPOINT_EVERY).await;
-        if connection.is_none() {
-            connection = SqliteConnection::connect_with(&options).await.ok();
-        }
-        if let Some(open) = &mut connection
-            && sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").execute(open).await.is_err()
-        {
-            // The writer tells of trouble with the disk; here it is enough to begin anew.
-            connection = None;
-        }
-    }
 }
 
 impl SqliteStore {
@@ -570,119 +387,6 @@ impl Store for SqliteStore {
         // Not left to the last clone of the ledger: the next owner may be waiting.
         let _ = self.lock.set_len(0).and_then(|()| self.lock.unlock());
     }
-}
-
-/// The largest fixed chunk that `rows` fills, and the rest.
-fn next_chunk<T>(rows: &[T]) -> Option<(&[T], &[T])> {
-    CHUNKS.iter().find(|size| **size <= rows.len()).map(|size| rows.split_at(*size))
-}
-
-/// `(?,?),(?,?)` for so many rows of so many columns.
-fn placeholders(rows: usize, columns: usize) -> String {
-    let row = format!("({})", vec!["?"; columns].join(","));
-    vec![row; rows].join(",")
-}
-
-/// The text of `head VALUES … tail` for so many rows.
-fn statement((head, columns, tail): (&str, usize, &str), rows: usize) -> String {
-    format!("{head} {}{tail}", placeholders(rows, columns))
-}
-
-/// Runs `head VALUES … tail` over all rows, a chunk at a time; how many rows were changed.
-async fn write_rows<T>(
-    connection: &mut SqliteConnection,
-    (head, columns, tail): (&str, usize, &str),
-    rows: &[T],
-    bind: impl for<'q> Fn(Query<'q>, &T) -> Query<'q>,
-) -> Result<u64> {
-    let mut changed = 0;
-    let mut rest = rows;
-    while let Some((chunk, left)) = next_chunk(rest) {
-        let sql = statement((head, columns, tail), chunk.len());
-        let query = chunk.iter().fold(sqlx::query(AssertSqlSafe(sql)), &bind);
-        changed += query.execute(&mut *connection).await?.rows_affected();
-        rest = left;
-    }
-    Ok(changed)
-}
-
-/// Writes a plan's rows; false where some of its keys are taken.
-async fn insert_plan(connection: &mut SqliteConnection, plan: &Plan<'_>) -> Result<bool> {
-    let keys: Vec<_> = plan.sorted().collect();
-    let head = "INSERT INTO event_key (tenant, source, id, fingerprint, event) VALUES";
-    let written = write_rows(connection, (head, 5, " ON CONFLICT DO NOTHING"), &keys, |query, insert| {
-        let identity = &insert.new.event.identity;
-        let query = query.bind(&*identity.tenant).bind(&*identity.source).bind(&*identity.id);
-        query.bind(&insert.new.event.fingerprint.0[..]).bind(insert.seq.0)
-    });
-    if written.await? < keys.len() as u64 {
-        return Ok(false);
-    }
-    let head = "INSERT INTO request_key (scope, key, fingerprint, created_at) VALUES";
-    let written =
-        write_rows(connection, (head, 4, " ON CONFLICT DO NOTHING"), &plan.request_keys, |query, key| {
-            query.bind(&*key.scope).bind(&*key.key).bind(&key.fingerprint[..]).bind(plan.now.as_millis())
-        });
-    if written.await? < plan.request_keys.len() as u64 {
-        return Ok(false);
-    }
-    let head = "INSERT INTO event (seq, tenant, source, id, type, received_at, destinations, body, data_start, \
-                data_end) VALUES";
-    write_rows(connection, (head, 10, ""), &plan.inserts, |query, insert| {
-        let event = &insert.new.event;
-        let (start, end) = rows::range_columns(event.data.as_ref());
-        let query = query.bind(insert.seq.0).bind(&*event.identity.tenant).bind(&*event.identity.source);
-        let query = query.bind(&*event.identity.id).bind(&*event.event_type).bind(plan.now.as_millis());
-        query.bind(rows::count(insert.new.lanes.len())).bind(&event.body[..]).bind(start).bind(end)
-    })
-    .await?;
-    let head = "INSERT INTO queue (lane, due_at, event, attempt, failures, uncertain) VALUES";
-    write_rows(connection, (head, 6, ""), &plan.deliveries, |query, waiting| {
-        let query = query.bind(waiting.lane.id.0).bind(plan.now.as_millis()).bind(waiting.seq.0);
-        query.bind(0_i64).bind(0_i64).bind(0_i64)
-    })
-    .await?;
-    Ok(true)
-}
-
-/// Takes settled deliveries out of the queue and writes what they lead to.
-async fn settle_rows(connection: &mut SqliteConnection, settlements: &[Settlement]) -> Result<()> {
-    let moved: Vec<_> =
-        settlements.iter().filter(|settlement| settlement.next != NextState::Released).collect();
-    let gone = write_rows(connection, TAKE_OUT, &moved, |query, settlement| {
-        query.bind(settlement.id.lane.0).bind(settlement.due_at.as_millis()).bind(settlement.id.event.0)
-    })
-    .await?;
-    if gone != moved.len() as u64 {
-        // Nobody else writes this file: a claimed row can't be gone.
-        let missing = moved.len() as u64 - gone;
-        return Err(LedgerError::Unavailable(format!("{missing} claimed deliveries are not in the queue")));
-    }
-    let waiting: Vec<_> = moved.iter().filter_map(|settlement| WaitingColumns::of(settlement)).collect();
-    let head = "INSERT INTO queue (lane, due_at, event, attempt, failures, uncertain) VALUES";
-    write_rows(connection, (head, 6, ""), &waiting, |query, row| {
-        let query = query.bind(row.lane).bind(row.due_at).bind(row.event);
-        query.bind(row.attempt).bind(row.failures).bind(row.uncertain)
-    })
-    .await?;
-    let done: Vec<_> = moved.iter().filter_map(|settlement| OutcomeColumns::of(settlement)).collect();
-    let head = "INSERT INTO outcome (event, lane, state, at, attempts, failures, latency_ms, status, remote_id, \
-                dispatch_unconfirmed, reason) VALUES";
-    write_rows(connection, (head, 11, ""), &done, |query, row| {
-        let query = query.bind(row.event).bind(row.lane).bind(row.state).bind(row.at).bind(row.attempts);
-        let query =
-            query.bind(row.failures).bind(row.latency_ms).bind(row.status).bind(row.remote_id.as_deref());
-        query.bind(row.dispatch_unconfirmed).bind(row.reason)
-    })
-    .await?;
-    let failed: Vec<_> = moved.iter().filter_map(|settlement| AttemptColumns::of(settlement)).collect();
-    let head = "INSERT INTO attempt_log (event, lane, attempt, at, latency_ms, status, code, detail, retry_at) VALUES";
-    write_rows(connection, (head, 9, " ON CONFLICT DO NOTHING"), &failed, |query, row| {
-        let query = query.bind(row.event).bind(row.lane).bind(row.attempt).bind(row.at).bind(row.latency_ms);
-        query.bind(row.status).bind(row.code).bind(row.detail).bind(row.retry_at)
-    })
-    .await?;
-    Ok(())
 }
 
 #[cfg(test)]

@@ -2,7 +2,9 @@
 
 use super::super::plan::{self, AcceptRequest, NewEvent};
 use super::super::sql::BUSY_LANES;
+use super::write::{CHUNKS, TAKE_OUT, statement};
 use super::*;
+use crate::domain::clock::Moment;
 use crate::domain::event::Event;
 use crate::domain::tenant::Destination;
 use crate::ledger::BacklogLimits;

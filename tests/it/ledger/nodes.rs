@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use posthaste::domain::clock::Clock as _;
 use posthaste::domain::delivery::Delivery;
+use posthaste::domain::scheduler::LaneClaim;
 use posthaste::domain::sequence::NODES;
 use posthaste::ledger::ItemVerdict::{Accepted as New, Duplicate};
 use posthaste::ledger::{Ledger, LedgerError, LedgerOptions};
 
-use super::{accept, claim, close, fill, ids, lane, open_with_lane};
+use super::{accept, claim, close, delivered, fill, ids, lane, open_with_lane, settlement};
 use crate::support::{TestClock, TestDatabase, bounded, event, eventually, side_by_side};
 
 /// Milliseconds on the database's clock.
@@ -144,6 +145,54 @@ async fn a_node_that_lost_its_number_takes_nothing() {
     }
     assert_eq!(other.database().body("acme", "", "late").await.expect("an answer"), None);
     assert_eq!(accept(&other, vec![event("late").build()]).await, [New]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_are_cut_lose_nothing() {
+    // holds: 17, partly: the connections die here, not the server
+    let database = TestDatabase::postgres().await;
+    let clock = TestClock::new();
+    let (ledger, lane) = open_with_lane(&database, &clock).await;
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let cutting = async {
+        tokio::pin!(stopped);
+        let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                   WHERE datname = current_database() AND application_name = 'posthaste'";
+        loop {
+            tokio::select! {
+                _ = &mut stopped => return,
+                () = database.execute(cut) => tokio::time::sleep(Duration::from_millis(30)).await,
+            }
+        }
+    };
+    let working = async {
+        for n in 0..40 {
+            let batch: Vec<_> = (0..25).map(|item| event(format!("{n}-{item}")).to(&lane).build()).collect();
+            eventually("it is stored", async || ledger.accept(batch.clone(), true, None).await.ok()).await;
+            let wish = [LaneClaim { lane: lane.clone(), limit: 25 }];
+            let (claimed, _) = eventually("it is claimed", async || ledger.claim(&wish).await.ok()).await;
+            for delivery in &claimed[0].deliveries {
+                ledger.settle(settlement(delivery, delivered(), &clock)).await.expect("taken in");
+            }
+        }
+        let _ = stop.send(());
+    };
+    bounded(async { tokio::join!(cutting, working) }).await;
+    // A claim whose answer was cut off is held until its lease ends; all else is done.
+    eventually("the rest is claimed", async || {
+        database.let_leases_age(Duration::from_secs(61), &clock).await;
+        ledger.accept(Vec::new(), true, None).await.ok()?;
+        let deliveries = claim(&ledger, &lane, 1_000).await.deliveries;
+        for delivery in &deliveries {
+            ledger.settle(settlement(delivery, delivered(), &clock)).await.expect("taken in");
+        }
+        deliveries.is_empty().then_some(())
+    })
+    .await;
+    let progress = ledger.database().progress().await.expect("an account");
+    assert_eq!((progress.events, progress.created, progress.pending), (1_000, 1_000, 0));
+    assert_eq!(progress.done.get("delivered"), Some(&1_000));
+    assert_eq!(ledger.trouble(), None);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,17 +7,19 @@ use std::time::Duration;
 
 use posthaste::domain::clock::Clock as _;
 use posthaste::domain::delivery::{Delivery, DeliveryId, Failure, NextState, Outcome, Settlement};
+use posthaste::domain::gate::CloseReason;
 use posthaste::domain::scheduler::LaneClaim;
-use posthaste::domain::tenant::Lane;
-use posthaste::ledger::{Accepted, ItemVerdict, Ledger};
+use posthaste::domain::tenant::{Lane, Route};
+use posthaste::ledger::{Accepted, ItemVerdict, Ledger, TenantRow};
 
 use super::handoff::Desk;
 use super::{delivered, failed, lane, settlement};
-use crate::support::{TestClock, TestDatabase, event, side_by_side};
+use crate::support::{TestClock, TestDatabase, event, side_by_side, svix};
 
 on_both_databases! {
     everything_at_once_settles_each_delivery_once,
     with_hand_over_too_each_delivery_is_settled_once,
+    what_is_rare_is_written_while_the_ledger_is_busy,
 }
 
 const ACCEPTERS: usize = 4;
@@ -45,6 +47,28 @@ async fn everything_at_once_settles_each_delivery_once(database: TestDatabase) {
 async fn with_hand_over_too_each_delivery_is_settled_once(database: TestDatabase) {
     // holds: 15
     run(database, 30).await;
+}
+
+async fn what_is_rare_is_written_while_the_ledger_is_busy(database: TestDatabase) {
+    let clock = TestClock::new();
+    let ledger = database.open(&clock).await;
+    let lane = lane(&ledger, "acme", "acme").await;
+    let accepting = side_by_side((0..4).map(|accepter| {
+        let (ledger, lane) = (ledger.clone(), lane.clone());
+        async move { super::fill(&ledger, &lane, &format!("{accepter}-"), 2_000).await }
+    }));
+    let writing = side_by_side((0..60).map(|n| {
+        let (ledger, now) = (ledger.clone(), clock.now());
+        async move {
+            let tenant = TenantRow { id: n.to_string(), route: Route::Direct };
+            assert!(ledger.database().put_tenant(&tenant).await.expect("set"));
+            ledger.lane(&svix(&tenant.id), &tenant.id.into()).await.expect("made");
+            ledger.save_gate("svix", CloseReason::Failing, now).await.expect("saved");
+        }
+    }));
+    tokio::join!(accepting, writing);
+    assert_eq!(ledger.database().tenants().await.expect("an answer").len(), 60);
+    assert_eq!((ledger.waiting(), ledger.trouble()), (8_000, None));
 }
 
 /// Accepters, claimers and settlers over a few lanes, while the wall clock is set to and fro and up to `places` fresh

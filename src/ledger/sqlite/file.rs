@@ -1,0 +1,124 @@
+//! The file: whose it is, whether it keeps what it is told, and its WAL.
+
+use std::fs::{File, TryLockError};
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::str::FromStr as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{Connection as _, SqliteConnection};
+
+use crate::ledger::{LedgerError, Result};
+
+/// Before this version a checkpoint could corrupt the file while another connection wrote (sqlite.org, "WAL reset bug").
+const OLDEST_VERSION: (u32, u32, u32) = (3, 51, 3);
+/// How often the WAL is checkpointed on the side, while there are writes.
+const CHECKPOINT_EVERY: Duration = Duration::from_millis(100);
+const LOCK_TRIES: usize = 5;
+const BETWEEN_LOCK_TRIES: Duration = Duration::from_millis(20);
+
+pub(super) fn path_of(url: &str) -> Result<PathBuf> {
+    let options = SqliteConnectOptions::from_str(url)
+        .map_err(|error| LedgerError::Refused(format!("`{url}` is not a SQLite URL: {error}")))?;
+    let path = options.get_filename();
+    let (name, parameters) = url.split_once('?').unwrap_or((url, ""));
+    // An empty name is a temporary file, gone at the end.
+    let named = path != Path::new("") && !name.ends_with(":memory:") && !parameters.contains("mode=memory");
+    if !named {
+        return Err(LedgerError::Refused(
+            "a ledger in memory would lose what it acknowledged; name a file: `sqlite:PATH`".into(),
+        ));
+    }
+    Ok(path.to_owned())
+}
+
+/// The file that says who owns the database: `<database>.lock`, whatever link it is reached by.
+fn lock_path(database: &Path) -> PathBuf {
+    let mut name = database.canonicalize().unwrap_or_else(|_| database.to_owned()).into_os_string();
+    name.push(".lock");
+    name.into()
+}
+
+/// Takes the operating system's lock; it goes with the process, however that ends.
+pub(super) async fn own(database: &Path) -> Result<File> {
+    let path = lock_path(database);
+    let refused = |error: &dyn std::fmt::Display| {
+        LedgerError::Unavailable(format!("can't lock {}: {error}", path.display()))
+    };
+    let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+    let file = file.map_err(|error| refused(&error))?;
+    let mut locked = file.try_lock();
+    // Somebody who only looks whether the file is owned holds the lock for a moment.
+    for _ in 0..LOCK_TRIES {
+        if !matches!(locked, Err(TryLockError::WouldBlock)) {
+            break;
+        }
+        tokio::time::sleep(BETWEEN_LOCK_TRIES).await;
+        locked = file.try_lock();
+    }
+    match locked {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(LedgerError::Refused(format!(
+            "another process owns {} ({}); one SQLite file belongs to one process, several machines share Postgres",
+            database.display(),
+            lock_text(&path).unwrap_or_else(|| "it did not leave its address".into()),
+        ))),
+        Err(TryLockError::Error(error)) => Err(refused(&error)),
+    }
+}
+
+fn lock_text(path: &Path) -> Option<String> {
+    let mut text = String::new();
+    File::open(path).ok()?.take(256).read_to_string(&mut text).ok()?;
+    let text = text.trim();
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+/// Where the process that owns the SQLite file of `url` listens; `None` where nobody owns it, or it does not listen.
+pub fn lock_holder(url: &str) -> Option<String> {
+    let path = lock_path(&path_of(url).ok()?);
+    let file = File::open(&path).ok()?;
+    match file.try_lock_shared() {
+        Err(TryLockError::WouldBlock) => lock_text(&path),
+        _ => None,
+    }
+}
+
+/// Refuses what would not keep an acknowledged event.
+pub(super) async fn check(connection: &mut SqliteConnection) -> Result<()> {
+    let (version,): (String,) = sqlx::query_as("SELECT sqlite_version()").fetch_one(&mut *connection).await?;
+    let mut numbers = version.split('.').map(|number| number.parse().unwrap_or(0));
+    let mut next = || numbers.next().unwrap_or(0);
+    if (next(), next(), next()) < OLDEST_VERSION {
+        return Err(LedgerError::Refused(format!("SQLite {version} is too old: 3.51.3 or newer is needed")));
+    }
+    let (mode,): (String,) = sqlx::query_as("PRAGMA journal_mode").fetch_one(&mut *connection).await?;
+    let (synchronous,): (i64,) = sqlx::query_as("PRAGMA synchronous").fetch_one(&mut *connection).await?;
+    if mode != "wal" || synchronous < 2 {
+        return Err(LedgerError::Refused(format!(
+            "SQLite runs with journal_mode={mode}, synchronous={synchronous}; the ledger needs WAL and FULL \
+             (is the file on a network drive?)"
+        )));
+    }
+    Ok(())
+}
+
+/// Moves the WAL into the file before a commit has to: a checkpoint inside a commit is what its slowest callers feel.
+pub(super) async fn checkpoint_on_the_side(options: SqliteConnectOptions, written: Arc<tokio::sync::Notify>) {
+    let mut connection = None;
+    loop {
+        written.notified().await;
+        tokio::time::sleep(CHECKPOINT_EVERY).await;
+        if connection.is_none() {
+            connection = SqliteConnection::connect_with(&options).await.ok();
+        }
+        if let Some(open) = &mut connection
+            && sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").execute(open).await.is_err()
+        {
+            // The writer tells of trouble with the disk; here it is enough to begin anew.
+            connection = None;
+        }
+    }
+}
