@@ -290,3 +290,78 @@ fn honoured(requests: &[Arc<ReceivedRequest>]) -> u64 {
     });
     kept.count() as u64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::client::Client;
+    use crate::mock::{MockSvix, Trouble};
+
+    const AT: Moment = Moment::after_start(Duration::from_secs(1));
+
+    fn batch(ids: &[&str]) -> Batch {
+        let sample = |id: &&str| Sample { tenant: "acme", event_type: "a", id: (*id).to_owned() };
+        Batch { events: ids.iter().map(sample).collect(), body: String::new(), resend: false }
+    }
+
+    async fn post(mock: &MockSvix, event_id: &str, payload: &str) {
+        let client = Client::at(mock.url(), Some(mock.token().to_owned())).expect("a client");
+        let body = format!(r#"{{"eventType":"a","eventId":"{event_id}","payload":{payload}}}"#);
+        client.post("/api/v1/app/acme/msg", &[], body.into()).await.expect("an answer");
+    }
+
+    #[test]
+    fn a_repeated_event_is_a_duplicate_and_a_lost_answer_is_none() {
+        let mut journal = Journal::new(true);
+        let batch = batch(&["1", "2"]);
+        journal.posting(&batch, AT);
+        // The answer was lost, and so it is posted again.
+        journal.posting(&batch, AT);
+        journal.answered(&batch, &[Verdict::Duplicate, Verdict::Accepted], AT);
+        let counts = journal.counts();
+        assert_eq!((counts.sent, counts.accepted, counts.duplicates, counts.requests), (2, 2, 0, 2));
+        journal.posting(&batch, AT);
+        journal.answered(&batch, &[Verdict::Duplicate, Verdict::Duplicate], AT);
+        let counts = journal.counts();
+        assert_eq!((counts.sent, counts.accepted, counts.duplicates), (2, 2, 2));
+        assert_eq!(journal.take_lines(AT).len(), 2);
+    }
+
+    #[tokio::test]
+    async fn what_is_lost_or_doubled_is_seen() {
+        let mock = MockSvix::builder().application("acme").start().await;
+        let mut journal = Journal::new(false);
+        let batch = batch(&["1", "2", "3"]);
+        journal.posting(&batch, AT);
+        journal.answered(&batch, &[Verdict::Accepted; 3], AT);
+        post(&mock, "1", r#"{"id":"1"}"#).await;
+        let summary = journal.summary(&mock.messages(), &mock.requests());
+        assert_eq!((summary.lost, summary.doubled, summary.is_good()), (2, 0, false));
+        post(&mock, "2", "{}").await;
+        post(&mock, "3", "{}").await;
+        post(&mock, "somebody-else", r#"{"id":"theirs"}"#).await;
+        let summary = journal.summary(&mock.messages(), &mock.requests());
+        assert_eq!((summary.lost, summary.doubled, summary.is_good()), (0, 0, true));
+        assert_eq!((summary.counts.delivered, summary.messages), (3, 3));
+        // The same event under another name.
+        post(&mock, "another-name", r#"{"eventId":"1"}"#).await;
+        let summary = journal.summary(&mock.messages(), &mock.requests());
+        assert_eq!((summary.lost, summary.doubled, summary.is_good()), (0, 1, false));
+    }
+
+    #[tokio::test]
+    async fn a_pause_is_kept_to_where_nothing_comes_in_it() {
+        let mock = MockSvix::builder().application("acme").start().await;
+        mock.script([Trouble::throttle(4)]);
+        post(&mock, "1", "{}").await;
+        post(&mock, "1", "{}").await;
+        let requests = mock.requests();
+        let asked_at = requests[0].answered_at.expect("answered");
+        for (after_ms, expected) in [(100, 1), (3_000, 0), (3_999, 0), (4_000, 1)] {
+            let mut next = ReceivedRequest::clone(&requests[1]);
+            next.received_at = asked_at + Duration::from_millis(after_ms);
+            assert_eq!(honoured(&[requests[0].clone(), Arc::new(next)]), expected, "{after_ms} ms");
+        }
+        assert_eq!(honoured(&requests[..1]), 1, "nothing came after it");
+    }
+}

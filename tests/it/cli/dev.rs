@@ -84,7 +84,9 @@ async fn ended_in_the_middle_it_goes_on_the_next_time() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_signal_ends_it_at_once() {
-    let mut running = dev(&["--events", "0"]);
+    // Ended like that it can't take a temporary folder away.
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut running = dev(&["--events", "0", "--dir", folder.path().to_str().expect("UTF-8")]);
     running.says("Ctrl-C ends it.").await;
     // A body that never comes keeps the server for a while.
     let address = running.word_after("http://");
