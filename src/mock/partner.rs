@@ -181,9 +181,10 @@ fn answer(state: &Mutex<State>, count: &watch::Sender<u64>, request: &Request) -
     if !answer.body.is_empty() {
         template = template.set_body_string(answer.body);
     }
-    answer.headers.iter().fold(template, |template, (name, value)| {
-        template.insert_header(name.as_str(), value.as_str())
-    })
+    answer
+        .headers
+        .iter()
+        .fold(template, |template, (name, value)| template.insert_header(name.as_str(), value.as_str()))
 }
 
 /// The word of an ownership challenge.
