@@ -161,7 +161,7 @@ fn answer(state: &Mutex<State>, count: &watch::Sender<u64>, request: &Request) -
         Some(word) => PartnerAnswer { body: word, ..PartnerAnswer::status(200) },
         None => {
             let scripted = state.script.pop_front();
-            let periodic = || state.every_nth.as_ref().filter(|(every, _)| nth % every == 0);
+            let periodic = || state.every_nth.as_ref().filter(|(every, _)| nth.is_multiple_of(*every));
             let periodic = periodic().map(|(_, answer)| answer.clone());
             scripted.or(periodic).or_else(|| state.standing.clone()).unwrap_or(PartnerAnswer::status(204))
         }
