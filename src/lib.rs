@@ -30,7 +30,8 @@
 //! - [`http`]: the server. Accept loop, ingest, administration, health, problems.
 //! - [`ingest`]: the doorway of the ledger, for HTTP and for sources to come.
 //! - [`ledger`]: every event once, every delivery until it is done. The only place that knows SQL. Its writer commits
-//!   together what waits; `sqlite` and `postgres` are the hot path, `sql` is the text they share.
+//!   together what waits; `sqlite` and `postgres` are the hot path; `sql`, `registry`,
+//!   `partners` and `endpoints` are the text they share.
 //! - `mock` (feature `mock`): a mock Svix and a mock partner for tests, ours and yours, and for `posthaste dev`.
 //! - [`provisioning`]: checking, sealing and opening what an administrator sets; seeds of the configuration.
 //! - [`reconnect`]: waiting for a neighbour that is away.

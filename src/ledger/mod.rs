@@ -9,6 +9,7 @@ mod endpoints;
 mod partners;
 mod plan;
 mod postgres;
+mod registry;
 mod rows;
 mod sql;
 mod sqlite;
@@ -28,7 +29,8 @@ pub use self::endpoints::{EndpointRow, NewEndpoint, Sealed, SealedColumn, Stored
 pub use self::partners::{EventTypeRow, PartnerRow, Put};
 use self::plan::{AcceptRequest, Known, Plan};
 pub use self::plan::{Accepted, ItemVerdict, NewEvent, RequestKey};
-pub use self::sql::{ApiKey, Database, KeyInfo, NewRejected, OutcomeRow, Progress, Rejected, TenantRow};
+pub use self::registry::{ApiKey, KeyInfo, TenantRow};
+pub use self::sql::{Database, NewRejected, OutcomeRow, Progress, Rejected};
 pub use self::sqlite::{database_file, lock_holder};
 use self::writer::{Command, Writer};
 use crate::domain::clock::{Clock, Moment, Timestamp};
