@@ -141,7 +141,7 @@ impl Dispatcher {
         self.finish().await;
     }
 
-    /// The gates and their state.
+    /// The gates and their state, Svix's first.
     pub fn gates(&self) -> Vec<GateStatus> {
         let now = self.shared.clock.moment();
         let scheduler = self.shared.scheduler();
@@ -152,7 +152,9 @@ impl Dispatcher {
             width: state.width(),
             in_flight: state.in_flight(),
         };
-        scheduler.gates().map(|(gate, state)| status((gate, state))).collect()
+        let mut gates: Vec<_> = scheduler.gates().map(|(gate, state)| status((gate, state))).collect();
+        gates.sort_by(|one, other| one.gate.cmp(&other.gate));
+        gates
     }
 
     /// What is known of receivers from now on.
