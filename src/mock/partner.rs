@@ -130,6 +130,16 @@ impl MockPartner {
         self.state().requests.iter().cloned().collect()
     }
 
+    /// How many requests have come, and those after the first `count`, oldest first, as far as they are kept.
+    pub fn requests_after(&self, count: u64) -> (u64, Vec<PartnerRequest>) {
+        let state = self.state();
+        // Counted under the same lock.
+        let come = self.request_count();
+        let wanted = usize::try_from(come.saturating_sub(count)).unwrap_or(usize::MAX);
+        let skipped = state.requests.len().saturating_sub(wanted);
+        (come, state.requests.iter().skip(skipped).cloned().collect())
+    }
+
     /// What has come for one path, oldest first.
     pub fn requests_to(&self, path: &str) -> Vec<PartnerRequest> {
         self.state().requests.iter().filter(|request| request.path == path).cloned().collect()
@@ -161,7 +171,7 @@ fn answer(state: &Mutex<State>, count: &watch::Sender<u64>, request: &Request) -
         Some(word) => PartnerAnswer { body: word, ..PartnerAnswer::status(200) },
         None => {
             let scripted = state.script.pop_front();
-            let periodic = || state.every_nth.as_ref().filter(|(every, _)| nth % every == 0);
+            let periodic = || state.every_nth.as_ref().filter(|(every, _)| nth.is_multiple_of(*every));
             let periodic = periodic().map(|(_, answer)| answer.clone());
             scripted.or(periodic).or_else(|| state.standing.clone()).unwrap_or(PartnerAnswer::status(204))
         }
@@ -181,9 +191,10 @@ fn answer(state: &Mutex<State>, count: &watch::Sender<u64>, request: &Request) -
     if !answer.body.is_empty() {
         template = template.set_body_string(answer.body);
     }
-    answer.headers.iter().fold(template, |template, (name, value)| {
-        template.insert_header(name.as_str(), value.as_str())
-    })
+    answer
+        .headers
+        .iter()
+        .fold(template, |template, (name, value)| template.insert_header(name.as_str(), value.as_str()))
 }
 
 /// The word of an ownership challenge.
