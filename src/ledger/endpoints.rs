@@ -353,6 +353,21 @@ impl Database {
         }))
     }
 
+    /// How many deliveries wait for each destination that any wait for.
+    ///
+    /// # Errors
+    /// [`LedgerError::Unavailable`].
+    pub async fn waiting_by_destination(&self) -> Result<Vec<(String, i64)>> {
+        on!(self, reads, pool => {
+            Ok(sqlx::query_as(
+                "SELECT lane.destination, COUNT(*) FROM queue JOIN lane ON lane.id = queue.lane
+                 GROUP BY lane.destination ORDER BY lane.destination",
+            )
+            .fetch_all(pool)
+            .await?)
+        })
+    }
+
     /// Every sealed text there is: for a new master key.
     ///
     /// # Errors

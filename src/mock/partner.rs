@@ -130,6 +130,16 @@ impl MockPartner {
         self.state().requests.iter().cloned().collect()
     }
 
+    /// How many requests have come, and those after the first `count`, oldest first, as far as they are kept.
+    pub fn requests_after(&self, count: u64) -> (u64, Vec<PartnerRequest>) {
+        let state = self.state();
+        // Counted under the same lock.
+        let come = self.request_count();
+        let wanted = usize::try_from(come.saturating_sub(count)).unwrap_or(usize::MAX);
+        let skipped = state.requests.len().saturating_sub(wanted);
+        (come, state.requests.iter().skip(skipped).cloned().collect())
+    }
+
     /// What has come for one path, oldest first.
     pub fn requests_to(&self, path: &str) -> Vec<PartnerRequest> {
         self.state().requests.iter().filter(|request| request.path == path).cloned().collect()

@@ -5,19 +5,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::sample::{Batch, Sample};
+use super::tally::{PartnerCounts, Tally};
 use crate::domain::clock::Moment;
-use crate::mock::{MockEvent, ReceivedMessage, ReceivedRequest};
+use crate::mock::{MockEvent, PartnerRequest, ReceivedMessage, ReceivedRequest};
 
 /// Most lines that wait to be shown; a screen that stands still must not fill the memory.
 const LINES_MAX: usize = 10_000;
 
+/// Who gets events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Receiver {
+    /// The mock Svix.
+    Svix,
+    /// The mock partner.
+    Sink,
+}
+
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Line {
-    /// A sample event is a message at Svix, this long after it was posted.
-    Delivered { sample: Sample, took: Duration },
-    /// An event from somebody else is a message at Svix.
-    Foreign { tenant: String, event_type: String, id: String },
+    /// A sample event has arrived, this long after it was posted.
+    Delivered { sample: Sample, to: Receiver, took: Duration },
+    /// An event from somebody else has arrived.
+    Foreign { tenant: String, event_type: String, id: String, to: Receiver },
     /// The relay knew this event already.
     Duplicate { sample: Sample },
     /// Svix did not know the tenant's application, and the relay made it.
@@ -28,6 +38,10 @@ pub(super) enum Line {
     Conflict { tenant: String, id: String },
     /// Svix answered something else, or not at all.
     Failed { tenant: String, id: String, status: Option<u16> },
+    /// The partner answered so on purpose.
+    FailedOnPurpose { tenant: String, id: String, status: u16 },
+    /// What came to the partner is not signed as it should be.
+    Forged { tenant: String, id: String },
     /// Something to know.
     Note(String),
     /// This many lines were left out, because nobody could see them.
@@ -85,12 +99,15 @@ pub(super) struct Summary {
     pub honoured: u64,
     /// From the first request to the last message.
     pub elapsed: Duration,
+    /// How it went at the partner.
+    pub partner: PartnerCounts,
 }
 
 impl Summary {
-    /// Whether every event that was sent is exactly one message.
+    /// Whether every event that was sent is exactly one message, and came once, signed, to the partner that wants it.
     pub fn is_good(&self) -> bool {
-        self.counts.sent == self.counts.accepted && self.lost == 0 && self.doubled == 0
+        let at_svix = self.counts.sent == self.counts.accepted && self.lost == 0 && self.doubled == 0;
+        at_svix && self.partner.is_good()
     }
 }
 
@@ -98,6 +115,7 @@ impl Summary {
 #[derive(Debug)]
 pub(super) struct Journal {
     entries: HashMap<String, Entry>,
+    partner: Tally,
     counts: Counts,
     /// `None`: nobody wants to see them.
     lines: Option<Vec<(Moment, Line)>>,
@@ -111,6 +129,7 @@ impl Journal {
     pub fn new(with_lines: bool) -> Self {
         Self {
             entries: HashMap::new(),
+            partner: Tally::default(),
             counts: Counts::default(),
             lines: with_lines.then(Vec::new),
             left_out: 0,
@@ -126,6 +145,7 @@ impl Journal {
         for sample in &batch.events {
             if !self.entries.contains_key(&sample.id) {
                 self.counts.sent += 1;
+                self.partner.posting(sample, now);
                 let entry =
                     Entry { sample: sample.clone(), posted_at: now, acknowledged: false, messages: 0 };
                 self.entries.insert(sample.id.clone(), entry);
@@ -140,6 +160,7 @@ impl Journal {
             // A first `duplicate` is good news as well: the answer to an earlier request was lost.
             if !std::mem::replace(&mut entry.acknowledged, true) {
                 self.counts.accepted += 1;
+                self.partner.accepted(sample);
             } else if *verdict == Verdict::Duplicate {
                 self.counts.duplicates += 1;
                 self.tell(now, Line::Duplicate { sample: sample.clone() });
@@ -182,14 +203,33 @@ impl Journal {
             Some(entry) => {
                 entry.messages += 1;
                 self.counts.delivered += u64::from(entry.messages == 1);
-                Line::Delivered { sample: entry.sample.clone(), took: entry.posted_at.until(now) }
+                let took = entry.posted_at.until(now);
+                Line::Delivered { sample: entry.sample.clone(), to: Receiver::Svix, took }
             }
             None => {
                 self.counts.foreign += 1;
                 let id = message.event_id.clone().unwrap_or_else(|| message.id.clone());
-                Line::Foreign { tenant: message.app.clone(), event_type: message.event_type.clone(), id }
+                let (tenant, event_type) = (message.app.clone(), message.event_type.clone());
+                Line::Foreign { tenant, event_type, id, to: Receiver::Svix }
             }
         }
+    }
+
+    /// What came to the partner, and whether its signature is good.
+    pub fn arrived(&mut self, request: &PartnerRequest, verified: bool, now: Moment) {
+        self.last_message = Some(now);
+        let line = self.partner.arrived(request, verified, now);
+        self.tell(now, line);
+    }
+
+    /// From now on, what is posted is expected at the partner.
+    pub fn expect_at(&mut self, partner: Tally) {
+        self.partner = partner;
+    }
+
+    /// What is expected at the partner, and what came.
+    pub const fn partner(&self) -> &Tally {
+        &self.partner
     }
 
     /// After `missed` things that the mock told went by: `messages` are all that it holds.
@@ -270,6 +310,7 @@ impl Journal {
             doubled: messages - stored.len() as u64,
             honoured: honoured(requests),
             elapsed: elapsed.unwrap_or_default(),
+            partner: self.partner.counts(),
         }
     }
 }

@@ -1,9 +1,12 @@
-//! `posthaste dev`: the relay, a mock Svix and a producer in one process, for whoever wants to see events flow.
+//! `posthaste dev`: the relay, a mock Svix, a mock partner and a producer in one process, for whoever wants to see events flow.
 
+mod earlier;
 mod journal;
 mod producer;
 mod sample;
 mod screen;
+mod sink;
+mod tally;
 
 use std::io;
 use std::net::TcpListener;
@@ -20,22 +23,24 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use self::earlier::look_back;
 use self::journal::{Journal, Summary};
 use self::producer::{Producer, lock};
 use self::sample::Samples;
 use self::screen::{Banner, Screen, banner_text};
+use self::sink::Sink;
 use super::client::{Client, url_of};
 use super::output::OutputClosed;
 use crate::app::{App, SystemClock};
 use crate::config::{Config, HttpConfig, LogConfig};
 use crate::domain::clock::{Clock, Moment};
-use crate::domain::key::prefixed_hex;
-use crate::ledger::Ledger;
 use crate::mock::{MockSvix, Trouble};
 use crate::telemetry;
 
 const MOCK_TOKEN: &str = "testsk_mock";
 const DEFAULT_TENANT: &str = "demo";
+/// Where the mock partner is.
+const LOOPBACK: &str = "127.0.0.0/8";
 const DATABASE: &str = "posthaste.db";
 /// How often the screen is brought up to date.
 const FRAME: Duration = Duration::from_millis(50);
@@ -66,7 +71,7 @@ pub(super) struct DevArgs {
     /// Folder for the ledger, made where it is missing, and kept [default: a temporary one]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// End after the summary: exit code 0 where every event is exactly one message, else 1
+    /// End after the summary: exit code 0 where every event is exactly one message and came once to the partner, else 1
     #[arg(long)]
     exit: bool,
 }
@@ -123,41 +128,42 @@ struct Stage {
     producer: JoinHandle<anyhow::Result<()>>,
     app: App,
     mock: MockSvix,
-    follower: JoinHandle<()>,
+    followers: [JoinHandle<()>; 2],
     folder: Folder,
     summary: Option<Summary>,
     clock: Arc<dyn Clock>,
 }
 
 impl Stage {
-    /// Starts the mock, the relay and the producer, and tells where they are.
+    /// Starts the mocks, the relay and the producer, and tells where they are.
     async fn set(args: &DevArgs, mut config: Config, clock: Arc<dyn Clock>) -> anyhow::Result<Self> {
         let folder = Folder::new(args.dir.as_deref())?;
         let throttle_every = (args.events / PAUSES).max(THROTTLE_EVERY_MIN);
         let remembered = usize::try_from(args.events + FOREIGN_MESSAGES_MAX)?;
         let mock = MockSvix::builder().token(MOCK_TOKEN).record_limit(remembered).start().await;
         mock.every_nth(throttle_every, Trouble::throttle(1));
+        let partner = sink::start().await;
+        let partner_url = sink::url(&partner);
         let mut notes = Vec::new();
         derive(&mut config, &mock.url(), &folder.database())?;
         notes.extend(find_port(&mut config));
-        notes.extend(find_key(&mut config, &folder, &clock).await?);
+        notes.extend(look_back(&mut config, &folder.database(), &clock).await?);
 
         let journal = Arc::new(Mutex::new(Journal::new(!args.quiet)));
         let follower = tokio::spawn(follow(mock.clone(), journal.clone(), clock.clone()));
         let app = App::start(&config, clock.clone()).await?;
-        match app.ledger().waiting() {
-            0 => {}
-            waiting => {
-                notes.push(format!("{waiting} events of an earlier run wait in the ledger and go out too"))
-            }
-        }
         let relay = url_of(app.address());
         let key = config.http.bootstrap_admin_key.as_ref().map(|key| key.expose_secret().to_owned());
         let path = config.http.ingest_paths.first().cloned().unwrap_or_default();
+        let client = Client::at(relay.clone(), key.clone())?;
+        let sink = Sink::subscribe(&client, partner).await?;
+        lock(&journal).expect_at(sink.tally(&config.environment));
+        let followers = [follower, tokio::spawn(sink.follow(journal.clone(), clock.clone()))];
         let curl = curl(&format!("{relay}{path}"), key.as_deref());
         let banner = banner_text(&Banner {
             relay: &relay,
             mock: &mock.url(),
+            partner: &partner_url,
             database: &folder.database(),
             kept: matches!(folder, Folder::Given(_)),
             curl: &curl,
@@ -168,7 +174,7 @@ impl Stage {
         });
         let attribute = config.ingest.tenant_attributes.first().map_or("tenant", String::as_str);
         let producer = Producer {
-            client: Client::at(relay, key)?,
+            client,
             path,
             samples: Samples::new(clock.now(), attribute, config.ingest.max_batch_events),
             events: args.events,
@@ -188,7 +194,7 @@ impl Stage {
             producer,
             app,
             mock,
-            follower,
+            followers,
             folder,
             summary: None,
             clock,
@@ -236,27 +242,27 @@ impl Stage {
     /// Shows the lines since the last time, and the progress.
     fn show(&mut self) -> anyhow::Result<()> {
         let now = self.clock.moment();
-        let (lines, counts) = {
+        let (lines, counts, at_sink) = {
             let mut journal = lock(&self.journal);
-            (journal.take_lines(now), journal.counts())
+            (journal.take_lines(now), journal.counts(), journal.partner().delivered())
         };
         self.screen.lines(&lines)?;
         if self.summary.is_none() {
             let pause = self.app.dispatcher().gates().iter().find_map(|gate| gate.opens_in);
-            self.screen.progress(counts, pause);
+            self.screen.progress(counts, at_sink, pause);
         }
         Ok(())
     }
 
     /// Whether all that was accepted has arrived and nothing more is on its way, or hope is lost.
     fn has_settled(&self, produced_at: Moment) -> bool {
-        let (counts, last_message) = {
+        let (counts, last_message, partner_is_complete) = {
             let journal = lock(&self.journal);
-            (journal.counts(), journal.last_message())
+            (journal.counts(), journal.last_message(), journal.partner().is_complete())
         };
         let idle = last_message.map_or(produced_at, |last| last.max(produced_at)).until(self.clock.moment());
         let at_rest = self.app.ledger().waiting() == 0 || idle > QUIET_WITHIN;
-        (counts.delivered >= counts.accepted && at_rest) || idle > PATIENCE
+        (counts.delivered >= counts.accepted && partner_is_complete && at_rest) || idle > PATIENCE
     }
 
     fn sum_up(&mut self, args: &DevArgs) -> anyhow::Result<()> {
@@ -272,7 +278,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Ends everybody in good order: first who sends, then the relay, then the mock.
+    /// Ends everybody in good order: first who sends, then the relay, then the mocks.
     async fn clear(mut self, shown: anyhow::Result<()>) -> anyhow::Result<ExitCode> {
         self.screen.end_progress();
         self.stop_producer.cancel();
@@ -281,7 +287,7 @@ impl Stage {
             self.producer.abort();
         }
         self.app.stop().await;
-        self.follower.abort();
+        self.followers.iter().for_each(JoinHandle::abort);
         let counts = lock(&self.journal).summary(&self.mock.messages(), &[]).counts;
         drop(self.mock);
         if let Err(error) = shown {
@@ -323,7 +329,7 @@ async fn follow(mock: MockSvix, journal: Arc<Mutex<Journal>>, clock: Arc<dyn Clo
     }
 }
 
-/// The user's own configuration, with the ledger and Svix replaced.
+/// The user's own configuration, with the ledger, Svix and the partners replaced.
 fn derive(config: &mut Config, mock_url: &str, database: &Path) -> anyhow::Result<()> {
     let path = database.to_str().context("the folder's name must be UTF-8")?;
     // What has a meaning in a URL.
@@ -332,6 +338,9 @@ fn derive(config: &mut Config, mock_url: &str, database: &Path) -> anyhow::Resul
     config.svix.token = Some(SecretString::from(MOCK_TOKEN));
     config.svix.server_url = Some(mock_url.to_owned());
     config.svix.create_applications = true;
+    // Sample events are not for real partners.
+    config.partners = Default::default();
+    config.direct.allowed_networks = vec![LOOPBACK.to_owned()];
     config.ingest.default_tenant.get_or_insert_with(|| DEFAULT_TENANT.to_owned());
     if config.ingest.tenant_attributes.is_empty() {
         config.ingest.tenant_attributes.push("tenant".to_owned());
@@ -350,26 +359,6 @@ fn find_port(config: &mut Config) -> Option<String> {
         config.http.listen.set_port(0);
         format!("{default} is taken, so the relay has another port: other commands need its --url")
     })
-}
-
-/// A ledger from an earlier run may hold API keys, and then lets nobody in without one: this run makes its own.
-async fn find_key(
-    config: &mut Config,
-    folder: &Folder,
-    clock: &Arc<dyn Clock>,
-) -> anyhow::Result<Option<String>> {
-    if config.http.bootstrap_admin_key.is_some() || !folder.database().exists() {
-        return Ok(None);
-    }
-    let ledger = Ledger::open(&config.ledger_options(), clock.clone()).await?;
-    let keys = ledger.database().all_api_keys().await;
-    ledger.close().await;
-    if keys?.iter().all(|key| key.info.revoked_at.is_some()) {
-        return Ok(None);
-    }
-    let key = prefixed_hex("dev_", &clock.random().to_be_bytes());
-    config.http.bootstrap_admin_key = Some(SecretString::from(key));
-    Ok(Some("this ledger holds API keys, so requests need one: the one below is good for this run".into()))
 }
 
 /// A command that posts an event.

@@ -52,6 +52,8 @@ const KINDS: [Kind; 7] = [
 pub(super) struct Sample {
     pub tenant: &'static str,
     pub event_type: &'static str,
+    /// Where it comes from; empty where it does not say.
+    pub source: &'static str,
     /// Its id: unlike that of any other event of any other run.
     pub id: String,
 }
@@ -116,7 +118,8 @@ impl Samples {
         let data = self.data(event_type);
         let attribute = &self.tenant_attribute;
         // Writing to a String can't fail.
-        let _ = if self.events.is_multiple_of(SHORT_FORM_EVERY) {
+        let short = self.events.is_multiple_of(SHORT_FORM_EVERY);
+        let _ = if short {
             write!(
                 body,
                 r#"{{"eventType":"{event_type}","eventId":"{id}","{attribute}":"{tenant}","data":{data}}}"#
@@ -128,7 +131,7 @@ impl Samples {
                 r#"{{"specversion":"1.0","id":"{id}","source":"{source}","type":"{event_type}","time":"{time}","{attribute}":"{tenant}","data":{data}}}"#
             )
         };
-        Sample { tenant, event_type, id }
+        Sample { tenant, event_type, source: if short { "" } else { source }, id }
     }
 
     fn kind(&mut self) -> &'static Kind {

@@ -12,7 +12,9 @@ use anstream::AutoStream;
 use anstyle::{AnsiColor, Style};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
-use super::journal::{Counts, Line, Summary};
+use super::journal::{Counts, Line, Receiver, Summary};
+use super::sink;
+use super::tally::PartnerCounts;
 use crate::cli::output;
 use crate::domain::clock::Moment;
 
@@ -35,6 +37,7 @@ const TENANT_COLORS: [AnsiColor; 5] = [
 pub(super) struct Banner<'a> {
     pub relay: &'a str,
     pub mock: &'a str,
+    pub partner: &'a str,
     pub database: &'a Path,
     /// Whether the database outlives the command.
     pub kept: bool,
@@ -70,8 +73,9 @@ impl Screen {
     }
 
     /// Brings the progress line up to date; `pause` is what is left of the pause that Svix asked for.
-    pub fn progress(&self, counts: Counts, pause: Option<Duration>) {
-        let mut words = format!("{} accepted", HumanCount(counts.accepted));
+    pub fn progress(&self, counts: Counts, at_sink: u64, pause: Option<Duration>) {
+        let (accepted, at_sink) = (HumanCount(counts.accepted), HumanCount(at_sink));
+        let mut words = format!("{at_sink} at the sink, {accepted} accepted");
         if counts.throttled > 0 {
             let _ = write!(words, ", {} × 429", counts.throttled);
         }
@@ -135,7 +139,7 @@ impl Screen {
 /// What there is to know before anything happens.
 pub(super) fn banner_text(banner: &Banner<'_>) -> String {
     let mut text = format!(
-        "\n  {STRONG}Posthaste{STRONG:#}  the relay and a mock Svix on this machine: no account, no network\n\n"
+        "\n  {STRONG}Posthaste{STRONG:#}  the relay, a mock Svix and a mock partner on this machine: no account, no network\n\n"
     );
     // Writing to a String can't fail.
     let mut row = |name: &str, value: &dyn fmt::Display, remark: &str| {
@@ -144,6 +148,8 @@ pub(super) fn banner_text(banner: &Banner<'_>) -> String {
     row("relay", &banner.relay, "takes events; this one is real");
     let every = format!("a mock; every {}th message is answered 429", HumanCount(banner.throttle_every));
     row("Svix", &banner.mock, &every);
+    let fails = format!("a mock; verifies signatures; every {}th request is answered 503", sink::FAIL_EVERY);
+    row("partner", &banner.partner, &fails);
     let fate = if banner.kept { "kept" } else { "gone at the end; --dir keeps it" };
     row("ledger", &banner.database.display(), fate);
     for note in banner.notes {
@@ -160,14 +166,15 @@ pub(super) fn banner_text(banner: &Banner<'_>) -> String {
 }
 
 fn summary_text(summary: &Summary) -> String {
-    let Summary { counts, messages, lost, doubled, honoured, elapsed } = *summary;
+    let Summary { counts, messages, lost, doubled, honoured, elapsed, partner } = *summary;
+    let (lost_in_all, doubled_in_all) = (lost + partner.lost, doubled + partner.doubled);
     let (sent, accepted) = (HumanCount(counts.sent), HumanCount(counts.accepted));
     let style = if summary.is_good() { GOOD.bold() } else { BAD };
     let equal = match counts.sent == counts.accepted {
         true => format!("sent = accepted = {sent}"),
         false => format!("sent {sent} ≠ accepted {accepted}"),
     };
-    let mut text = format!("\n  {style}{equal}, {lost} lost, {doubled} doubled{style:#}\n\n");
+    let mut text = format!("\n  {style}{equal}, {lost_in_all} lost, {doubled_in_all} doubled{style:#}\n\n");
     let mut row = |name: &str, value: String, remark: String| {
         let _ = writeln!(text, "  {name:<11}{value:>9}  {FAINT}{remark}{FAINT:#}");
     };
@@ -184,6 +191,28 @@ fn summary_text(summary: &Summary) -> String {
     row("doubled", doubled.to_string(), "messages − distinct messages".into());
     row("throttled", counts.throttled.to_string(), format!("answers 429 from Svix, {honoured} waited out"));
     row("elapsed", format!("{:.1} s", elapsed.as_secs_f64()), format!("{rate} events a second"));
+    text += &partner_text(&partner);
+    text
+}
+
+/// How it went at the partner.
+fn partner_text(partner: &PartnerCounts) -> String {
+    let mut text = format!("\n  {STRONG}At the partner{STRONG:#}\n\n");
+    let mut row = |name: &str, count: u64, remark: String| {
+        let count = HumanCount(count).to_string();
+        let _ = writeln!(text, "  {name:<11}{count:>9}  {FAINT}{remark}{FAINT:#}");
+    };
+    let sent = counted(partner.requests, "request");
+    row("expected", partner.expected, "accepted, and of a type that it wants".into());
+    row("delivered", partner.delivered, format!("answered 2xx, in {sent}"));
+    row(
+        "verified",
+        partner.verified,
+        format!("signatures, by Svix's library; {} refused", partner.refused()),
+    );
+    row("failed", partner.failed, "answered 503 on purpose".into());
+    row("lost", partner.lost, "expected, and never delivered".into());
+    row("doubled", partner.doubled, "delivered again under the same webhook-id".into());
     text
 }
 
@@ -205,13 +234,13 @@ struct Shown<'a>(&'a Line);
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            Line::Delivered { sample, took } => {
+            Line::Delivered { sample, to, took } => {
                 event(f, sample.tenant, sample.event_type, &sample.id)?;
-                write!(f, "{GOOD}accepted → Svix{GOOD:#} {FAINT}{}{FAINT:#}", Took(*took))
+                write!(f, "{GOOD}accepted → {to}{GOOD:#} {FAINT}{}{FAINT:#}", Took(*took))
             }
-            Line::Foreign { tenant, event_type, id } => {
+            Line::Foreign { tenant, event_type, id, to } => {
                 event(f, tenant, event_type, id)?;
-                write!(f, "{STRONG}accepted → Svix{STRONG:#}")
+                write!(f, "{STRONG}accepted → {to}{STRONG:#}")
             }
             Line::Duplicate { sample } => {
                 event(f, sample.tenant, sample.event_type, &sample.id)?;
@@ -244,9 +273,26 @@ impl fmt::Display for Shown<'_> {
                     None => write!(f, "no answer from Svix for {id}{BAD:#}"),
                 }
             }
+            Line::FailedOnPurpose { tenant, id, status } => {
+                let color = tenant_style(tenant);
+                write!(f, "{color}{tenant:<8}{color:#} {WAIT}{status} from sink for {id}, on purpose{WAIT:#}")
+            }
+            Line::Forged { tenant, id } => {
+                let color = tenant_style(tenant);
+                write!(f, "{color}{tenant:<8}{color:#} {BAD}the signature of {id} is not good{BAD:#}")
+            }
             Line::Note(text) => write!(f, "{WAIT}{text}{WAIT:#}"),
             Line::LeftOut(count) => write!(f, "{WAIT}… {} lines left out{WAIT:#}", HumanCount(*count)),
         }
+    }
+}
+
+impl fmt::Display for Receiver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Svix => "Svix",
+            Self::Sink => sink::PARTNER,
+        })
     }
 }
 
@@ -294,6 +340,11 @@ mod tests {
         assert!(good.contains("2.5 s  400 events a second"), "{good}");
         let bad = plain(&summary_text(&summary(1_000, 990, 1)));
         assert!(bad.contains("sent 1,000 ≠ accepted 990, 1 lost, 0 doubled\n"), "{bad}");
+        let partner = PartnerCounts { lost: 1, doubled: 2, ..PartnerCounts::default() };
+        let at_partner = Summary { partner, ..summary(1_000, 1_000, 1) };
+        assert!(!at_partner.is_good());
+        let bad = plain(&summary_text(&at_partner));
+        assert!(bad.contains("sent = accepted = 1,000, 2 lost, 2 doubled\n"), "{bad}");
     }
 
     #[test]
@@ -301,10 +352,13 @@ mod tests {
         let sample = super::super::sample::Sample {
             tenant: "umbrella",
             event_type: "shipment.delivered",
+            source: "/warehouse",
             id: "evt_mgx3k9x2_00042".into(),
         };
-        let line = Line::Delivered { sample, took: Duration::from_millis(123) };
-        let shown = plain(&format!("{:>7.3}  {}", 12.345, Shown(&line)));
-        assert!(shown.chars().count() <= 80, "{} columns: {shown}", shown.chars().count());
+        for to in [Receiver::Svix, Receiver::Sink] {
+            let line = Line::Delivered { sample: sample.clone(), to, took: Duration::from_millis(123) };
+            let shown = plain(&format!("{:>7.3}  {}", 12.345, Shown(&line)));
+            assert!(shown.chars().count() <= 80, "{} columns: {shown}", shown.chars().count());
+        }
     }
 }

@@ -16,7 +16,7 @@ fn dev(arguments: &[&str]) -> Running {
 }
 
 /// The figure in a line of the summary.
-fn figure(out: &str, name: &str) -> u64 {
+fn figure_of(out: &str, name: &str) -> u64 {
     let lines = out.lines().filter_map(|line| line.trim_start().strip_prefix(name));
     let mut figures = lines.filter_map(|rest| rest.split_whitespace().next()?.replace(',', "").parse().ok());
     figures.next().unwrap_or_else(|| panic!("no {name} in {out}"))
@@ -28,7 +28,7 @@ async fn sample_events_go_through_throttles_and_arrive_once() {
     let ended = dev(&["--events", "300", "--rate", "0", "--exit"]).end().await;
     assert_eq!((ended.code, ended.err.as_str()), (Some(0), ""), "{}", ended.out);
     assert!(ended.out.contains("sent = accepted = 300, 0 lost, 0 doubled\n"), "{}", ended.out);
-    let figure = |name| figure(&ended.out, name);
+    let figure = |name| figure_of(&ended.out, name);
     assert_eq!((figure("sent"), figure("accepted"), figure("delivered")), (300, 300, 300));
     assert_eq!((figure("lost"), figure("doubled")), (0, 0));
     let lines = |what: &str| ended.out.lines().filter(|line| line.contains(what)).count() as u64;
@@ -38,6 +38,16 @@ async fn sample_events_go_through_throttles_and_arrive_once() {
     let honoured = format!("{} waited out", figure("throttled"));
     assert!(ended.out.contains(&honoured), "{}", ended.out);
     assert!(!ended.out.contains('\x1b'), "no colours in a pipe");
+    let (_, at_partner) = ended.out.split_once("At the partner\n").expect("told");
+    let partner = |name| figure_of(at_partner, name);
+    let expected = partner("expected");
+    assert!((100..300).contains(&expected) && partner("delivered") == expected, "{}", ended.out);
+    assert_eq!((partner("lost"), partner("doubled")), (0, 0));
+    assert!(partner("failed") > 1 && partner("failed") == lines("503 from sink for"), "{}", ended.out);
+    assert_eq!(partner("verified"), expected + partner("failed"), "failed ones are signed, and come again");
+    assert!(at_partner.contains("by Svix's library; 0 refused"), "{}", ended.out);
+    assert_eq!(lines("accepted → sink"), expected);
+    assert!(ended.out.contains("  partner http://127.0.0.1:"), "{}", ended.out);
 }
 
 #[tokio::test(flavor = "multi_thread")]

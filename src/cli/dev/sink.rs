@@ -1,0 +1,153 @@
+//! The sink: a mock partner with an endpoint of its own, which verifies every signature with Svix's library and fails
+//! now and then.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use axum::http::Method;
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use svix::webhooks::Webhook;
+
+use super::journal::Journal;
+use super::producer::lock;
+use super::tally::Tally;
+use crate::cli::client::Client;
+use crate::domain::clock::Clock;
+use crate::mock::{MockPartner, PartnerAnswer};
+
+/// The partner's id.
+pub(super) const PARTNER: &str = "sink";
+/// Every so many requests one is answered 503.
+pub(super) const FAIL_EVERY: u64 = 50;
+const FAIL_STATUS: u16 = 503;
+const PATH: &str = "/hooks";
+/// What the endpoint gets: everything of a family, and one type of another.
+const FAMILY: &str = "order";
+const TYPE: &str = "shipment.delivered";
+/// Failures are over within seconds.
+const RETRY_SCHEDULE_MS: [u64; 6] = [200, 400, 800, 1_600, 3_200, 3_200];
+/// How long to wait for a request before looking again.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+
+/// The partner, subscribed.
+pub(super) struct Sink {
+    partner: MockPartner,
+    webhook: Webhook,
+    endpoint: String,
+}
+
+#[derive(serde::Deserialize)]
+struct Known {
+    id: String,
+}
+
+#[derive(serde::Deserialize)]
+struct Listed {
+    endpoints: Vec<Known>,
+}
+
+#[derive(serde::Deserialize)]
+struct Subscribed {
+    id: String,
+    secret: String,
+}
+
+/// A partner that fails now and then.
+pub(super) async fn start() -> MockPartner {
+    let partner = MockPartner::start().await;
+    partner.every_nth(FAIL_EVERY, PartnerAnswer::status(FAIL_STATUS));
+    partner
+}
+
+/// Where the partner is.
+pub(super) fn url(partner: &MockPartner) -> String {
+    partner.url(PATH)
+}
+
+/// Whether the endpoint gets events of this type.
+pub(super) fn wants(event_type: &str) -> bool {
+    event_type == TYPE || event_type.strip_prefix(FAMILY).is_some_and(|rest| rest.starts_with('.'))
+}
+
+impl Sink {
+    /// Makes the relay know the partner and its endpoint. One that an earlier run has left is used again, with a new
+    /// secret and at its new place, so that what waits for it still arrives.
+    pub async fn subscribe(client: &Client, partner: MockPartner) -> anyhow::Result<Self> {
+        let at = format!("/v1/partners/{PARTNER}");
+        let name = json!({ "name": "A sink of posthaste dev" });
+        let _: Value = call(client, Method::PUT, &at, Some(name)).await?;
+        let endpoints = format!("{at}/endpoints");
+        let settings = json!({
+            "url": url(&partner),
+            "event_types": [format!("{FAMILY}.*"), TYPE],
+            // With the whole event as the payload, and with its data alone.
+            "transform": { "omit": ["/data/customer", "/customer"] },
+            "retry_schedule_ms": RETRY_SCHEDULE_MS,
+        });
+        let known: Listed = call(client, Method::GET, &endpoints, None).await?;
+        let subscribed: Subscribed = match known.endpoints.into_iter().next() {
+            None => call(client, Method::POST, &endpoints, Some(settings)).await?,
+            Some(Known { id }) => {
+                // First the secret: whatever comes to the new place is signed with it.
+                let rotate = format!("/v1/endpoints/{id}/secret/rotate");
+                let rotated = call(client, Method::POST, &rotate, None).await?;
+                let endpoint = format!("/v1/endpoints/{id}");
+                let _: Value = call(client, Method::PATCH, &endpoint, Some(settings)).await?;
+                let enable = format!("{endpoint}/enable");
+                let _: Value = call(client, Method::POST, &enable, None).await?;
+                rotated
+            }
+        };
+        let webhook = Webhook::new(&subscribed.secret).context("the endpoint's secret is none")?;
+        Ok(Self { partner, webhook, endpoint: subscribed.id })
+    }
+
+    /// A tally of what should come.
+    pub fn tally(&self, environment: &str) -> Tally {
+        Tally::new(environment, &self.endpoint)
+    }
+
+    /// Verifies what comes and writes it down.
+    pub async fn follow(self, journal: Arc<Mutex<Journal>>, clock: Arc<dyn Clock>) {
+        let mut seen = 0;
+        loop {
+            if !self.partner.wait_for(seen + 1, LOOK_AGAIN).await {
+                continue;
+            }
+            let (count, requests) = self.partner.requests_after(seen);
+            seen = count;
+            for request in &requests {
+                let verified = self.webhook.verify(&request.body, &request.headers).is_ok();
+                lock(&journal).arrived(request, verified, clock.moment());
+            }
+        }
+    }
+}
+
+/// One call to the admin API.
+async fn call<T: DeserializeOwned>(
+    client: &Client,
+    method: Method,
+    path: &str,
+    body: Option<Value>,
+) -> anyhow::Result<T> {
+    let body = body.map_or_else(Bytes::new, |body| Bytes::from(body.to_string()));
+    let answer = client.request(method, path, &[], body).await?;
+    answer.read().with_context(|| format!("the partner `{PARTNER}` can't be set up"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_wants_a_family_and_a_type() {
+        let wanted = ["order.created", "order.paid", "shipment.delivered"];
+        assert!(wanted.into_iter().all(wants));
+        let others = ["order", "orders.paid", "shipment.sent", "shipment.delivered.late"];
+        assert!(!others.into_iter().any(wants));
+    }
+}
