@@ -341,7 +341,7 @@ mod tests {
     const AT: Moment = Moment::after_start(Duration::from_secs(1));
 
     fn batch(ids: &[&str]) -> Batch {
-        let sample = |id: &&str| Sample { tenant: "acme", event_type: "a", id: (*id).to_owned() };
+        let sample = |id: &&str| Sample { tenant: "acme", event_type: "a", id: (*id).to_owned(), source: "" };
         Batch { events: ids.iter().map(sample).collect(), body: String::new(), resend: false }
     }
 
