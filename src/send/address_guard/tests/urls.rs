@@ -57,7 +57,7 @@ use crate::send::address_guard::{DialPolicy, URL_LIMIT_BYTES, vet_address, vet_u
 #[case("http://127.0.0.1:PORT/", "address_refused")]
 #[case("http://93.184.215.14:443/", "https_required")]
 #[case("http://good.example:443/", "https_required")]
-#[case("http://good.example/", "port_refused")]
+#[case("http://good.example/", "https_required")]
 #[case("ftp://127.0.0.1:PORT/", "scheme_refused")]
 #[case("gopher://127.0.0.1:PORT/_x", "scheme_refused")]
 #[case("ws://127.0.0.1:PORT/", "scheme_refused")]
