@@ -158,24 +158,23 @@ pub fn vet_address(addr: IpAddr, port: u16, https: bool, policy: &DialPolicy) ->
         let sentence = format!("{addr} is {reason}; direct.allowed_networks can exempt it");
         return Err(Refusal::new("address_refused", sentence));
     }
-    vet_port(port, policy)?;
-    if https { Ok(()) } else { Err(https_required()) }
+    vet_https_and_port(https, port, policy)
 }
 
 fn not_port_zero(port: u16) -> Result<(), Refusal> {
     if port == 0 { Err(Refusal::new("port_refused", "port 0 can't be dialled")) } else { Ok(()) }
 }
 
-fn vet_port(port: u16, policy: &DialPolicy) -> Result<(), Refusal> {
+fn vet_https_and_port(https: bool, port: u16, policy: &DialPolicy) -> Result<(), Refusal> {
+    if !https {
+        let sentence = "the URL must be https, unless its address is in direct.allowed_networks";
+        return Err(Refusal::new("https_required", sentence));
+    }
     if policy.ports.contains(&port) {
         return Ok(());
     }
     let sentence = format!("port {port} is not in direct.allowed_ports ({:?})", policy.ports);
     Err(Refusal::new("port_refused", sentence))
-}
-
-fn https_required() -> Refusal {
-    Refusal::new("https_required", "the URL must be https, unless its address is in direct.allowed_networks")
 }
 
 const fn v4(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> Ipv4Net {
@@ -389,6 +388,5 @@ fn vet_name(name: &str, port: u16, https: bool, policy: &DialPolicy) -> Result<(
     if LOCAL_NAMES.iter().any(is_under) || !name.contains('.') {
         return refused("is a name of the inside; direct.allowed_networks can open the way to its address");
     }
-    vet_port(port, policy)?;
-    if https { Ok(()) } else { Err(https_required()) }
+    vet_https_and_port(https, port, policy)
 }

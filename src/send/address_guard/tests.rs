@@ -109,7 +109,8 @@ async fn post(
     uri: &Uri,
 ) -> Result<Response<Incoming>, hyper_util::client::legacy::Error> {
     let body = Full::new(Bytes::from_static(b"{}"));
-    client.request(Request::post(uri.clone()).body(body).expect("request")).await
+    let request = client.request(Request::post(uri.clone()).body(body).expect("request"));
+    tokio::time::timeout(Duration::from_secs(8), request).await.expect("in time")
 }
 
 /// The guard's word on a request that must not get through.

@@ -114,9 +114,16 @@ async fn a_saved_name_that_turns_inwards_dials_nothing() {
     let sentinel = Sentinel::listen();
     let policy = policy(&[], sentinel.port);
     let url = vet_url(&format!("https://{NAME}:{}/", sentinel.port), &policy).expect("at save");
-    let script = Script::new(&[&["169.254.169.254"], &["127.0.0.1"], &["::1"]]);
+    let script = Script::new(&[
+        &["169.254.169.254"],
+        &["127.0.0.1"],
+        &["::1"],
+        &["93.184.215.14", "127.0.0.1"],
+        &["127.0.0.1", "93.184.215.14"],
+        &["2606:4700::1", "::1", "93.184.215.14"],
+    ]);
     let client = client(policy, script);
-    for _ in 0..3 {
+    for _ in 0..6 {
         assert_eq!(refused(&client, url.uri()).await.code(), "address_refused");
     }
     assert_eq!(sentinel.calls(), 0);
@@ -126,6 +133,8 @@ async fn a_saved_name_that_turns_inwards_dials_nothing() {
 #[rstest]
 #[case(&[PARTNER, INSIDE])]
 #[case(&[INSIDE, PARTNER])]
+#[case(&["10.0.0.1", PARTNER])]
+#[case(&[PARTNER, INSIDE, PARTNER])]
 #[case(&[PARTNER, "93.184.215.14", INSIDE])]
 #[case(&[PARTNER, "::1"])]
 #[case(&[PARTNER, "::ffff:127.0.0.1"])]

@@ -201,12 +201,12 @@ fn reset(stream: TcpStream) {
     drop(stream);
 }
 
-async fn raw_error(bytes: &'static [u8], end: fn(TcpStream)) -> ConnectError {
+async fn raw_error(bytes: &'static [u8], end: fn(TcpStream), timeout_ms: u64) -> ConnectError {
     let port = raw_partner(bytes, end).await;
     let connector = GuardedConnector::new(
         policy(&["127.0.0.0/8"], 443),
         Script::new(&[&["127.0.0.1"]]),
-        Duration::from_millis(500),
+        Duration::from_millis(timeout_ms),
     );
     GuardedHttps::new(connector, no_roots()).oneshot(url(port)).await.expect_err("no TLS")
 }
@@ -218,7 +218,7 @@ async fn tls_below_1_2_is_refused() {
         0123456789abcdef0123456789abcdef\x00\xc0\x13\x00";
     const ALERT: &[u8] = b"\x15\x03\x02\x00\x02\x02\x46";
     for bytes in [SERVER_HELLO_1_1, ALERT] {
-        let error = raw_error(bytes, hold).await;
+        let error = raw_error(bytes, hold, 5_000).await;
         assert!(matches!(error, ConnectError::Tls { reason: "protocol_version", .. }), "{error:?}");
     }
 }
@@ -226,10 +226,10 @@ async fn tls_below_1_2_is_refused() {
 /// holds: 35
 #[tokio::test]
 async fn a_handshake_that_ends_badly_has_its_own_code() {
-    assert_eq!(raw_error(b"", hold).await, ConnectError::TlsTimeout);
-    assert_eq!(raw_error(b"", reset).await.code(), "connection_reset");
-    assert_eq!(raw_error(b"", drop).await.code(), "connection_reset");
-    let plain = raw_error(b"HTTP/1.1 400 Bad Request\r\n\r\n", drop).await;
+    assert_eq!(raw_error(b"", hold, 300).await, ConnectError::TlsTimeout);
+    assert_eq!(raw_error(b"", reset, 5_000).await.code(), "connection_reset");
+    assert_eq!(raw_error(b"", drop, 5_000).await.code(), "connection_reset");
+    let plain = raw_error(b"HTTP/1.1 400 Bad Request\r\n\r\n", drop, 5_000).await;
     assert!(matches!(plain, ConnectError::Tls { reason: "handshake_failed", .. }), "{plain:?}");
 }
 

@@ -151,7 +151,8 @@ use crate::send::address_guard::vet_url;
 #[case("[2002:c0a8:0101::c0a8:101]", "2002:c0a8:101::c0a8:101")]
 // Teredo: a private server, then a private client behind a public server
 #[case("[2001:0:7f00:1::]", "2001:0:7f00:1::")]
-#[case("[2001::10.0.0.1]", "2001::a00:1")]
+#[case("[2001:0:7f00:1::f7f7:f7f7]", "2001:0:7f00:1::f7f7:f7f7")]
+#[case("[2001:0:a9fe:a9fe:0:0:247.247.247.247]", "2001:0:a9fe:a9fe::f7f7:f7f7")]
 #[case("[2001:0:4136:e378:8000:63bf:80ff:fffe]", "2001:0:4136:e378:8000:63bf:80ff:fffe")]
 #[case("[2001:0:4136:e378:8000:63bf:86.1.86.1]", "2001:0:4136:e378:8000:63bf:5601:5601")]
 // ISATAP, with and without the bit that says "unique"
