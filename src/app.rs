@@ -248,7 +248,8 @@ fn guard_listen_address(config: &Config, directory: &Directory) -> anyhow::Resul
     Ok(())
 }
 
-fn load_vault(config: &Config, clock: &dyn Clock) -> anyhow::Result<Vault> {
+/// The vault with the keys that are configured, or that stand beside a SQLite file.
+pub(crate) fn load_vault(config: &Config, clock: &dyn Clock) -> anyhow::Result<Vault> {
     let database = database_file(&config.database_url);
     let sources = KeySources {
         current: config.master_key.as_ref(),

@@ -7,6 +7,7 @@ mod config;
 mod dev;
 mod health;
 mod key;
+mod master_key;
 mod migrate;
 mod output;
 mod send;
@@ -65,6 +66,9 @@ enum Command {
     /// API keys
     #[command(subcommand)]
     Key(key::KeyCommand),
+    /// The key that seals partners' secrets
+    #[command(subcommand)]
+    MasterKey(master_key::MasterKeyCommand),
     /// Partners: receiver organisations without Svix (through a running relay)
     #[command(subcommand)]
     Partner(admin::partner::PartnerCommand),
@@ -130,6 +134,7 @@ impl Command {
             Self::Dev(args) => block_on(dev::run(args, config)),
             Self::Send(args) => block_on(send::run(args, config)),
             Self::Key(command) => block_on(key::run(command, config)),
+            Self::MasterKey(command) => block_on(master_key::run(command, config)),
             Self::Partner(command) => block_on(admin::partner::run(command, config)),
             Self::Endpoint(command) => block_on(admin::endpoint::run(command, config)),
             Self::EventType(command) => block_on(admin::event_type::run(command, config)),

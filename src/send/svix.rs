@@ -390,13 +390,7 @@ fn transport_failure(error: &hyper_util::client::legacy::Error) -> Outcome {
         std::iter::successors(first, |error: &&(dyn std::error::Error + 'static)| (*error).source())
     };
     let kind = chain().find_map(|error| error.downcast_ref::<std::io::Error>()).map(std::io::Error::kind);
-    let tls = chain().any(|error| {
-        error.is::<rustls::Error>()
-            || error
-                .downcast_ref::<std::io::Error>()
-                .and_then(std::io::Error::get_ref)
-                .is_some_and(|inner| inner.is::<rustls::Error>())
-    });
+    let tls = super::tls::find(error).is_some();
     let code = match kind {
         _ if tls => "tls_failed",
         Some(std::io::ErrorKind::ConnectionRefused) => "connect_refused",

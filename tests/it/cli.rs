@@ -3,6 +3,7 @@
 mod admin;
 mod command;
 mod dev;
+mod master_key;
 mod send;
 
 use self::command::Running;

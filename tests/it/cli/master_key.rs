@@ -1,0 +1,67 @@
+//! `posthaste master-key rotate`
+
+use axum::http::Method;
+use posthaste::mock::MockPartner;
+use serde_json::json;
+use svix::webhooks::Webhook;
+
+use super::run;
+use crate::support::{RelayProcess, TestDatabase, mock_svix};
+
+const OLD: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+const NEW: &str = "/v79/Pv6+fj39vX08/Lx8O/u7ezr6uno5+bl5OPi4eA=";
+const JSON: [(&str, &str); 1] = [("content-type", "application/json")];
+
+async fn after_a_rotation_the_key_before_is_needed_no_more(database: TestDatabase) {
+    let (svix, partner) = (mock_svix().await, MockPartner::start().await);
+    let loopback = ("POSTHASTE_DIRECT__ALLOWED_NETWORKS", "127.0.0.0/8");
+    let relay = RelayProcess::start(&database, &svix, &[("POSTHASTE_MASTER_KEY", OLD), loopback]);
+    let call = async |relay: &RelayProcess, method, path: &str, body: serde_json::Value| {
+        let answer = relay.send(method, path, &JSON, body.to_string()).await;
+        assert!(answer.status.is_success(), "{path}: {}", answer.json());
+        answer.json()
+    };
+    call(&relay, Method::PUT, "/v1/partners/crm", json!({"name": "CRM"})).await;
+    let settings = json!({"url": partner.url("/"), "headers": {"X-Token": "canary"}});
+    let made = call(&relay, Method::POST, "/v1/partners/crm/endpoints", settings).await;
+    let endpoint = format!("/v1/endpoints/{}", made["id"].as_str().expect("an id"));
+    let rotated = call(&relay, Method::POST, &format!("{endpoint}/secret/rotate"), json!({})).await;
+
+    let rotate = async |keys: &[(&str, &str)]| {
+        let variables = [&[("POSTHASTE_DATABASE_URL", database.url())], keys].concat();
+        run(&["master-key", "rotate"], &variables).await
+    };
+    let both = [("POSTHASTE_MASTER_KEY", NEW), ("POSTHASTE_MASTER_KEY_PREVIOUS", OLD)];
+    if !database.is_postgres() {
+        let refused = rotate(&both).await;
+        assert_eq!((refused.code, refused.out.as_str()), (Some(1), ""), "a server owns the file");
+        assert!(!refused.err.is_empty());
+    }
+    relay.kill();
+    let without = rotate(&[("POSTHASTE_MASTER_KEY", NEW)]).await;
+    assert_eq!(without.code, Some(1), "{}", without.out);
+    assert!(without.out.contains("0 sealed anew, 0 already under the current key"), "{}", without.out);
+    assert!(
+        without.err.contains("3 could not be opened") && !without.err.contains("canary"),
+        "{}",
+        without.err
+    );
+    for expected in ["3 sealed anew, 0 already under", "0 sealed anew, 3 already under"] {
+        let ended = rotate(&both).await;
+        assert_eq!((ended.code, ended.err.as_str()), (Some(0), ""), "{}", ended.out);
+        assert!(ended.out.contains(expected), "{}", ended.out);
+    }
+
+    let relay = RelayProcess::start(&database, &svix, &[("POSTHASTE_MASTER_KEY", NEW), loopback]);
+    let tested = call(&relay, Method::POST, &format!("{endpoint}/test"), json!({})).await;
+    assert_eq!(tested["status"], 204, "{tested}");
+    let request = partner.requests().pop().expect("a request");
+    assert_eq!(request.header("x-token"), "canary");
+    for secret in [&made["secret"], &rotated["secret"]] {
+        let webhook = Webhook::new(secret.as_str().expect("a secret")).expect("a secret");
+        webhook.verify(&request.body, &request.headers).expect("signed with both");
+    }
+    relay.kill();
+}
+
+on_both_databases!(after_a_rotation_the_key_before_is_needed_no_more);
