@@ -71,9 +71,9 @@ pub struct KeySources<'a> {
     pub database: Option<&'a Path>,
 }
 
-/// Where the key of a SQLite file stands: `<database>.key`.
+/// Where the key of a SQLite file stands: `<database>.key`, whatever link the file is reached by.
 pub fn key_file(database: &Path) -> PathBuf {
-    let mut name = database.as_os_str().to_owned();
+    let mut name = database.canonicalize().unwrap_or_else(|_| database.to_owned()).into_os_string();
     name.push(".key");
     name.into()
 }
@@ -84,7 +84,7 @@ impl Vault {
     /// Without a configured key, a SQLite file has its own beside it, which is made where it is missing; Postgres has
     /// none, and the vault says so when there is something to seal. Where a key is configured, one that stands beside
     /// the file counts as a previous one, so that setting the variable later locks nothing away. Reads and writes
-    /// files: call it at start.
+    /// files: call it at start, when the ledger is open, for then the database file exists and is this process's own.
     ///
     /// # Errors
     /// A key that is not 32 bytes in base64; a key file that others can read, that holds no key, or that can't be

@@ -222,6 +222,16 @@ fn a_sqlite_file_gets_a_key_at_first_and_keeps_it() {
 }
 
 #[test]
+fn a_database_has_one_key_by_whatever_link_it_is_reached() {
+    let (files, other) = (Files::new(), Files::new());
+    fs::write(files.database(), "").expect("written");
+    std::os::unix::fs::symlink(files.database(), other.database()).expect("linked");
+    let linked = other.load(None).expect("made");
+    assert_eq!(files.load(None).expect("read").fingerprint(), linked.fingerprint());
+    assert!(files.dir.path().join("posthaste.db.key").exists());
+}
+
+#[test]
 fn a_configured_key_makes_no_file() {
     let files = Files::new();
     let vault = files.load(Some(&text(9))).expect("good");
