@@ -125,7 +125,7 @@ impl Samples {
                 r#"{{"eventType":"{event_type}","eventId":"{id}","{attribute}":"{tenant}","data":{data}}}"#
             )
         } else {
-            let time = rfc3339(now);
+            let time = now.to_rfc3339();
             write!(
                 body,
                 r#"{{"specversion":"1.0","id":"{id}","source":"{source}","type":"{event_type}","time":"{time}","{attribute}":"{tenant}","data":{data}}}"#
@@ -187,25 +187,6 @@ fn base36(mut number: u64) -> String {
             break digits.iter().rev().map(|digit| char::from(*digit)).collect();
         }
     }
-}
-
-/// The time as RFC 3339 has it, in UTC with milliseconds.
-fn rfc3339(at: Timestamp) -> String {
-    const DAY_MS: i64 = 86_400_000;
-    let (days, of_day) = (at.as_millis().div_euclid(DAY_MS), at.as_millis().rem_euclid(DAY_MS));
-    // Days to civil date in eras of 400 years that begin on 1 March (Howard Hinnant, "chrono-compatible low-level
-    // date algorithms").
-    let shifted = days + 719_468;
-    let (era, of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
-    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let from_march = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    let (hour, minute) = (of_day / 3_600_000, of_day / 60_000 % 60);
-    let (second, milli) = (of_day / 1_000 % 60, of_day % 1_000);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z")
 }
 
 #[cfg(test)]
@@ -288,6 +269,6 @@ mod tests {
     #[case(4_107_542_399_999, "2100-02-28T23:59:59.999Z")]
     #[case(1_767_225_600_000, "2026-01-01T00:00:00.000Z")]
     fn times(#[case] millis: i64, #[case] expected: &str) {
-        assert_eq!(rfc3339(Timestamp::from_millis(millis)), expected);
+        assert_eq!(Timestamp::from_millis(millis).to_rfc3339(), expected);
     }
 }
