@@ -40,6 +40,8 @@ pub struct Snapshot {
     applications: HashMap<String, String>,
     keys: HashMap<String, ApiKey>,
     endpoints: HashMap<Arc<str>, Arc<LiveEndpoint>>,
+    /// Endpoints that exist, but can't be read: what waits for them goes on waiting.
+    unreadable: HashSet<String>,
     subscriptions: Subscriptions<Arc<str>>,
     /// Who wants our own events: only those who have named them.
     operational: Subscriptions<Arc<str>>,
@@ -228,7 +230,10 @@ impl Directory {
         }
         let mut wanted = Vec::new();
         for row in database.all_endpoints().await? {
-            let Some((mut endpoint, settings)) = self.live(&row) else { continue };
+            let Some((mut endpoint, settings)) = self.live(&row) else {
+                snapshot.unreadable.insert(row.id);
+                continue;
+            };
             endpoint.unproven = row.proven_at.is_none() && verified.contains(&row.partner);
             let max_in_flight = snapshot
                 .policies
@@ -331,6 +336,10 @@ impl Directory {
 impl Endpoints for Directory {
     fn endpoint(&self, id: &str) -> Option<Arc<LiveEndpoint>> {
         self.current.borrow().endpoints.get(id).cloned()
+    }
+
+    fn is_unreadable(&self, id: &str) -> bool {
+        self.current.borrow().unreadable.contains(id)
     }
 
     fn svix_transform(&self, tenant: &str) -> Option<Arc<Transform>> {

@@ -71,6 +71,9 @@ pub trait Endpoints: Send + Sync {
     /// The endpoint with this id, as it is now.
     fn endpoint(&self, id: &str) -> Option<Arc<LiveEndpoint>>;
 
+    /// Whether the endpoint exists although [`Self::endpoint`] can't give it: its secret does not open, for one.
+    fn is_unreadable(&self, id: &str) -> bool;
+
     /// How what goes to Svix for this tenant is reshaped.
     fn svix_transform(&self, tenant: &str) -> Option<Arc<Transform>>;
 }
@@ -138,6 +141,11 @@ impl DirectSender {
     /// Makes one attempt.
     pub async fn send(&self, delivery: &Delivery, id: &str) -> Outcome {
         let Some(endpoint) = self.endpoints.endpoint(id) else {
+            if self.endpoints.is_unreadable(id) {
+                // The operator's to mend (a master key, most likely): it costs the event nothing.
+                let detail = "the endpoint's settings or secret can't be read; the log says why";
+                return Outcome::Unauthorized(Failure::transport("endpoint_unreadable", detail, false));
+            }
             return Outcome::Canceled(Failure::transport(
                 "endpoint_deleted",
                 "the endpoint was deleted",

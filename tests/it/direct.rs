@@ -242,6 +242,28 @@ on_both_databases!(
     an_endpoint_that_must_prove_itself_gets_nothing_before,
 );
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_that_does_not_open_cancels_nothing() {
+    let (database, svix) = (TestDatabase::sqlite(), mock_svix().await);
+    let partner = MockPartner::start().await;
+    let relay = TestRelay::start_with(direct(&database, &svix)).await;
+    add_endpoint(&relay, "crm", json!({"url": partner.url("/"), "retry_schedule_ms": [500, 500]})).await;
+    partner.script([PartnerAnswer::status(500)]);
+    relay.post(event(1, "acme", "a").to_string()).await;
+    assert!(partner.wait_for(1, Duration::from_secs(10)).await);
+    relay.stop().await;
+    let mut other_key = direct(&database, &svix);
+    other_key.master_key = Some("HxwdHhsaGRgXFhUUExIREA8ODQwLCgkIBwYFBAMCAQA=".to_owned().into());
+    let relay = TestRelay::start_with(other_key).await;
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    let progress = relay.progress().await;
+    assert_eq!((progress.pending, progress.done.len(), partner.request_count()), (1, 0, 1));
+    relay.stop().await;
+    let relay = TestRelay::start_with(direct(&database, &svix)).await;
+    let progress = relay.finish().await;
+    assert_eq!(progress.done["delivered"], 1);
+}
+
 /// A partner that answers every connection with `head` and then says nothing, or goes on for ever.
 async fn rude_partner(head: &'static str, endless: bool) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
