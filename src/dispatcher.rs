@@ -3,6 +3,7 @@
 //! It decides nothing itself. Who may send is the scheduler's word, what an attempt means is
 //! [`delivery::settle`]'s, and both are plain data. No transaction is open while a request is under way.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -12,11 +13,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::domain::clock::{Clock, Moment, Timestamp};
-use crate::domain::delivery::{self, DeadReason, Delivery, Failure, Outcome, Timing};
-use crate::domain::gate::{Change, CloseReason, Gate, GateLimits, Signal, Ticket};
-use crate::domain::scheduler::{GateId, LaneClaim, Policies, Scheduler, SchedulerLimits, Start};
+use crate::domain::delivery::{self, Class, DeadReason, Delivery, Failure, Outcome, Timing};
+use crate::domain::gate::{Change, CloseReason, Gate, GateLimits, Signal};
+use crate::domain::scheduler::{
+    GateId, LaneClaim, Permit, Policies, Remaining, Scheduler, SchedulerLimits, Start, TokenWish,
+};
 use crate::domain::tenant::{Destination, Lane, LaneId};
-use crate::ledger::{ClaimedLane, Ledger, Outlet};
+use crate::ledger::{BusyLane, ClaimedLane, Ledger, Outlet};
 use crate::send::Sender;
 
 /// How often the ledger is asked for lanes with work, for what no wake-up told: on Postgres other nodes' work, on
@@ -79,6 +82,10 @@ struct Shared {
     observer: Arc<dyn Observer>,
     options: DispatcherOptions,
     sends: TaskTracker,
+    /// Claims and reservations under way.
+    ledger_calls: TaskTracker,
+    /// A claim is under way.
+    claiming: AtomicBool,
     clock: Arc<dyn Clock>,
 }
 
@@ -105,6 +112,8 @@ impl Dispatcher {
             observer,
             options,
             sends: TaskTracker::new(),
+            ledger_calls: TaskTracker::new(),
+            claiming: AtomicBool::new(false),
             clock,
         };
         let dispatcher = Self { shared: Arc::new(shared) };
@@ -128,9 +137,8 @@ impl Dispatcher {
                 next_poll = self.shared.clock.moment() + poll;
             }
             self.start_sends();
-            if self.claim().await {
-                continue;
-            }
+            self.reserve_tokens();
+            self.claim();
             let wait = self.until_next_alarm().min(self.shared.clock.moment().until(next_poll));
             tokio::select! {
                 () = changed => {}
@@ -159,7 +167,7 @@ impl Dispatcher {
 
     /// What is known of receivers from now on.
     pub fn set_policies(&self, policies: Policies) {
-        self.shared.scheduler().set_policies(policies, self.shared.clock.moment());
+        self.shared.scheduler().set_policies(policies);
         self.shared.changed.notify_one();
     }
 
@@ -194,11 +202,15 @@ impl Dispatcher {
             };
             let now = self.shared.clock.now();
             let mut scheduler = self.shared.scheduler();
-            for (lane, due_at) in &lanes {
-                scheduler.wake(lane, *due_at, now);
+            for BusyLane { lane, first_due } in &lanes {
+                for (class, due_at) in Class::ALL.into_iter().zip(*first_due) {
+                    if let Some(due_at) = due_at {
+                        scheduler.wake(lane, class, due_at, now);
+                    }
+                }
             }
             match lanes.last() {
-                Some((lane, _)) if lanes.len() == LANES_PAGE as usize => after = Some(lane.id),
+                Some(BusyLane { lane, .. }) if lanes.len() == LANES_PAGE as usize => after = Some(lane.id),
                 _ => return,
             }
         }
@@ -209,26 +221,32 @@ impl Dispatcher {
         let moment = self.shared.clock.moment();
         let mut scheduler = self.shared.scheduler();
         scheduler.tick(self.shared.clock.now(), moment);
-        while let Some(Start { item, ticket }) = scheduler.next(moment) {
-            self.shared.spawn(item, ticket);
+        while let Some(Start { item, permit }) = scheduler.next(moment) {
+            self.shared.spawn(item, permit);
         }
     }
 
-    /// Claims what the scheduler wants; whether it wanted anything.
-    async fn claim(&self) -> bool {
+    /// Reserves tokens of partners' rates, on the side: nobody else waits for the ledger's answer.
+    fn reserve_tokens(&self) {
+        let wishes = self.shared.scheduler().token_wishes();
+        if !wishes.is_empty() {
+            let shared = Arc::clone(&self.shared);
+            self.shared.ledger_calls.spawn(async move { shared.reserve_tokens(wishes).await });
+        }
+    }
+
+    /// Claims what the scheduler wants, on the side: meanwhile others are sent. One claim at a time, so that what
+    /// becomes due during one is claimed together.
+    fn claim(&self) {
+        if self.shared.claiming.load(Ordering::Acquire) {
+            return;
+        }
         let claims = self.shared.scheduler().claims(self.shared.clock.moment());
-        if claims.is_empty() {
-            return false;
+        if !claims.is_empty() {
+            self.shared.claiming.store(true, Ordering::Release);
+            let shared = Arc::clone(&self.shared);
+            self.shared.ledger_calls.spawn(async move { shared.claim(&claims).await });
         }
-        match self.shared.ledger.claim(&claims).await {
-            Ok((claimed, leased_until)) => self.shared.claimed(&claims, claimed, leased_until),
-            Err(error) => {
-                tracing::debug!(%error, "nothing could be claimed");
-                self.shared.claim_failed(&claims);
-                tokio::time::sleep(AFTER_ERROR).await;
-            }
-        }
-        true
     }
 
     fn until_next_alarm(&self) -> Duration {
@@ -241,6 +259,8 @@ impl Dispatcher {
     }
 
     async fn finish(&self) {
+        self.shared.ledger_calls.close();
+        self.shared.ledger_calls.wait().await;
         let unsent = self.shared.scheduler().drain();
         if let Err(error) = self.shared.ledger.release(&unsent).await {
             tracing::debug!(%error, "claims were not given back; their leases will end");
@@ -253,6 +273,36 @@ impl Dispatcher {
 impl Shared {
     fn scheduler(&self) -> MutexGuard<'_, Scheduler<Delivery>> {
         self.scheduler.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn claim(&self, claims: &[LaneClaim]) {
+        match self.ledger.claim(claims).await {
+            Ok((claimed, leased_until)) => self.claimed(claims, claimed, leased_until),
+            Err(error) => {
+                tracing::debug!(%error, "nothing could be claimed");
+                self.claim_failed(claims);
+                tokio::time::sleep(AFTER_ERROR).await;
+            }
+        }
+        self.claiming.store(false, Ordering::Release);
+        self.changed.notify_one();
+    }
+
+    async fn reserve_tokens(&self, wishes: Vec<TokenWish>) {
+        // Read first: a token is good for some time from its reservation on, and rather for less.
+        let asked_at = self.clock.moment();
+        let granted = self.ledger.reserve_tokens(&wishes).await;
+        let now = self.clock.moment();
+        let mut scheduler = self.scheduler();
+        match granted {
+            Ok(grants) => grants.iter().for_each(|grant| scheduler.granted(grant, asked_at, now)),
+            Err(error) => {
+                tracing::debug!(%error, "no tokens could be reserved");
+                wishes.iter().for_each(|wish| scheduler.not_granted(wish, now));
+            }
+        }
+        drop(scheduler);
+        self.changed.notify_one();
     }
 
     fn claimed(&self, claims: &[LaneClaim], claimed: Vec<ClaimedLane>, leased_until: Moment) {
@@ -268,8 +318,6 @@ impl Shared {
 
     /// The ledger did not answer: the lanes are asked again later.
     fn claim_failed(&self, claims: &[LaneClaim]) {
-        use crate::domain::scheduler::Remaining;
-
         let now = self.clock.now();
         let mut scheduler = self.scheduler();
         for claim in claims {
@@ -277,15 +325,15 @@ impl Shared {
         }
     }
 
-    fn spawn(self: &Arc<Self>, delivery: Delivery, ticket: Ticket) {
+    fn spawn(self: &Arc<Self>, delivery: Delivery, permit: Permit) {
         let shared = Arc::clone(self);
-        self.sends.spawn(async move { shared.attempt(delivery, ticket).await });
+        self.sends.spawn(async move { shared.attempt(delivery, permit).await });
     }
 
     /// One attempt, from the last look at the gate to the hand-in of its settlement.
-    async fn attempt(self: Arc<Self>, delivery: Delivery, ticket: Ticket) {
+    async fn attempt(self: Arc<Self>, delivery: Delivery, permit: Permit) {
         let began = self.clock.moment();
-        let admitted = self.scheduler().still_admits(&delivery.lane, ticket);
+        let admitted = self.scheduler().still_admits(&delivery.lane, permit, began);
         let outcome = if admitted {
             let sending = tokio::time::timeout(self.options.attempt_timeout, self.sender.send(&delivery));
             sending.await.unwrap_or_else(|_| {
@@ -298,7 +346,7 @@ impl Shared {
         let ended = self.clock.moment();
         // The gate first, and at once: nothing may start between the answer that closes it and its closing.
         let signal = signal(&outcome, matches!(*delivery.lane.destination, Destination::Svix { .. }));
-        let change = self.scheduler().finish(&delivery.lane, ticket, signal, ended, self.clock.chance());
+        let change = self.scheduler().finish(&delivery.lane, permit, signal, ended, self.clock.chance());
         if let Change::Closed { until, reason } = change {
             self.gate_closed(&delivery.lane, until, reason, &outcome).await;
         } else if change == Change::Opened {
@@ -307,15 +355,15 @@ impl Shared {
         self.observer.observe(&delivery, &outcome).await;
         let timing =
             Timing { at: self.clock.now(), latency: began.until(ended), chance: self.clock.chance() };
-        self.settle(delivery, ticket, outcome, timing).await;
+        self.settle(delivery, permit, outcome, timing).await;
         self.changed.notify_one();
     }
 
-    async fn settle(&self, delivery: Delivery, ticket: Ticket, outcome: Outcome, timing: Timing) {
+    async fn settle(&self, delivery: Delivery, permit: Permit, outcome: Outcome, timing: Timing) {
         if outcome == Outcome::NotSent {
             return self.release(std::slice::from_ref(&delivery)).await;
         }
-        let counts = Gate::failure_counts(ticket);
+        let counts = permit.failure_counts();
         let schedule = self.sender.retry_schedule(&delivery.lane.destination);
         let settlement = delivery::settle(&delivery, outcome, counts, &schedule, timing);
         tell(&delivery, &settlement);
@@ -332,7 +380,7 @@ impl Shared {
         let now = self.clock.now();
         let mut scheduler = self.scheduler();
         for delivery in deliveries {
-            scheduler.wake(&delivery.lane, now, now);
+            scheduler.wake(&delivery.lane, delivery.class(), now, now);
         }
     }
 
@@ -373,29 +421,29 @@ impl Shared {
 struct Handoff(Weak<Shared>);
 
 impl Outlet for Handoff {
-    fn reserve(&self, lane: &Arc<Lane>) -> Option<Ticket> {
+    fn reserve(&self, lane: &Arc<Lane>) -> Option<Permit> {
         let shared = self.0.upgrade()?;
         let now = shared.clock.moment();
         shared.scheduler().reserve(lane, now)
     }
 
-    fn deliver(&self, delivery: Delivery, ticket: Ticket) {
+    fn deliver(&self, delivery: Delivery, permit: Permit) {
         if let Some(shared) = self.0.upgrade() {
-            shared.spawn(delivery, ticket);
+            shared.spawn(delivery, permit);
         }
     }
 
-    fn give_back(&self, lane: &Arc<Lane>, ticket: Ticket) {
+    fn give_back(&self, lane: &Arc<Lane>, permit: Permit) {
         if let Some(shared) = self.0.upgrade() {
             let now = shared.clock.moment();
-            let _ = shared.scheduler().finish(lane, ticket, Signal::NotSent, now, 0.0);
+            let _ = shared.scheduler().finish(lane, permit, Signal::NotSent, now, 0.0);
             shared.changed.notify_one();
         }
     }
 
-    fn wake(&self, lane: &Arc<Lane>, due_at: Timestamp) {
+    fn wake(&self, lane: &Arc<Lane>, class: Class, due_at: Timestamp) {
         if let Some(shared) = self.0.upgrade() {
-            shared.scheduler().wake(lane, due_at, shared.clock.now());
+            shared.scheduler().wake(lane, class, due_at, shared.clock.now());
             shared.changed.notify_one();
         }
     }

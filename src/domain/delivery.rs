@@ -35,6 +35,25 @@ impl fmt::Display for DeliveryId {
     }
 }
 
+/// Which of its lane's two queues a delivery waits in. Apart, so that neither is read past to find the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Class {
+    /// Not failed yet; a throttle is no failure.
+    Fresh,
+    /// Has failed before.
+    Retry,
+}
+
+impl Class {
+    /// Both, fresh first.
+    pub const ALL: [Self; 2] = [Self::Fresh, Self::Retry];
+
+    /// The class of a delivery that has failed so often.
+    pub const fn of(failures: u32) -> Self {
+        if failures == 0 { Self::Fresh } else { Self::Retry }
+    }
+}
+
 /// A delivery that this process has claimed, with all that a sender needs.
 #[derive(Debug, Clone)]
 pub struct Delivery {
@@ -42,7 +61,7 @@ pub struct Delivery {
     pub id: DeliveryId,
     /// Destination and tenant.
     pub lane: Arc<Lane>,
-    /// When it fell due; with lane and event its place in the queue.
+    /// When it fell due; with lane, class and event its place in the queue.
     pub due_at: Timestamp,
     /// Number of this claim, from 1: the fencing token. A settlement that names an older one changes nothing.
     pub attempt: i64,
@@ -60,6 +79,13 @@ pub struct Delivery {
     pub body: Bytes,
     /// Where in `body` its data stands.
     pub data: Option<Range<usize>>,
+}
+
+impl Delivery {
+    /// Which of its lane's queues it waits in.
+    pub const fn class(&self) -> Class {
+        Class::of(self.failures)
+    }
 }
 
 /// What went wrong with an attempt, in words an operator can act on.
@@ -200,7 +226,9 @@ pub struct Settlement {
     pub id: DeliveryId,
     /// Its lane.
     pub lane: Arc<Lane>,
-    /// Its place in the queue.
+    /// Its place in the queue: which of the lane's two, and where in it.
+    pub class: Class,
+    /// See [`Delivery::due_at`].
     pub due_at: Timestamp,
     /// The claim this settles.
     pub attempt: i64,
@@ -243,6 +271,7 @@ pub fn settle(
     let mut settlement = Settlement {
         id: delivery.id,
         lane: delivery.lane.clone(),
+        class: delivery.class(),
         due_at: delivery.due_at,
         attempt: delivery.attempt,
         at: timing.at,

@@ -15,4 +15,5 @@ pub mod retry;
 pub mod scheduler;
 pub mod sequence;
 pub mod tenant;
+pub mod token_budget;
 pub mod transform;

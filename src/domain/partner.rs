@@ -60,8 +60,17 @@ const BURST: std::ops::RangeInclusive<u32> = 1..=1_000_000;
 pub struct RateLimit {
     /// Requests a second, over time; 0.5 is one every two seconds.
     pub per_second: f64,
-    /// Most requests at once after a pause. By default those of one second, at least one.
+    /// Most requests at once after a pause: at least those of a tenth of a second, since closer than that nodes can't
+    /// agree through a database. By default those of one second, at least one.
     pub burst: u32,
+}
+
+impl RateLimit {
+    /// The least burst that can be held at this rate.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
+    pub fn least_burst(&self) -> u32 {
+        ((self.per_second / 10.0).ceil() as u32).max(1)
+    }
 }
 
 /// A receiver organisation.
@@ -227,7 +236,12 @@ impl RateLimitText {
         if !BURST.contains(&burst) {
             return at("/burst", format!("`burst` must be {}", whole_number(&BURST)));
         }
-        Ok(RateLimit { per_second, burst })
+        let limit = RateLimit { per_second, burst };
+        if burst < limit.least_burst() {
+            let least = limit.least_burst();
+            return at("/burst", format!("`burst` must be at least {least}, a tenth of `per_second`"));
+        }
+        Ok(limit)
     }
 }
 

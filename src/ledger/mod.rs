@@ -13,6 +13,7 @@ mod registry;
 mod rows;
 mod sql;
 mod sqlite;
+mod tokens;
 mod writer;
 
 use std::collections::{HashMap, HashSet};
@@ -34,10 +35,10 @@ pub use self::sql::{Database, NewRejected, OutcomeRow, Progress, Rejected};
 pub use self::sqlite::{database_file, lock_holder};
 use self::writer::{Command, Writer};
 use crate::domain::clock::{Clock, Moment, Timestamp};
-use crate::domain::delivery::{Delivery, DeliveryId, Settlement};
+use crate::domain::delivery::{Class, Delivery, DeliveryId, Settlement};
 use crate::domain::event::Identity;
-use crate::domain::gate::{CloseReason, Ticket};
-use crate::domain::scheduler::{LaneClaim, Remaining};
+use crate::domain::gate::CloseReason;
+use crate::domain::scheduler::{LaneClaim, Permit, Remaining};
 use crate::domain::tenant::{Destination, Lane, LaneId};
 
 /// Why the ledger could not do what it was asked.
@@ -95,16 +96,25 @@ pub struct ClaimedLane {
     pub remaining: Remaining,
 }
 
+/// A lane that has deliveries waiting.
+#[derive(Debug, Clone)]
+pub struct BusyLane {
+    /// The lane.
+    pub lane: Arc<Lane>,
+    /// When the first of each class falls due, in the order of [`Class::ALL`]; `None` where none waits.
+    pub first_due: [Option<Timestamp>; 2],
+}
+
 /// Who takes fresh deliveries straight from memory after their commit: the dispatcher.
 pub trait Outlet: Send + Sync {
     /// A place in flight for a delivery of this lane, where it may go out at once.
-    fn reserve(&self, lane: &Arc<Lane>) -> Option<Ticket>;
+    fn reserve(&self, lane: &Arc<Lane>) -> Option<Permit>;
     /// A reserved delivery, committed and claimed.
-    fn deliver(&self, delivery: Delivery, ticket: Ticket);
+    fn deliver(&self, delivery: Delivery, permit: Permit);
     /// The commit failed: the place is free again.
-    fn give_back(&self, lane: &Arc<Lane>, ticket: Ticket);
-    /// The ledger holds work of this lane that falls due at `due_at`.
-    fn wake(&self, lane: &Arc<Lane>, due_at: Timestamp);
+    fn give_back(&self, lane: &Arc<Lane>, permit: Permit);
+    /// The ledger holds work of this lane and class that falls due at `due_at`.
+    fn wake(&self, lane: &Arc<Lane>, class: Class, due_at: Timestamp);
 }
 
 /// What differs between the databases: the hot path.
@@ -122,7 +132,7 @@ trait Store: Send + Sync {
     async fn claim(&self, claims: &[LaneClaim], now: Timestamp) -> Result<Vec<ClaimedLane>>;
 
     /// Gives claims back unsent.
-    async fn release(&self, deliveries: &[(DeliveryId, Timestamp, i64)]) -> Result<()>;
+    async fn release(&self, held: &[Held]) -> Result<()>;
 
     /// Writes a heartbeat: proves that the ledger takes writes and keeps this node's number.
     async fn heartbeat(&self) -> Result<()>;
@@ -136,6 +146,29 @@ trait Store: Send + Sync {
 
 /// One claim of a delivery: which delivery, and the number of the attempt.
 type ClaimId = (DeliveryId, i64);
+
+/// A claim, and where in the queue the delivery stands.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    id: DeliveryId,
+    class: Class,
+    due_at: Timestamp,
+    attempt: i64,
+}
+
+impl Held {
+    const fn of(settlement: &Settlement) -> Self {
+        let Settlement { id, class, due_at, attempt, .. } = settlement;
+        Self { id: *id, class: *class, due_at: *due_at, attempt: *attempt }
+    }
+}
+
+impl From<&Delivery> for Held {
+    fn from(delivery: &Delivery) -> Self {
+        let class = delivery.class();
+        Self { id: delivery.id, class, due_at: delivery.due_at, attempt: delivery.attempt }
+    }
+}
 
 /// The claim that a settlement is about.
 const fn claim_of(settlement: &Settlement) -> ClaimId {
@@ -294,26 +327,25 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError::Unavailable`]: the leases will end by themselves.
     pub async fn release(&self, deliveries: &[Delivery]) -> Result<()> {
-        let claims: Vec<_> =
-            deliveries.iter().map(|delivery| (delivery.id, delivery.due_at, delivery.attempt)).collect();
-        self.shared.store.release(&claims).await
+        let held: Vec<_> = deliveries.iter().map(Held::from).collect();
+        self.shared.store.release(&held).await
     }
 
-    /// Lanes with work, by number, from the one after `after`, with when their first delivery falls due.
+    /// Lanes with work, by number, from the one after `after`.
     ///
     /// # Errors
     /// [`LedgerError::Unavailable`].
-    pub async fn busy_lanes(&self, after: Option<LaneId>, limit: u32) -> Result<Vec<(Arc<Lane>, Timestamp)>> {
+    pub async fn busy_lanes(&self, after: Option<LaneId>, limit: u32) -> Result<Vec<BusyLane>> {
         let heads = self.shared.database.busy_lanes(after, limit).await?;
         let mut lanes = Vec::with_capacity(heads.len());
-        for (id, due_at) in heads {
+        for (id, first_due) in heads {
             let cached = self.lanes().by_id.get(&id).cloned();
             let lane = match cached {
                 Some(lane) => Some(lane),
                 None => self.shared.database.lane(id).await?.map(|lane| self.lanes().insert(Arc::new(lane))),
             };
             // A lane of a kind that this version does not know is left for one that does.
-            lanes.extend(lane.map(|lane| (lane, due_at)));
+            lanes.extend(lane.map(|lane| BusyLane { lane, first_due }));
         }
         Ok(lanes)
     }

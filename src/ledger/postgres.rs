@@ -3,7 +3,7 @@
 //! Leases are a column, on the database's clock. A claim changes only columns without an index, which Postgres does
 //! without touching one (a heap-only update); `SKIP LOCKED` keeps two nodes from waiting for each other.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::str::FromStr as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,8 @@ use super::plan::{Known, Plan, RequestKey};
 use super::rows::{self, AttemptColumns, OutcomeColumns, WaitingColumns};
 use super::sql::Database;
 use super::{
-    ClaimId, ClaimedLane, Committed, LedgerError, LedgerOptions, Migrations, Opened, Result, Store, claim_of,
+    ClaimId, ClaimedLane, Committed, Held, LedgerError, LedgerOptions, Migrations, Opened, Result, Store,
+    claim_of,
 };
 use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::delivery::{Delivery, DeliveryId, NextState, Settlement};
@@ -30,6 +31,7 @@ use crate::reconnect;
 const MIGRATIONS: Migrations = &[
     (1, "ledger", include_str!("../../migrations/postgres/0001_ledger.sql")),
     (2, "partners", include_str!("../../migrations/postgres/0002_partners.sql")),
+    (3, "fairness", include_str!("../../migrations/postgres/0003_fairness.sql")),
 ];
 const CONNECTIONS: u32 = 8;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -139,8 +141,8 @@ impl PostgresStore {
         let rows = &plan.deliveries;
         if !rows.is_empty() {
             sqlx::query(
-                "INSERT INTO queue (lane, due_at, event, attempt, failures, uncertain, lease_until)
-                 SELECT lane, $3, event, handed_over, 0, 0,
+                "INSERT INTO queue (lane, retry, due_at, event, attempt, failures, uncertain, lease_until)
+                 SELECT lane, 0, $3, event, handed_over, 0, 0,
                         handed_over * ((EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint + $5)
                  FROM UNNEST($1::bigint[], $2::bigint[], $4::bigint[]) AS t (lane, event, handed_over)",
             )
@@ -241,13 +243,14 @@ async fn settle_done(connection: &mut PgConnection, done: &[OutcomeColumns<'_>])
     let settled: Vec<(i64, i64, i64)> = sqlx::query_as(
         "WITH input AS (
              SELECT * FROM UNNEST($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $5::bigint[], $6::bigint[],
-                                  $7::bigint[], $8::bigint[], $9::bigint[], $10::text[], $11::bigint[], $12::text[])
+                                  $7::bigint[], $8::bigint[], $9::bigint[], $10::text[], $11::bigint[], $12::text[],
+                                  $13::bigint[])
                  AS t (event, lane, due_at, state, at, attempts, failures, latency_ms, status, remote_id,
-                       dispatch_unconfirmed, reason)
+                       dispatch_unconfirmed, reason, retry)
          ), gone AS (
              DELETE FROM queue USING input
-             WHERE queue.lane = input.lane AND queue.due_at = input.due_at AND queue.event = input.event
-               AND queue.attempt = input.attempts AND queue.lease_until > 0
+             WHERE queue.lane = input.lane AND queue.retry = input.retry AND queue.due_at = input.due_at
+               AND queue.event = input.event AND queue.attempt = input.attempts AND queue.lease_until > 0
              RETURNING queue.event, queue.lane, queue.attempt
          )
          INSERT INTO outcome (event, lane, state, at, attempts, failures, latency_ms, status, remote_id,
@@ -270,6 +273,7 @@ async fn settle_done(connection: &mut PgConnection, done: &[OutcomeColumns<'_>])
     .bind(column(done, |row| row.remote_id.as_deref()))
     .bind(column(done, |row| row.dispatch_unconfirmed))
     .bind(column(done, |row| row.reason))
+    .bind(column(done, |row| row.was_retry))
     .fetch_all(connection)
     .await?;
     Ok(settled.into_iter().map(claim_id).collect())
@@ -281,12 +285,13 @@ async fn settle_waiting(connection: &mut PgConnection, rows: &[WaitingColumns]) 
         return Ok(Vec::new());
     }
     let settled: Vec<(i64, i64, i64)> = sqlx::query_as(
-        "UPDATE queue SET due_at = input.due_at, failures = input.failures, uncertain = input.uncertain,
-                          lease_until = 0
-         FROM UNNEST($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[])
-             AS input (event, lane, was_due_at, attempt, due_at, failures, uncertain)
-         WHERE queue.lane = input.lane AND queue.due_at = input.was_due_at AND queue.event = input.event
-           AND queue.attempt = input.attempt AND queue.lease_until > 0
+        "UPDATE queue SET retry = input.retry, due_at = input.due_at, failures = input.failures,
+                          uncertain = input.uncertain, lease_until = 0
+         FROM UNNEST($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
+                     $8::bigint[], $9::bigint[])
+             AS input (event, lane, was_due_at, attempt, due_at, failures, uncertain, was_retry, retry)
+         WHERE queue.lane = input.lane AND queue.retry = input.was_retry AND queue.due_at = input.was_due_at
+           AND queue.event = input.event AND queue.attempt = input.attempt AND queue.lease_until > 0
          RETURNING queue.event, queue.lane, queue.attempt",
     )
     .bind(column(rows, |row| row.event))
@@ -296,6 +301,8 @@ async fn settle_waiting(connection: &mut PgConnection, rows: &[WaitingColumns]) 
     .bind(column(rows, |row| row.due_at))
     .bind(column(rows, |row| row.failures))
     .bind(column(rows, |row| row.uncertain))
+    .bind(column(rows, |row| row.was_retry))
+    .bind(column(rows, |row| row.retry))
     .fetch_all(connection)
     .await?;
     Ok(settled.into_iter().map(claim_id).collect())
@@ -330,21 +337,19 @@ fn claim_id((event, lane, attempt): (i64, i64, i64)) -> ClaimId {
 }
 
 /// Frees claimed rows, as far as their claims still hold.
-async fn release(
-    connection: impl PgExecutor<'_>,
-    claims: impl Iterator<Item = (ClaimId, Timestamp)> + Clone,
-) -> Result<()> {
+async fn release(connection: impl PgExecutor<'_>, held: &[Held]) -> Result<()> {
     sqlx::query(
         "UPDATE queue SET lease_until = 0
-         FROM UNNEST($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[])
-             AS input (lane, due_at, event, attempt)
-         WHERE queue.lane = input.lane AND queue.due_at = input.due_at AND queue.event = input.event
-           AND queue.attempt = input.attempt",
+         FROM UNNEST($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[])
+             AS input (lane, retry, due_at, event, attempt)
+         WHERE queue.lane = input.lane AND queue.retry = input.retry AND queue.due_at = input.due_at
+           AND queue.event = input.event AND queue.attempt = input.attempt",
     )
-    .bind(claims.clone().map(|((id, _), _)| id.lane.0).collect::<Vec<_>>())
-    .bind(claims.clone().map(|(_, due_at)| due_at.as_millis()).collect::<Vec<_>>())
-    .bind(claims.clone().map(|((id, _), _)| id.event.0).collect::<Vec<_>>())
-    .bind(claims.map(|((_, attempt), _)| attempt).collect::<Vec<_>>())
+    .bind(column(held, |held| held.id.lane.0))
+    .bind(column(held, |held| rows::class_column(held.class)))
+    .bind(column(held, |held| held.due_at.as_millis()))
+    .bind(column(held, |held| held.id.event.0))
+    .bind(column(held, |held| held.attempt))
     .execute(connection)
     .await?;
     Ok(())
@@ -362,8 +367,8 @@ async fn settle(connection: &mut PgConnection, settlements: &[Settlement]) -> Re
     let (released, moved): (Vec<_>, Vec<_>) =
         settlements.iter().partition(|settlement| settlement.next == NextState::Released);
     if !released.is_empty() {
-        release(connection, released.iter().map(|settlement| (claim_of(settlement), settlement.due_at)))
-            .await?;
+        let released: Vec<_> = released.into_iter().map(Held::of).collect();
+        release(connection, &released).await?;
     }
     Ok(moved.into_iter().map(claim_of).filter(|claim| !settled.contains(claim)).collect())
 }
@@ -413,14 +418,15 @@ impl Store for PostgresStore {
 
     async fn claim(&self, claims: &[LaneClaim], now: Timestamp) -> Result<Vec<ClaimedLane>> {
         let lanes = column(claims, |claim| claim.lane.id.0);
+        let classes = column(claims, |claim| rows::class_column(claim.class));
         let limits = column(claims, |claim| rows::count(claim.limit));
         let rows: Vec<QueueRow> = sqlx::query_as(
             "WITH picked AS MATERIALIZED (
-                 SELECT head.lane, head.due_at, head.event
-                 FROM UNNEST($1::bigint[], $2::bigint[]) AS wanted (lane, n)
+                 SELECT wanted.claim, head.lane, head.retry, head.due_at, head.event
+                 FROM UNNEST($1::bigint[], $2::bigint[], $5::bigint[]) WITH ORDINALITY AS wanted (lane, n, retry, claim)
                  CROSS JOIN LATERAL (
-                     SELECT queue.lane, queue.due_at, queue.event FROM queue
-                     WHERE queue.lane = wanted.lane AND queue.due_at <= $3
+                     SELECT queue.lane, queue.retry, queue.due_at, queue.event FROM queue
+                     WHERE queue.lane = wanted.lane AND queue.retry = wanted.retry AND queue.due_at <= $3
                        AND queue.lease_until <= (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint
                      ORDER BY queue.due_at, queue.event LIMIT wanted.n FOR UPDATE SKIP LOCKED
                  ) AS head
@@ -428,35 +434,40 @@ impl Store for PostgresStore {
                  UPDATE queue SET attempt = queue.attempt + 1,
                      lease_until = (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint + $4
                  FROM picked
-                 WHERE queue.lane = picked.lane AND queue.due_at = picked.due_at AND queue.event = picked.event
-                 RETURNING queue.lane, queue.due_at, queue.event, queue.attempt, queue.failures, queue.uncertain
+                 WHERE queue.lane = picked.lane AND queue.retry = picked.retry AND queue.due_at = picked.due_at
+                   AND queue.event = picked.event
+                 RETURNING picked.claim, queue.due_at, queue.event, queue.attempt, queue.failures, queue.uncertain
              )
-             SELECT held.lane, held.due_at, held.event, held.attempt, held.failures, held.uncertain, event.source,
+             SELECT held.claim, held.due_at, held.event, held.attempt, held.failures, held.uncertain, event.source,
                     event.id, event.type, event.received_at, event.body, event.data_start, event.data_end
-             FROM held JOIN event ON event.seq = held.event ORDER BY held.lane, held.due_at, held.event",
+             FROM held JOIN event ON event.seq = held.event ORDER BY held.claim, held.due_at, held.event",
         )
         .bind(&lanes)
         .bind(&limits)
         .bind(now.as_millis())
         .bind(self.lease_ms)
+        .bind(&classes)
         .fetch_all(&self.pool)
         .await?;
         let later: Vec<(i64, i64)> = sqlx::query_as(
-            "SELECT wanted.lane, later.due_at FROM UNNEST($1::bigint[]) AS wanted (lane)
+            "SELECT wanted.claim, later.due_at
+             FROM UNNEST($1::bigint[], $3::bigint[]) WITH ORDINALITY AS wanted (lane, retry, claim)
              CROSS JOIN LATERAL (
-                 SELECT queue.due_at FROM queue WHERE queue.lane = wanted.lane AND queue.due_at > $2
+                 SELECT queue.due_at FROM queue
+                 WHERE queue.lane = wanted.lane AND queue.retry = wanted.retry AND queue.due_at > $2
                  ORDER BY queue.due_at LIMIT 1
              ) AS later",
         )
         .bind(&lanes)
         .bind(now.as_millis())
+        .bind(&classes)
         .fetch_all(&self.pool)
         .await?;
-        Ok(by_lane(claims, rows, &later))
+        Ok(by_claim(claims, rows, later))
     }
 
-    async fn release(&self, deliveries: &[(DeliveryId, Timestamp, i64)]) -> Result<()> {
-        release(&self.pool, deliveries.iter().map(|(id, due_at, attempt)| ((*id, *attempt), *due_at))).await
+    async fn release(&self, held: &[Held]) -> Result<()> {
+        release(&self.pool, held).await
     }
 
     async fn heartbeat(&self) -> Result<()> {
@@ -493,33 +504,24 @@ impl Store for PostgresStore {
     }
 }
 
-/// lane, due_at, event, attempt, failures, uncertain, source, id, type, received_at, body, data_start, data_end
+/// number of the claim (from 1), due_at, event, attempt, failures, uncertain, source, id, type, received_at, body, data_start, data_end
 type QueueRow =
     (i64, i64, i64, i64, i64, i64, String, String, String, i64, Vec<u8>, Option<i64>, Option<i64>);
 
-/// One answer for each claim.
-fn by_lane(claims: &[LaneClaim], rows: Vec<QueueRow>, later: &[(i64, i64)]) -> Vec<ClaimedLane> {
-    let mut rows = rows.into_iter().peekable();
-    let mut order: Vec<usize> = (0..claims.len()).collect();
-    order.sort_unstable_by_key(|index| claims[*index].lane.id);
-    let mut claimed: Vec<ClaimedLane> = claims
-        .iter()
-        .map(|_| ClaimedLane { deliveries: Vec::new(), remaining: Remaining::Nothing })
-        .collect();
-    for index in order {
-        let claim = &claims[index];
-        let answer = &mut claimed[index];
-        while let Some(row) = rows.next_if(|row| row.0 == claim.lane.id.0) {
-            answer.deliveries.push(delivery(claim, row));
-        }
-        let next = later.iter().find(|(lane, _)| *lane == claim.lane.id.0);
-        answer.remaining = if answer.deliveries.len() == claim.limit {
-            Remaining::Due
-        } else {
-            next.map_or(Remaining::Nothing, |(_, due_at)| Remaining::Later(Timestamp::from_millis(*due_at)))
+/// One answer for each claim. Rows come in the order of the claims.
+fn by_claim(claims: &[LaneClaim], rows: Vec<QueueRow>, later: Vec<(i64, i64)>) -> Vec<ClaimedLane> {
+    let (mut rows, later) = (rows.into_iter().peekable(), HashMap::<i64, i64>::from_iter(later));
+    let answer = |(number, claim): (i64, &LaneClaim)| {
+        let of_claim = std::iter::from_fn(|| rows.next_if(|row| row.0 == number));
+        let deliveries: Vec<_> = of_claim.map(|row| delivery(claim, row)).collect();
+        let remaining = match later.get(&number) {
+            _ if deliveries.len() == claim.limit => Remaining::Due,
+            Some(due_at) => Remaining::Later(Timestamp::from_millis(*due_at)),
+            None => Remaining::Nothing,
         };
-    }
-    claimed
+        ClaimedLane { deliveries, remaining }
+    };
+    (1..).zip(claims).map(answer).collect()
 }
 
 fn delivery(claim: &LaneClaim, row: QueueRow) -> Delivery {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use super::{LedgerError, Result};
-use crate::domain::delivery::{NextState, Settlement};
+use crate::domain::delivery::{Class, NextState, Settlement};
 
 /// `data_start` and `data_end`.
 pub(super) fn range_columns(range: Option<&Range<usize>>) -> (Option<i64>, Option<i64>) {
@@ -14,6 +14,14 @@ pub(super) fn range_columns(range: Option<&Range<usize>>) -> (Option<i64>, Optio
 /// What [`range_columns`] wrote.
 pub(super) fn range(start: Option<i64>, end: Option<i64>) -> Option<Range<usize>> {
     Some(usize::try_from(start?).ok()?..usize::try_from(end?).ok()?)
+}
+
+/// The column `retry`.
+pub(super) const fn class_column(class: Class) -> i64 {
+    match class {
+        Class::Fresh => 0,
+        Class::Retry => 1,
+    }
 }
 
 /// A length as a column.
@@ -38,8 +46,10 @@ pub(super) struct WaitingColumns {
     pub lane: i64,
     pub event: i64,
     /// Where it stood, and the claim that held it.
+    pub was_retry: i64,
     pub was_due_at: i64,
     pub attempt: i64,
+    pub retry: i64,
     pub due_at: i64,
     pub failures: i64,
     pub uncertain: i64,
@@ -51,8 +61,10 @@ impl WaitingColumns {
         Some(Self {
             lane: settlement.id.lane.0,
             event: settlement.id.event.0,
+            was_retry: class_column(settlement.class),
             was_due_at: settlement.due_at.as_millis(),
             attempt: settlement.attempt,
+            retry: class_column(Class::of(failures)),
             due_at: due_at.as_millis(),
             failures: i64::from(failures),
             uncertain: i64::from(uncertain),
@@ -65,6 +77,7 @@ pub(super) struct OutcomeColumns<'a> {
     pub event: i64,
     pub lane: i64,
     /// Where it stood in the queue; with `attempts` the claim that held it.
+    pub was_retry: i64,
     pub was_due_at: i64,
     pub state: &'static str,
     pub at: i64,
@@ -90,6 +103,7 @@ impl<'a> OutcomeColumns<'a> {
         Some(Self {
             event: settlement.id.event.0,
             lane: settlement.id.lane.0,
+            was_retry: class_column(settlement.class),
             was_due_at: settlement.due_at.as_millis(),
             state,
             at: settlement.at.as_millis(),

@@ -111,14 +111,15 @@ pub struct Progress {
     pub created: i64,
 }
 
-/// A loose index scan: one look into the queue's key for each lane with work, however deep it is.
+/// A loose index scan: three looks into the queue's key for each lane with work, however deep it is.
 pub(super) const BUSY_LANES: &str = "WITH RECURSIVE busy (lane) AS (
          SELECT (SELECT MIN(lane) FROM queue WHERE lane > $1)
          UNION ALL
          SELECT (SELECT MIN(queue.lane) FROM queue WHERE queue.lane > busy.lane)
          FROM busy WHERE busy.lane IS NOT NULL
      )
-     SELECT lane, (SELECT MIN(due_at) FROM queue WHERE queue.lane = busy.lane)
+     SELECT lane, (SELECT MIN(due_at) FROM queue WHERE queue.lane = busy.lane AND retry = 0),
+            (SELECT MIN(due_at) FROM queue WHERE queue.lane = busy.lane AND retry = 1)
      FROM busy WHERE lane IS NOT NULL LIMIT $2";
 
 type OutcomeTuple = (String, i64, i64, Option<i64>, Option<String>, i64, Option<String>);
@@ -183,20 +184,23 @@ impl Database {
         Ok(rows.into_iter().map(|(tenant,)| tenant).collect())
     }
 
-    /// Lanes that have deliveries waiting, from the one after `after`, each with when the first falls due.
+    /// Lanes that have deliveries waiting, from the one after `after`, each with when the first of
+    /// each class falls due.
     pub(super) async fn busy_lanes(
         &self,
         after: Option<LaneId>,
         limit: u32,
-    ) -> Result<Vec<(LaneId, Timestamp)>> {
-        let rows: Vec<(i64, i64)> = on!(self, reads, pool => {
+    ) -> Result<Vec<(LaneId, [Option<Timestamp>; 2])>> {
+        let rows: Vec<(i64, Option<i64>, Option<i64>)> = on!(self, reads, pool => {
             sqlx::query_as(BUSY_LANES)
                 .bind(after.map_or(0, |lane| lane.0))
                 .bind(i64::from(limit))
                 .fetch_all(pool)
                 .await?
         });
-        Ok(rows.into_iter().map(|(lane, due_at)| (LaneId(lane), Timestamp::from_millis(due_at))).collect())
+        let first_due = |millis: Option<i64>| millis.map(Timestamp::from_millis);
+        let heads = |(lane, fresh, retry)| (LaneId(lane), [first_due(fresh), first_due(retry)]);
+        Ok(rows.into_iter().map(heads).collect())
     }
 
     /// Deliveries waiting, by tenant.

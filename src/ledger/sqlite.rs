@@ -18,7 +18,7 @@ use bytes::Bytes;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, Connection as _, SqliteConnection, SqlitePool};
 
-use self::claims::{Claim, Claims, Cursor, Meanwhile};
+use self::claims::{Claim, Claims, Cursor, Meanwhile, Queue};
 use self::file::{check, checkpoint_on_the_side, own, path_of};
 pub use self::file::{database_file, lock_holder};
 use self::write::{insert_plan, next_chunk, placeholders, settle_rows};
@@ -27,31 +27,33 @@ use super::plan::{Known, Plan, RequestKey};
 use super::rows;
 use super::sql::Database;
 use super::{
-    ClaimId, ClaimedLane, Committed, LedgerError, LedgerOptions, Migrations, Opened, Result, Store, claim_of,
+    ClaimId, ClaimedLane, Committed, Held, LedgerError, LedgerOptions, Migrations, Opened, Result, Store,
+    claim_of,
 };
 use crate::domain::clock::{Clock, Timestamp};
-use crate::domain::delivery::{Delivery, DeliveryId, NextState, Settlement};
+use crate::domain::delivery::{Class, Delivery, DeliveryId, NextState, Settlement};
 use crate::domain::event::{EventSeq, Fingerprint, Identity};
 use crate::domain::scheduler::{LaneClaim, Remaining};
 use crate::domain::sequence::Sequence;
-use crate::domain::tenant::{Lane, LaneId};
+use crate::domain::tenant::Lane;
 
 const MIGRATIONS: Migrations = &[
     (1, "ledger", include_str!("../../migrations/sqlite/0001_ledger.sql")),
     (2, "partners", include_str!("../../migrations/sqlite/0002_partners.sql")),
+    (3, "fairness", include_str!("../../migrations/sqlite/0003_fairness.sql")),
 ];
 
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const READERS: u32 = 4;
 /// Pages in the WAL at which a commit itself checkpoints. High, because that commit pays for it.
 const AUTOCHECKPOINT_PAGES: u32 = 16_000;
-/// What waits in a lane behind a place, in the order it falls due.
+/// What waits in one of a lane's queues behind a place, in the order it falls due.
 const WAITING: &str =
     "SELECT queue.due_at, queue.event, queue.attempt, queue.failures, queue.uncertain, event.source,
             event.id, event.type, event.received_at, event.body, event.data_start, event.data_end
      FROM queue JOIN event ON event.seq = queue.event
-     WHERE queue.lane = $1 AND (queue.due_at, queue.event) > ($2, $3)
-     ORDER BY queue.due_at, queue.event LIMIT $4";
+     WHERE queue.lane = $1 AND queue.retry = $2 AND (queue.due_at, queue.event) > ($3, $4)
+     ORDER BY queue.due_at, queue.event LIMIT $5";
 
 /// See the module's own words.
 pub(super) struct SqliteStore {
@@ -163,47 +165,51 @@ impl SqliteStore {
         let leased_until = self.clock.moment() + self.lease;
         let mut claims = self.claims();
         for waiting in plan.deliveries.iter().filter(|waiting| waiting.handed_over) {
-            claims.hold(DeliveryId { event: waiting.seq, lane: waiting.lane.id }, 1, leased_until);
+            let id = DeliveryId { event: waiting.seq, lane: waiting.lane.id };
+            claims.hold(id, Class::Fresh, 1, leased_until);
         }
     }
 
     fn after_commit(&self, plan: &Plan<'_>, settlements: &[Settlement]) {
         let mut claims = self.claims();
         for waiting in &plan.deliveries {
-            claims.appeared(waiting.lane.id, (plan.now.as_millis(), waiting.seq.0));
+            claims.appeared((waiting.lane.id, Class::Fresh), (plan.now.as_millis(), waiting.seq.0));
         }
         for settlement in settlements {
             if settlement.next == NextState::Released {
-                claims.release(claim_of(settlement), settlement.due_at);
+                claims.release(&Held::of(settlement));
                 continue;
             }
             claims.drop_hold(settlement.id);
             if let Some(meanwhile) = &mut claims.reading {
                 meanwhile.settled.insert(settlement.id);
             }
-            if let NextState::Pending { due_at, .. } = settlement.next {
-                claims.appeared(settlement.id.lane, (due_at.as_millis(), settlement.id.event.0));
+            if let NextState::Pending { due_at, failures, .. } = settlement.next {
+                let queue = (settlement.id.lane, Class::of(failures));
+                claims.appeared(queue, (due_at.as_millis(), settlement.id.event.0));
             }
         }
     }
 
     async fn claim_lane(&self, claim: &LaneClaim, now: Timestamp) -> Result<ClaimedLane> {
         let moment = self.clock.moment();
+        let queue = (claim.lane.id, claim.class);
         let (from, held) = {
             let claims = self.claims();
-            let held = claims.in_lane.get(&claim.lane.id).copied().unwrap_or_default();
-            (claims.cursors.get(&claim.lane.id).copied().filter(|cursor| moment < cursor.until), held)
+            let held = claims.in_queue.get(&queue).copied().unwrap_or_default();
+            (claims.cursors.get(&queue).copied().filter(|cursor| moment < cursor.until), held)
         };
         // One row more than wanted tells what is left.
         let limit = claim.limit + held + 1;
-        let rows = self.read(claim.lane.id, from, limit).await?;
+        let rows = self.read(queue, from, limit).await?;
         Ok(self.take(claim, rows, limit, from, now))
     }
 
-    /// Rows of a lane, in the order they fall due.
-    async fn read(&self, lane: LaneId, from: Option<Cursor>, limit: usize) -> Result<Vec<QueueRow>> {
+    /// Rows of a queue, in the order they fall due.
+    async fn read(&self, (lane, class): Queue, from: Option<Cursor>, limit: usize) -> Result<Vec<QueueRow>> {
         let (due_at, event) = from.map_or((i64::MIN, i64::MIN), |cursor| cursor.place);
-        let query = sqlx::query_as(WAITING).bind(lane.0).bind(due_at).bind(event).bind(rows::count(limit));
+        let query = sqlx::query_as(WAITING).bind(lane.0).bind(rows::class_column(class));
+        let query = query.bind(due_at).bind(event).bind(rows::count(limit));
         Ok(query.fetch_all(&self.reads).await?)
     }
 
@@ -218,7 +224,7 @@ impl SqliteStore {
     ) -> ClaimedLane {
         let moment = self.clock.moment();
         let leased_until = moment + self.lease;
-        let lane = claim.lane.id;
+        let queue = (claim.lane.id, claim.class);
         let exhausted = rows.len() < limit;
         let mut claims = self.claims();
         let mut claimed = ClaimedLane { deliveries: Vec::new(), remaining: Remaining::Nothing };
@@ -226,7 +232,7 @@ impl SqliteStore {
         let mut cursor = None;
         for row in rows {
             let (due_at, event, stored) = (row.0, row.1, row.2);
-            let id = DeliveryId { event: EventSeq(event), lane };
+            let id = DeliveryId { event: EventSeq(event), lane: claim.lane.id };
             if due_at > now.as_millis() {
                 claimed.remaining = Remaining::Later(Timestamp::from_millis(due_at));
                 break;
@@ -237,7 +243,7 @@ impl SqliteStore {
                     claimed.remaining = Remaining::Due;
                     break;
                 }
-                claims.hold(id, attempt, leased_until);
+                claims.hold(id, claim.class, attempt, leased_until);
                 claimed.deliveries.push(delivery(&claim.lane, attempt, row));
             }
             if let Some(Claim { leased_until: Some(held_until), .. }) = claims.held.get(&id) {
@@ -249,11 +255,11 @@ impl SqliteStore {
         if !exhausted && claimed.remaining == Remaining::Nothing {
             claimed.remaining = Remaining::Due;
         }
-        let disturbed = claims.reading.as_ref().is_some_and(|meanwhile| meanwhile.disturbed.contains(&lane));
+        let disturbed = claims.reading.as_ref().is_some_and(|meanwhile| meanwhile.disturbed.contains(&queue));
         match cursor.filter(|_| !disturbed && !reached_end) {
-            Some(cursor) => claims.cursors.insert(lane, cursor),
+            Some(cursor) => claims.cursors.insert(queue, cursor),
             // From the start again: what lies there is claimed, or free once more.
-            None => claims.cursors.remove(&lane),
+            None => claims.cursors.remove(&queue),
         };
         if disturbed && claimed.remaining != Remaining::Due {
             claimed.remaining = Remaining::Due;
@@ -345,11 +351,9 @@ impl Store for SqliteStore {
         Ok(claimed)
     }
 
-    async fn release(&self, deliveries: &[(DeliveryId, Timestamp, i64)]) -> Result<()> {
+    async fn release(&self, held: &[Held]) -> Result<()> {
         let mut claims = self.claims();
-        for (id, due_at, attempt) in deliveries {
-            claims.release((*id, *attempt), *due_at);
-        }
+        held.iter().for_each(|held| claims.release(held));
         Ok(())
     }
 

@@ -12,8 +12,8 @@ use super::backlog::Backlog;
 use super::plan::{self, AcceptRequest, Accepted, Known, Plan, Waiting};
 use super::{ClaimId, Committed, LedgerError, Outlet, Result, Store, claim_of};
 use crate::domain::clock::{Clock, Moment, Timestamp};
-use crate::domain::delivery::{Delivery, DeliveryId, NextState, Settlement};
-use crate::domain::gate::Ticket;
+use crate::domain::delivery::{Class, Delivery, DeliveryId, NextState, Settlement};
+use crate::domain::scheduler::Permit;
 use crate::domain::sequence::Sequence;
 use crate::reconnect::Pauses;
 
@@ -201,14 +201,14 @@ impl Writer {
     }
 
     /// After the commit: deliveries go to the dispatcher, from memory or as a wake-up, and the backlog is told.
-    fn committed(&self, plan: &Plan<'_>, mut reserved: VecDeque<Ticket>) {
+    fn committed(&self, plan: &Plan<'_>, mut reserved: VecDeque<Permit>) {
         let outlet = self.outlet();
         for waiting in &plan.deliveries {
             self.backlog.add(&waiting.lane.tenant, 1);
             let Some(outlet) = outlet else { continue };
             match waiting.handed_over.then(|| reserved.pop_front()).flatten() {
-                Some(ticket) => outlet.deliver(fresh(waiting, plan.now), ticket),
-                None => outlet.wake(waiting.lane, plan.now),
+                Some(permit) => outlet.deliver(fresh(waiting, plan.now), permit),
+                None => outlet.wake(waiting.lane, Class::Fresh, plan.now),
             }
         }
     }
@@ -225,9 +225,9 @@ impl Writer {
                 NextState::Delivered { .. } | NextState::Dead { .. } | NextState::Canceled => {
                     self.backlog.add(&settlement.lane.tenant, -1);
                 }
-                NextState::Pending { due_at, .. } => {
+                NextState::Pending { due_at, failures, .. } => {
                     if let Some(outlet) = self.outlet() {
-                        outlet.wake(&settlement.lane, due_at);
+                        outlet.wake(&settlement.lane, Class::of(failures), due_at);
                     }
                 }
                 NextState::Released => {}
@@ -237,23 +237,23 @@ impl Writer {
 }
 
 /// Takes places in flight for as many deliveries as may go out at once.
-fn reserve(outlet: Option<&dyn Outlet>, deliveries: &mut [Waiting<'_>]) -> VecDeque<Ticket> {
+fn reserve(outlet: Option<&dyn Outlet>, deliveries: &mut [Waiting<'_>]) -> VecDeque<Permit> {
     let Some(outlet) = outlet else { return VecDeque::new() };
-    let mut tickets = VecDeque::new();
+    let mut permits = VecDeque::new();
     for waiting in deliveries {
-        if let Some(ticket) = outlet.reserve(waiting.lane) {
+        if let Some(permit) = outlet.reserve(waiting.lane) {
             waiting.handed_over = true;
-            tickets.push_back(ticket);
+            permits.push_back(permit);
         }
     }
-    tickets
+    permits
 }
 
-fn give_back(outlet: Option<&dyn Outlet>, deliveries: &[Waiting<'_>], tickets: VecDeque<Ticket>) {
+fn give_back(outlet: Option<&dyn Outlet>, deliveries: &[Waiting<'_>], permits: VecDeque<Permit>) {
     let Some(outlet) = outlet else { return };
     let handed_over = deliveries.iter().filter(|waiting| waiting.handed_over);
-    for (waiting, ticket) in handed_over.zip(tickets) {
-        outlet.give_back(waiting.lane, ticket);
+    for (waiting, permit) in handed_over.zip(permits) {
+        outlet.give_back(waiting.lane, permit);
     }
 }
 
@@ -285,7 +285,7 @@ mod tests {
 
     use super::super::plan::NewEvent;
     use super::super::sql::Database;
-    use super::super::{BacklogLimits, ClaimedLane, RequestKey};
+    use super::super::{BacklogLimits, ClaimedLane, Held, RequestKey};
     use super::*;
     use crate::domain::event::{Event, Fingerprint, Identity};
     use crate::domain::scheduler::LaneClaim;
@@ -309,7 +309,7 @@ mod tests {
             Ok(Vec::new())
         }
 
-        async fn release(&self, _deliveries: &[(DeliveryId, Timestamp, i64)]) -> Result<()> {
+        async fn release(&self, _held: &[Held]) -> Result<()> {
             Ok(())
         }
 

@@ -1,13 +1,30 @@
 //! Who may send next.
 //!
-//! Every delivery waits in a lane, (destination, tenant). The scheduler goes round-robin over the destinations
-//! that may send now, and inside each over its lanes; what it holds in memory is bounded, the rest waits in the
-//! ledger and is claimed lane by lane. It is a plain object: time comes in, decisions go out, and the
-//! [dispatcher](crate::dispatcher) acts on them.
+//! Every delivery waits in a lane, (destination, tenant), fresh ones apart from retries. The scheduler goes round-robin
+//! over the destinations that may send now, and inside each over its lanes by their tenants' weights (deficit
+//! round-robin; a delivery costs one). Within a lane's share fresh deliveries go before retries, but for every
+//! [`FRESH_PER_RETRY`](lane::FRESH_PER_RETRY) of them a retry that waits goes out. What it holds in memory is bounded,
+//! the rest waits in the ledger and is claimed queue by queue. It is a plain object: time comes in, decisions go out,
+//! and the [dispatcher](crate::dispatcher) acts on them.
 //!
 //! A destination is always in exactly one place: in the `ring` (it may be asked), `parked` behind its gate or with its
-//! partner (who have no room), or nowhere (nothing buffered, or its own cap reached).
+//! partner (who have no room), or nowhere (nothing buffered, or its own cap reached). A queue that has due work is in
+//! exactly one place too: `hungry`, `waiting` behind its gate or with its partner, being claimed, or it has enough
+//! buffered and is asked again when that goes out.
+//!
+//! # The bound
+//! Between two sends of a lane that could send all the while, its destination starts at most the weights of its other
+//! lanes; between two of a destination that could send all the while, at most one request of each other destination
+//! starts (of a Svix application: as many as its tenant weighs). So a delivery at the head of its lane waits no longer
+//! than one round, however deep the others are.
+//!
+//! # The buffer
+//! Places are given out by dynamic thresholds, as shared-memory switches do (Choudhury and Hahne, 1998): a gate may
+//! hold no more than what is free after it, and a queue no more than what is left of its gate's share. However many are
+//! blocked, there is room for one that is not.
 
+mod gates;
+mod lane;
 mod partners;
 mod policy;
 
@@ -15,9 +32,12 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::sync::Arc;
 
+use self::gates::Gates;
+use self::lane::{LaneState, Queue};
 use self::partners::Partners;
-pub use self::policy::{EndpointPolicy, GateId, PartnerPolicy, Policies};
+pub use self::policy::{EndpointPolicy, GateId, PartnerPolicy, Policies, TokenGrant, TokenWish};
 use super::clock::{Moment, Timestamp};
+use super::delivery::Class;
 use super::gate::{Change, CloseReason, Gate, GateLimits, Signal, Ticket};
 use super::tenant::{Destination, Lane, LaneId};
 
@@ -30,15 +50,17 @@ pub struct SchedulerLimits {
     pub max_in_flight_per_destination: usize,
     /// Most claimed deliveries that wait in memory, over all lanes.
     pub max_buffered: usize,
-    /// Most deliveries claimed for one lane at once.
+    /// Most deliveries claimed from one queue at once.
     pub max_claim: usize,
 }
 
-/// A wish to claim up to `limit` due deliveries of a lane.
+/// A wish to claim up to `limit` due deliveries from one of a lane's queues.
 #[derive(Debug, Clone)]
 pub struct LaneClaim {
     /// The lane.
     pub lane: Arc<Lane>,
+    /// Which of its queues.
+    pub class: Class,
     /// At most this many.
     pub limit: usize,
 }
@@ -54,139 +76,134 @@ pub enum Remaining {
     Later(Timestamp),
 }
 
+/// The permission to send one delivery; given back with [`Scheduler::finish`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use = "a permit that is not given back holds a place in flight for ever"]
+pub struct Permit {
+    gate: Ticket,
+    /// Its partner's token is good until then.
+    start_by: Option<Moment>,
+}
+
+impl Permit {
+    /// Whether a failure counts against the event; see [`Gate::failure_counts`].
+    pub const fn failure_counts(self) -> bool {
+        Gate::failure_counts(self.gate)
+    }
+}
+
 /// A delivery that is to be sent now.
 #[derive(Debug)]
 pub struct Start<T> {
     /// What was claimed.
     pub item: T,
     /// To be given back with [`Scheduler::finish`].
-    pub ticket: Ticket,
-}
-
-#[derive(Debug)]
-struct LaneState<T> {
-    lane: Arc<Lane>,
-    /// Claimed, not yet sent, each with the end of its lease.
-    buffer: VecDeque<(Moment, T)>,
-    in_flight: usize,
-    /// The ledger has work of this lane that is due.
-    due: bool,
-    /// Waits to be claimed from: in `hungry` or behind its gate.
-    asked: bool,
-    claiming: bool,
-    /// In its destination's ring.
-    queued: bool,
-    /// The earliest alarm set.
-    alarm: Option<Timestamp>,
+    pub permit: Permit,
 }
 
 #[derive(Debug)]
 struct DestinationState {
+    /// Whose endpoint it is, or was; `None` for Svix and for endpoints that nothing is known of.
+    partner: Option<Arc<str>>,
     in_flight: usize,
+    /// Deliveries to it that are buffered or promised to a claim.
+    held: usize,
     /// Lanes with something buffered.
     ring: VecDeque<LaneId>,
     /// In the ring or parked.
     queued: bool,
+    /// What it may still send before its neighbours have their turn.
+    credit: u32,
     /// Lanes in memory; the state goes with the last of them.
     lanes: usize,
-}
-
-#[derive(Debug)]
-struct GateState {
-    gate: Gate,
-    /// Destinations with something to send for which the gate had no room.
-    parked: VecDeque<Arc<Destination>>,
-    /// Lanes to be claimed from once the gate opens.
-    waiting: VecDeque<LaneId>,
-    /// Deliveries behind this gate that are buffered or promised to a claim.
-    held: usize,
 }
 
 /// See the module's own words. `T` is what a claim yields.
 #[derive(Debug)]
 pub struct Scheduler<T> {
     limits: SchedulerLimits,
-    gates: HashMap<GateId, GateState>,
+    gates: Gates,
     destinations: HashMap<Arc<Destination>, DestinationState>,
     lanes: HashMap<LaneId, LaneState<T>>,
     ring: VecDeque<Arc<Destination>>,
-    hungry: VecDeque<LaneId>,
-    alarms: BinaryHeap<Reverse<(Timestamp, LaneId)>>,
-    openings: BinaryHeap<Reverse<(Moment, GateId)>>,
+    hungry: VecDeque<Queue>,
+    alarms: BinaryHeap<Reverse<(Timestamp, Queue)>>,
     partners: Partners,
     policies: Policies,
-    /// Bounds of the gate before Svix, and of endpoints that nothing is known of.
-    gate_limits: (GateLimits, GateLimits),
     in_flight: usize,
-    buffered: usize,
-    /// Places in the buffer promised to claims under way.
-    promised: usize,
+    /// Deliveries that are buffered or promised to a claim.
+    held: usize,
+}
+
+/// Why a queue can't be claimed from now.
+enum Hold {
+    /// It has enough for now: it asks again when some of that goes out.
+    Enough,
+    /// Its gate is closed, or holds enough.
+    Gate,
+    /// Its partner is paused, or has enough.
+    Partner,
 }
 
 impl<T> Scheduler<T> {
     /// An empty scheduler with these bounds: its own, of the gate before Svix, and of the gates before endpoints that
     /// [`Self::set_policies`] says nothing of.
     pub fn new(limits: SchedulerLimits, svix: GateLimits, endpoint: GateLimits) -> Self {
-        let mut scheduler = Self {
+        Self {
             limits,
-            gates: HashMap::new(),
+            gates: Gates::new(svix, endpoint),
             destinations: HashMap::new(),
             lanes: HashMap::new(),
             ring: VecDeque::new(),
             hungry: VecDeque::new(),
             alarms: BinaryHeap::new(),
-            openings: BinaryHeap::new(),
             partners: Partners::default(),
             policies: Policies::default(),
-            gate_limits: (svix, endpoint),
             in_flight: 0,
-            buffered: 0,
-            promised: 0,
-        };
-        scheduler.gate(&GateId::Svix);
-        scheduler
+            held: 0,
+        }
     }
 
     /// What is known of receivers from now on. What waits because of an older word asks again.
-    pub fn set_policies(&mut self, policies: Policies, now: Moment) {
-        self.gates.retain(|id, state| {
-            let GateId::Endpoint(endpoint) = id else { return true };
-            match policies.endpoints.get(endpoint) {
-                Some(policy) => state.gate.set_limits(policy.gate),
-                // Gone: forgotten, unless something still holds on to it.
-                None => return state.gate.in_flight() > 0 || state.held > 0 || !state.parked.is_empty(),
-            }
-            true
-        });
-        self.partners.set_policies(&policies.partners, now);
+    pub fn set_policies(&mut self, policies: Policies) {
+        self.hungry.extend(self.gates.set_policies(&policies.endpoints));
+        self.partners.set_policies(&policies.partners);
         self.policies = policies;
+        for (destination, state) in &mut self.destinations {
+            // What is under way to an endpoint that is deleted stays with its partner; what was under way before
+            // anything was known of it goes to its partner.
+            if state.partner.is_none()
+                && let Some(partner) = partner_in(&self.policies, destination)
+            {
+                self.partners.adopt(&partner, state.in_flight, state.held);
+                state.partner = Some(partner);
+            }
+        }
         self.ring.extend(self.partners.unpark_all());
         self.hungry.extend(self.partners.unwait_all());
     }
 
-    /// The ledger holds work of `lane` that falls due at `due_at`.
-    pub fn wake(&mut self, lane: &Arc<Lane>, due_at: Timestamp, now: Timestamp) {
-        let state = self.lane(lane);
+    /// The ledger holds work of this lane and class that falls due at `due_at`.
+    pub fn wake(&mut self, lane: &Arc<Lane>, class: Class, due_at: Timestamp, now: Timestamp) {
+        let state = self.lane(lane).queue(class);
         if due_at <= now {
             state.due = true;
-            self.ask(lane.id);
+            self.ask((lane.id, class));
         } else if state.alarm.is_none_or(|alarm| due_at < alarm) {
             state.alarm = Some(due_at);
-            self.alarms.push(Reverse((due_at, lane.id)));
+            self.alarms.push(Reverse((due_at, (lane.id, class))));
         }
     }
 
-    /// Takes a place in flight for a delivery that is about to be recorded, so that it may be sent from memory.
+    /// Takes a place in flight for a fresh delivery that is about to be recorded, so that it may be sent from memory.
     ///
-    /// Only where nothing older waits in its lane and nobody else waits for the place: `None` means that the
-    /// delivery takes the way through the ledger.
-    pub fn reserve(&mut self, lane: &Arc<Lane>, now: Moment) -> Option<Ticket> {
+    /// Only where nothing older of its class waits in its lane and nobody else waits for the place: `None` means that
+    /// the delivery takes the way through the ledger.
+    pub fn reserve(&mut self, lane: &Arc<Lane>, now: Moment) -> Option<Permit> {
         if self.in_flight >= self.limits.max_in_flight || !self.ring.is_empty() {
             return None;
         }
-        if let Some(state) = self.lanes.get(&lane.id)
-            && (state.due || state.claiming || !state.buffer.is_empty())
-        {
+        if self.lanes.get(&lane.id).is_some_and(LaneState::has_fresh) {
             return None;
         }
         if let Some(destination) = self.destinations.get(&lane.destination)
@@ -198,58 +215,81 @@ impl<T> Scheduler<T> {
         if !self.partners.admits(partner.as_ref(), now) {
             return None;
         }
-        let gate = self.gate(&GateId::of(&lane.destination));
-        if !gate.parked.is_empty() {
-            return None;
-        }
-        let ticket = gate.gate.enter(now)?;
-        self.partners.enter(partner.as_ref(), now);
+        let gate = self.gates.enter_unless_awaited(&GateId::of(&lane.destination), &self.policies, now)?;
+        let start_by = self.partners.enter(partner.as_ref(), now);
         self.lane(lane).in_flight += 1;
         self.in_flight += 1;
         if let Some(destination) = self.destinations.get_mut(&lane.destination) {
             destination.in_flight += 1;
         }
-        Some(ticket)
+        Some(Permit { gate, start_by })
     }
 
-    /// What to claim now: lanes with due work, their gate open, as far as the buffer has room.
+    /// What to claim now: queues with due work, as far as their gate, their partner and the buffer have room.
     ///
     /// Each wish must be answered with [`Self::claimed`].
     pub fn claims(&mut self, now: Moment) -> Vec<LaneClaim> {
         let mut claims = Vec::new();
         for _ in 0..self.hungry.len() {
-            let room = self.limits.max_buffered.saturating_sub(self.buffered + self.promised);
-            if room == 0 {
+            let free = self.limits.max_buffered.saturating_sub(self.held);
+            if free == 0 {
                 break;
             }
-            let Some(id) = self.hungry.pop_front() else { break };
-            let share = (room / (self.hungry.len() + 1)).clamp(1, self.limits.max_claim);
-            let Some(lane) = self.lanes.get(&id).map(|state| state.lane.clone()) else { continue };
+            let Some(queue) = self.hungry.pop_front() else { break };
+            let Some(lane) = self.lanes.get(&queue.0).map(|state| state.lane.clone()) else { continue };
             let partner = self.partner_of(&lane.destination);
-            let share = share.min(self.partners.claimable(partner.as_ref(), now));
-            if share == 0 {
-                self.partners.wait(partner.as_ref(), id);
-                continue;
+            let gate = GateId::of(&lane.destination);
+            match self.claimable(queue, &gate, partner.as_ref(), free, now) {
+                Ok(limit) => {
+                    self.held += limit;
+                    if let Some(destination) = self.destinations.get_mut(&lane.destination) {
+                        destination.held += limit;
+                    }
+                    self.gates.hold(&gate, limit);
+                    self.partners.hold(partner.as_ref(), limit);
+                    if let Some(state) = self.lanes.get_mut(&queue.0).map(|state| state.queue(queue.1)) {
+                        state.asked = false;
+                        state.due = false;
+                        state.claiming = true;
+                        state.promised = limit;
+                        state.low = (state.buffer.len() + limit) / 2;
+                    }
+                    claims.push(LaneClaim { lane, class: queue.1, limit });
+                }
+                Err(Hold::Gate) => self.gates.wait(&gate, queue),
+                Err(Hold::Partner) => self.partners.wait(partner.as_ref(), queue),
+                Err(Hold::Enough) => {
+                    if let Some(state) = self.lanes.get_mut(&queue.0) {
+                        state.queue(queue.1).asked = false;
+                    }
+                }
             }
-            let gate = self.gate(&GateId::of(&lane.destination));
-            // A closed gate lets nobody through, and one that is only trying lets one: a single delivery is enough.
-            let trying = gate.gate.reason().is_some();
-            if trying && (gate.held > 0 || gate.gate.opens_at().is_some_and(|opens_at| now < opens_at)) {
-                gate.waiting.push_back(id);
-                continue;
-            }
-            // No more than the gate lets through soon: what waits in memory holds a lease.
-            let limit = if trying { 1 } else { share.min(4 * gate.gate.width() as usize) };
-            gate.held += limit;
-            self.promised += limit;
-            if let Some(state) = self.lanes.get_mut(&id) {
-                state.asked = false;
-                state.due = false;
-                state.claiming = true;
-            }
-            claims.push(LaneClaim { lane, limit });
         }
         claims
+    }
+
+    /// How many deliveries to claim from a queue, where `free` places are left.
+    fn claimable(
+        &mut self,
+        (lane, class): Queue,
+        gate: &GateId,
+        partner: Option<&Arc<str>>,
+        free: usize,
+        now: Moment,
+    ) -> Result<usize, Hold> {
+        let held = self.lanes.get_mut(&lane).map_or(0, |state| state.queue(class).held());
+        let ahead = self.partners.claimable(partner);
+        if ahead == 0 {
+            return Err(Hold::Partner);
+        }
+        let at_gate = self.gates.claimable(gate, &self.policies, free, now).ok_or(Hold::Gate)?;
+        let own = at_gate.saturating_sub(held).div_ceil(2);
+        // Not for a handful: a claim costs as much as a send.
+        if own < held {
+            return Err(Hold::Enough);
+        }
+        let share = (free / (self.hungry.len() + 1)).max(1);
+        Ok(own.min(share).min(ahead).min(self.limits.max_claim))
     }
 
     /// The answer to a claim: the deliveries, the end of their lease, and what is left in the ledger.
@@ -261,23 +301,21 @@ impl<T> Scheduler<T> {
         remaining: Remaining,
         now: Timestamp,
     ) {
-        self.promised = self.promised.saturating_sub(claim.limit);
-        self.buffered += items.len();
-        let gate_id = GateId::of(&claim.lane.destination);
-        if let Some(gate) = self.gates.get_mut(&gate_id) {
-            gate.held = (gate.held + items.len()).saturating_sub(claim.limit);
-        }
-        let state = self.lane(&claim.lane);
+        let queue = (claim.lane.id, claim.class);
+        let unused = claim.limit.saturating_sub(items.len());
+        let state = self.lane(&claim.lane).queue(claim.class);
         state.claiming = false;
+        state.promised = 0;
+        state.low = state.low.saturating_sub(unused);
         state.buffer.extend(items.into_iter().map(|item| (leased_until, item)));
         // A wake that came during the claim has set `due` already.
         state.due |= remaining == Remaining::Due;
+        self.let_go(&claim.lane.destination, unused);
         if let Remaining::Later(due_at) = remaining {
-            self.wake(&claim.lane, due_at, now);
+            self.wake(&claim.lane, claim.class, due_at, now);
         }
         self.queue(claim.lane.id);
-        self.ask(claim.lane.id);
-        self.rouse(&gate_id);
+        self.ask(queue);
         self.forget_idle(claim.lane.id);
     }
 
@@ -288,43 +326,47 @@ impl<T> Scheduler<T> {
             let Some(state) = self.destinations.get_mut(&destination) else { continue };
             state.queued = false;
             if state.in_flight >= self.limits.max_in_flight_per_destination {
+                state.credit = 0;
                 continue;
             }
             let Some(lane_id) = state.ring.pop_front() else { continue };
-            if !self.drop_expired(lane_id, now) {
+            if !self.drop_expired(lane_id, &destination, now) {
                 self.queue_destination(&destination);
                 continue;
             }
             let partner = self.partner_of(&destination);
-            if !self.partners.admits(partner.as_ref(), now) {
+            if let Some(partner) = &partner
+                && !self.partners.admits(Some(partner), now)
+            {
                 self.hold_back(&destination, lane_id);
-                self.partners.park(partner.as_ref(), destination, now);
+                self.partners.park(partner, destination, now);
                 continue;
             }
-            let gate = self.gate(&GateId::of(&destination));
-            let Some(ticket) = gate.gate.enter(now) else {
-                gate.parked.push_back(destination.clone());
+            let Some(gate) = self.gates.enter(&GateId::of(&destination), &self.policies, now) else {
                 self.hold_back(&destination, lane_id);
+                self.gates.park(&GateId::of(&destination), destination);
                 continue;
             };
-            self.partners.enter(partner.as_ref(), now);
+            let start_by = self.partners.enter(partner.as_ref(), now);
             if let Some(item) = self.take(lane_id, &destination) {
-                return Some(Start { item, ticket });
+                return Some(Start { item, permit: Permit { gate, start_by } });
             }
         }
         None
     }
 
-    /// Whether a request with this ticket may still go out: false once its gate has closed behind it.
-    pub fn still_admits(&self, lane: &Lane, ticket: Ticket) -> bool {
-        self.gates.get(&GateId::of(&lane.destination)).is_some_and(|gate| gate.gate.still_admits(ticket))
+    /// Whether a request with this permit may still go out at `now`: not once its gate has closed behind it, or its
+    /// token is too old.
+    pub fn still_admits(&self, lane: &Lane, permit: Permit, now: Moment) -> bool {
+        permit.start_by.is_none_or(|start_by| now <= start_by)
+            && self.gates.still_admits(&GateId::of(&lane.destination), permit.gate)
     }
 
     /// A send has ended, with what it tells of the receiver; `chance` from `[0, 1)` spreads a wait.
     pub fn finish(
         &mut self,
         lane: &Arc<Lane>,
-        ticket: Ticket,
+        permit: Permit,
         signal: Signal,
         now: Moment,
         chance: f64,
@@ -337,24 +379,36 @@ impl<T> Scheduler<T> {
             destination.in_flight = destination.in_flight.saturating_sub(1);
         }
         let partner = self.partner_of(&lane.destination);
-        self.ring.extend(self.partners.leave(partner.as_ref(), signal == Signal::NotSent));
-        let gate_id = GateId::of(&lane.destination);
-        let change = self.gate(&gate_id).gate.finish(ticket, signal, now, chance);
-        if let Change::Closed { until, .. } = change {
-            self.openings.push(Reverse((until, gate_id.clone())));
-        }
-        self.unpark(&gate_id);
-        self.rouse(&gate_id);
+        self.ring.extend(self.partners.leave(partner.as_ref()));
+        let gate = GateId::of(&lane.destination);
+        let (change, freed) = self.gates.finish(&gate, &self.policies, permit.gate, signal, now, chance);
+        self.ring.extend(freed.parked);
+        self.hungry.extend(freed.waiting);
         self.queue_destination(&lane.destination);
-        self.ask(lane.id);
         self.forget_idle(lane.id);
         change
     }
 
+    /// What to reserve in the ledger now, of partners' rates. Each wish must be answered with [`Self::granted`] or
+    /// [`Self::not_granted`].
+    pub fn token_wishes(&mut self) -> Vec<TokenWish> {
+        self.partners.wishes()
+    }
+
+    /// The answer to a wish that was read at `asked_at`.
+    pub fn granted(&mut self, grant: &TokenGrant, asked_at: Moment, now: Moment) {
+        let unparked = self.partners.granted(grant, asked_at, now);
+        self.ring.extend(unparked);
+    }
+
+    /// The ledger did not answer a wish.
+    pub fn not_granted(&mut self, wish: &TokenWish, now: Moment) {
+        self.partners.not_granted(wish, now);
+    }
+
     /// Closes a gate until `until`, as the ledger or the configuration says.
     pub fn close_gate(&mut self, id: GateId, until: Moment, reason: CloseReason) {
-        self.gate(&id).gate.close_until(until, reason);
-        self.openings.push(Reverse((until, id)));
+        self.gates.close(id, &self.policies, until, reason);
     }
 
     /// Takes back what is buffered behind a closed gate, to be released into the ledger.
@@ -362,63 +416,57 @@ impl<T> Scheduler<T> {
         let mut recalled = Vec::new();
         let mut emptied = Vec::new();
         for (lane_id, state) in &mut self.lanes {
-            if GateId::of(&state.lane.destination) == *id && !state.buffer.is_empty() {
-                recalled.extend(state.buffer.drain(..).map(|(_, item)| item));
+            if GateId::of(&state.lane.destination) == *id && state.has_buffered() {
+                let items = state.empty();
                 state.queued = false;
-                state.due = true;
-                emptied.push((*lane_id, state.lane.destination.clone()));
+                state.credit = 0;
+                emptied.push((*lane_id, state.lane.destination.clone(), items.len()));
+                recalled.extend(items);
             }
         }
-        self.buffered = self.buffered.saturating_sub(recalled.len());
-        let gate = self.gate(id);
-        gate.held = gate.held.saturating_sub(recalled.len());
-        for (lane_id, destination) in emptied {
+        for (lane_id, destination, count) in emptied {
             if let Some(state) = self.destinations.get_mut(&destination) {
                 state.ring.clear();
+                state.credit = 0;
             }
-            self.ask(lane_id);
+            self.let_go(&destination, count);
+            for class in Class::ALL {
+                self.ask((lane_id, class));
+            }
         }
         recalled
     }
 
-    /// Time has passed: lanes whose work has fallen due and gates that open again.
+    /// Time has passed: queues whose work has fallen due, gates that open again, partners that may have tokens.
     pub fn tick(&mut self, now: Timestamp, moment: Moment) {
-        while let Some(Reverse((due_at, id))) = self.alarms.peek().copied()
+        while let Some(Reverse((due_at, queue))) = self.alarms.peek().copied()
             && due_at <= now
         {
             self.alarms.pop();
-            if let Some(state) = self.lanes.get_mut(&id)
+            if let Some(state) = self.lanes.get_mut(&queue.0).map(|state| state.queue(queue.1))
                 && state.alarm == Some(due_at)
             {
                 state.alarm = None;
                 state.due = true;
-                self.ask(id);
+                self.ask(queue);
             }
         }
-        let (parked, waiting) = self.partners.tick(moment);
-        self.ring.extend(parked);
-        self.hungry.extend(waiting);
-        while self.openings.peek().is_some_and(|Reverse((until, _))| *until <= moment) {
-            let Some(Reverse((_, id))) = self.openings.pop() else { break };
-            let Some(gate) = self.gates.get_mut(&id) else { continue };
-            if gate.gate.opens_at().is_some_and(|opens_at| moment < opens_at) {
-                continue;
-            }
-            self.ring.extend(gate.parked.drain(..));
-            self.rouse(&id);
-        }
+        self.partners.tick(moment);
+        let freed = self.gates.tick(moment);
+        self.ring.extend(freed.parked);
+        self.hungry.extend(freed.waiting);
     }
 
-    /// When the next lane falls due (wall clock) and the next gate opens or a partner's next token is there (monotonic).
+    /// When the next queue falls due (wall clock) and the next gate opens or partner may ask for tokens (monotonic).
     pub fn next_alarm(&self) -> (Option<Timestamp>, Option<Moment>) {
         let due_at = self.alarms.peek().map(|Reverse((due_at, _))| *due_at);
-        let opening = self.openings.peek().map(|Reverse((until, _))| *until);
+        let opening = self.gates.next_opening();
         (due_at, opening.into_iter().chain(self.partners.next_opening()).min())
     }
 
     /// The gates and their state.
     pub fn gates(&self) -> impl Iterator<Item = (&GateId, &Gate)> {
-        self.gates.iter().map(|(id, state)| (id, &state.gate))
+        self.gates.iter()
     }
 
     /// Requests in flight.
@@ -426,31 +474,28 @@ impl<T> Scheduler<T> {
         self.in_flight
     }
 
+    /// Deliveries that are claimed and wait in memory, and places that are promised to claims under way.
+    pub const fn held(&self) -> usize {
+        self.held
+    }
+
     /// The process is about to end: nothing starts any more. All that is buffered, to be released into the ledger.
     pub fn drain(&mut self) -> Vec<T> {
         self.limits.max_in_flight = 0;
-        self.buffered = 0;
+        self.held = 0;
         self.ring.clear();
-        self.lanes.values_mut().flat_map(|state| state.buffer.drain(..)).map(|(_, item)| item).collect()
+        self.lanes.values_mut().flat_map(LaneState::empty).collect()
     }
 
-    /// The gate with this id, made where it is new.
-    fn gate(&mut self, id: &GateId) -> &mut GateState {
-        let (svix, endpoint) = self.gate_limits;
-        let policies = &self.policies.endpoints;
-        self.gates.entry(id.clone()).or_insert_with(|| {
-            let limits = match id {
-                GateId::Svix => svix,
-                GateId::Endpoint(id) => policies.get(id).map_or(endpoint, |policy| policy.gate),
-            };
-            GateState { gate: Gate::new(limits), parked: VecDeque::new(), waiting: VecDeque::new(), held: 0 }
-        })
-    }
-
-    /// Whose endpoint a destination is; `None` for Svix and for endpoints that nothing is known of.
     fn partner_of(&self, destination: &Destination) -> Option<Arc<str>> {
-        let Destination::Endpoint { id } = destination else { return None };
-        self.policies.endpoints.get(id).map(|policy| policy.partner.clone())
+        match self.destinations.get(destination) {
+            Some(state) => state.partner.clone(),
+            None => partner_in(&self.policies, destination),
+        }
+    }
+
+    fn weight(&self, tenant: &str) -> u32 {
+        self.policies.weights.get(tenant).copied().unwrap_or(1).max(1)
     }
 
     /// Puts a lane back that could not be served: its destination is parked.
@@ -458,6 +503,7 @@ impl<T> Scheduler<T> {
         if let Some(state) = self.destinations.get_mut(destination) {
             state.ring.push_front(lane);
             state.queued = true;
+            state.credit = 0;
         }
     }
 
@@ -466,43 +512,36 @@ impl<T> Scheduler<T> {
             let destination = self.destinations.entry(lane.destination.clone());
             destination
                 .or_insert_with(|| DestinationState {
+                    partner: partner_in(&self.policies, &lane.destination),
                     in_flight: 0,
+                    held: 0,
                     ring: VecDeque::new(),
                     queued: false,
+                    credit: 0,
                     lanes: 0,
                 })
                 .lanes += 1;
-            LaneState {
-                lane: lane.clone(),
-                buffer: VecDeque::new(),
-                in_flight: 0,
-                due: false,
-                asked: false,
-                claiming: false,
-                queued: false,
-                alarm: None,
-            }
+            LaneState::new(lane.clone())
         })
     }
 
-    /// Lets a lane be claimed from, where it has due work and its buffer runs low.
-    fn ask(&mut self, id: LaneId) {
-        let low = self.limits.max_claim / 2;
-        if let Some(state) = self.lanes.get_mut(&id)
+    /// Lets a queue be claimed from, where it has due work and its buffer runs low.
+    fn ask(&mut self, queue: Queue) {
+        if let Some(state) = self.lanes.get_mut(&queue.0).map(|state| state.queue(queue.1))
             && state.due
             && !state.asked
             && !state.claiming
-            && state.buffer.len() <= low
+            && state.buffer.len() <= state.low
         {
             state.asked = true;
-            self.hungry.push_back(id);
+            self.hungry.push_back(queue);
         }
     }
 
     /// Puts a lane with something buffered into its destination's ring.
     fn queue(&mut self, id: LaneId) {
         let Some(state) = self.lanes.get_mut(&id) else { return };
-        if state.buffer.is_empty() || state.queued {
+        if !state.has_buffered() || state.queued {
             return;
         }
         state.queued = true;
@@ -513,7 +552,7 @@ impl<T> Scheduler<T> {
         self.queue_destination(&destination);
     }
 
-    /// Puts a destination that may have something to send into the ring.
+    /// Puts a destination that may have something to send into the ring: at its front while its turn lasts.
     fn queue_destination(&mut self, destination: &Arc<Destination>) {
         if let Some(state) = self.destinations.get_mut(destination)
             && !state.queued
@@ -521,83 +560,74 @@ impl<T> Scheduler<T> {
             && state.in_flight < self.limits.max_in_flight_per_destination
         {
             state.queued = true;
-            self.ring.push_back(destination.clone());
-        }
-    }
-
-    /// Lets as many parked destinations ask again as their gate has places.
-    fn unpark(&mut self, id: &GateId) {
-        if let Some(gate) = self.gates.get_mut(id)
-            && gate.gate.opens_at().is_none()
-        {
-            let places = gate.gate.width().saturating_sub(gate.gate.in_flight()) as usize;
-            let count = places.min(gate.parked.len());
-            self.ring.extend(gate.parked.drain(..count));
-        }
-    }
-
-    /// Lets the lanes that wait for a gate be claimed from: all where it is open, one where it is only trying.
-    fn rouse(&mut self, id: &GateId) {
-        let Some(gate) = self.gates.get_mut(id) else { return };
-        if gate.gate.reason().is_none() {
-            self.hungry.extend(gate.waiting.drain(..));
-        } else if gate.held == 0 {
-            self.hungry.extend(gate.waiting.pop_front());
+            if state.credit > 0 {
+                self.ring.push_front(destination.clone());
+            } else {
+                self.ring.push_back(destination.clone());
+            }
         }
     }
 
     /// Drops deliveries whose lease has run out; whether the lane still has any.
-    fn drop_expired(&mut self, id: LaneId, now: Moment) -> bool {
+    fn drop_expired(&mut self, id: LaneId, destination: &Arc<Destination>, now: Moment) -> bool {
         let Some(state) = self.lanes.get_mut(&id) else { return false };
-        let before = state.buffer.len();
-        while let Some((leased_until, _)) = state.buffer.front()
-            && *leased_until <= now
-        {
-            state.buffer.pop_front();
-            state.due = true;
+        let dropped = state.drop_expired(now);
+        let left = state.has_buffered();
+        state.queued = left;
+        if dropped > 0 {
+            self.let_go(destination, dropped);
+            for class in Class::ALL {
+                self.ask((id, class));
+            }
         }
-        let left = state.buffer.len();
-        state.queued = left > 0;
-        let gate_id = GateId::of(&state.lane.destination);
-        self.let_go(&gate_id, before - left);
-        self.ask(id);
-        left > 0
+        left
     }
 
-    /// `count` deliveries behind a gate are no longer buffered.
-    fn let_go(&mut self, id: &GateId, count: usize) {
-        self.buffered = self.buffered.saturating_sub(count);
-        if let Some(gate) = self.gates.get_mut(id) {
-            gate.held = gate.held.saturating_sub(count);
+    /// `count` deliveries for a destination are no longer buffered or promised.
+    fn let_go(&mut self, destination: &Destination, count: usize) {
+        if count == 0 {
+            return;
         }
+        self.held = self.held.saturating_sub(count);
+        if let Some(state) = self.destinations.get_mut(destination) {
+            state.held = state.held.saturating_sub(count);
+        }
+        let partner = self.partner_of(destination);
+        self.hungry.extend(self.partners.let_go(partner.as_ref(), count));
+        self.hungry.extend(self.gates.let_go(&GateId::of(destination), count));
     }
 
     fn take(&mut self, id: LaneId, destination: &Arc<Destination>) -> Option<T> {
+        let tenant = self.lanes.get(&id)?.lane.tenant.clone();
+        let weight = self.weight(&tenant);
         let state = self.lanes.get_mut(&id)?;
-        let (_, item) = state.buffer.pop_front()?;
+        let (class, item) = state.pop()?;
         state.in_flight += 1;
         self.in_flight += 1;
-        let more = !state.buffer.is_empty();
+        let more = state.has_buffered();
         state.queued = more;
-        self.let_go(&GateId::of(destination), 1);
+        state.credit = spend(state.credit, weight, more);
+        let goes_on = state.credit > 0;
+        self.let_go(destination, 1);
         if let Some(state) = self.destinations.get_mut(destination) {
             state.in_flight += 1;
-            if more {
-                state.ring.push_back(id);
+            match (more, goes_on) {
+                (true, true) => state.ring.push_front(id),
+                (true, false) => state.ring.push_back(id),
+                (false, _) => {}
             }
+            // A Svix application is one tenant's: its weight counts beside other applications.
+            let quantum = if matches!(**destination, Destination::Svix { .. }) { weight } else { 1 };
+            state.credit = spend(state.credit, quantum, !state.ring.is_empty());
         }
         self.queue_destination(destination);
-        self.ask(id);
+        self.ask((id, class));
         Some(item)
     }
 
     /// Forgets a lane about which there is nothing to remember: memory follows what is under way.
     fn forget_idle(&mut self, id: LaneId) {
-        let Some(state) = self.lanes.get(&id) else { return };
-        let busy = state.due || state.claiming || state.asked || state.in_flight > 0 || state.alarm.is_some();
-        if busy || !state.buffer.is_empty() {
-            return;
-        }
+        let Some(state) = self.lanes.get(&id).filter(|state| state.is_idle()) else { return };
         let destination = state.lane.destination.clone();
         self.lanes.remove(&id);
         if let Some(state) = self.destinations.get_mut(&destination) {
@@ -607,6 +637,21 @@ impl<T> Scheduler<T> {
             }
         }
     }
+}
+
+/// Whose endpoint a destination is, as far as is known.
+fn partner_in(policies: &Policies, destination: &Destination) -> Option<Arc<str>> {
+    let Destination::Endpoint { id } = destination else { return None };
+    policies.endpoints.get(id).map(|policy| policy.partner.clone())
+}
+
+/// One sent, of a turn that is `quantum` long: what is left of the turn. Who has nothing more to send gives it up.
+const fn spend(credit: u32, quantum: u32, more: bool) -> u32 {
+    if !more {
+        return 0;
+    }
+    let turn = if credit == 0 { quantum } else { credit };
+    turn.saturating_sub(1)
 }
 
 #[cfg(test)]

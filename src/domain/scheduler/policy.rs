@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::domain::gate::GateLimits;
 use crate::domain::partner::RateLimit;
@@ -69,4 +70,28 @@ pub struct Policies {
     pub endpoints: HashMap<Arc<str>, EndpointPolicy>,
     /// By partner.
     pub partners: HashMap<Arc<str>, PartnerPolicy>,
+    /// Shares of tenants beside others, where they are not 1.
+    pub weights: HashMap<Arc<str>, u32>,
+}
+
+/// A wish to reserve up to `count` of a partner's tokens in the ledger.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenWish {
+    /// Whose.
+    pub partner: Arc<str>,
+    /// The limit they are reserved under.
+    pub limit: RateLimit,
+    /// At most this many.
+    pub count: u32,
+}
+
+/// The ledger's answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenGrant {
+    /// What was wished for.
+    pub wish: TokenWish,
+    /// How many there were.
+    pub count: u32,
+    /// How long until the next is there.
+    pub until_next: Duration,
 }

@@ -1,9 +1,10 @@
 use std::time::Duration;
 
 use super::*;
+use crate::domain::partner::RateLimit;
 
 const LIMITS: SchedulerLimits =
-    SchedulerLimits { max_in_flight: 4, max_in_flight_per_destination: 2, max_buffered: 8, max_claim: 4 };
+    SchedulerLimits { max_in_flight: 4, max_in_flight_per_destination: 2, max_buffered: 32, max_claim: 4 };
 const GATE: GateLimits = GateLimits {
     max_in_flight: 16,
     unproven_in_flight: 16,
@@ -49,14 +50,14 @@ fn a_small_lane_waits_no_more_than_one_round_behind_a_whale() {
     let mut scheduler = scheduler();
     let mut backlog = HashMap::from([(1, 1_000_000), (2, 3), (3, 3)]);
     for id in 1..=3 {
-        scheduler.wake(&lane(id), NOW, NOW);
+        scheduler.wake(&lane(id), Class::Fresh, NOW, NOW);
     }
     let mut order = Vec::new();
     while order.len() < 9 {
         feed(&mut scheduler, &mut backlog, at(0));
         let start = scheduler.next(at(0)).expect("there is work and room");
         order.push(start.item.0);
-        let _ = scheduler.finish(&lane(start.item.0), start.ticket, Signal::Success, at(0), 0.5);
+        let _ = scheduler.finish(&lane(start.item.0), start.permit, Signal::Success, at(0), 0.5);
     }
     assert_eq!(order, [1, 2, 3, 1, 2, 3, 1, 2, 3]);
 }
@@ -66,18 +67,18 @@ fn caps_hold_and_a_full_destination_takes_no_place_of_another() {
     // holds: 32
     let mut scheduler = scheduler();
     let mut backlog = HashMap::from([(1, 100), (2, 100)]);
-    scheduler.wake(&lane(1), NOW, NOW);
+    scheduler.wake(&lane(1), Class::Fresh, NOW, NOW);
     feed(&mut scheduler, &mut backlog, at(0));
     let hanging: Vec<_> = std::iter::from_fn(|| scheduler.next(at(0))).collect();
     assert_eq!(hanging.len(), LIMITS.max_in_flight_per_destination);
-    scheduler.wake(&lane(2), NOW, NOW);
+    scheduler.wake(&lane(2), Class::Fresh, NOW, NOW);
     feed(&mut scheduler, &mut backlog, at(0));
     let other: Vec<_> = std::iter::from_fn(|| scheduler.next(at(0))).collect();
     assert_eq!(other.iter().map(|start| start.item.0).collect::<Vec<_>>(), [2, 2]);
     assert_eq!(scheduler.in_flight(), LIMITS.max_in_flight);
-    assert!(scheduler.buffered <= LIMITS.max_buffered);
+    assert!(scheduler.held() <= LIMITS.max_buffered);
     // A place that is given back goes to the one that gave it.
-    let _ = scheduler.finish(&lane(1), hanging[0].ticket, Signal::Success, at(0), 0.5);
+    let _ = scheduler.finish(&lane(1), hanging[0].permit, Signal::Success, at(0), 0.5);
     assert_eq!(scheduler.next(at(0)).map(|start| start.item.0), Some(1));
 }
 
@@ -86,37 +87,37 @@ fn a_closed_gate_holds_every_lane_and_all_come_back() {
     let mut scheduler = scheduler();
     let mut backlog = HashMap::from([(1, 2), (2, 2), (3, 2)]);
     for id in 1..=2 {
-        scheduler.wake(&lane(id), NOW, NOW);
+        scheduler.wake(&lane(id), Class::Fresh, NOW, NOW);
     }
     feed(&mut scheduler, &mut backlog, at(0));
     let first = scheduler.next(at(0)).expect("open");
     let second = scheduler.next(at(0)).expect("open");
     let wait = Signal::Throttled(Some(Duration::from_secs(2)));
-    let _ = scheduler.finish(&lane(first.item.0), first.ticket, wait, at(10), 0.5);
-    assert!(!scheduler.still_admits(&lane(2), second.ticket));
+    let _ = scheduler.finish(&lane(first.item.0), first.permit, wait, at(10), 0.5);
+    assert!(!scheduler.still_admits(&lane(2), second.permit, at(10)));
     let recalled = scheduler.recall(&GateId::Svix);
     assert_eq!(recalled.len(), 2, "what was claimed but not sent goes back");
     for (id, _) in recalled {
         *backlog.entry(id).or_default() += 1;
     }
-    let _ = scheduler.finish(&lane(second.item.0), second.ticket, Signal::NotSent, at(20), 0.5);
+    let _ = scheduler.finish(&lane(second.item.0), second.permit, Signal::NotSent, at(20), 0.5);
     *backlog.entry(second.item.0).or_default() += 1;
     // While closed: nothing is claimed, nothing goes out, fresh events are turned to the ledger.
-    scheduler.wake(&lane(3), NOW, NOW);
+    scheduler.wake(&lane(3), Class::Fresh, NOW, NOW);
     scheduler.tick(NOW, at(1_000));
     assert!(scheduler.claims(at(1_000)).is_empty());
     assert!(scheduler.next(at(1_000)).is_none());
     assert!(scheduler.reserve(&lane(9), at(1_000)).is_none());
     assert_eq!(scheduler.next_alarm().1, Some(at(2_010)));
     // Open again: all that is left arrives.
-    scheduler.wake(&lane(2), NOW, NOW);
+    scheduler.wake(&lane(2), Class::Fresh, NOW, NOW);
     scheduler.tick(NOW, at(2_010));
     let mut sent = 0;
     for _ in 0..50 {
         feed(&mut scheduler, &mut backlog, at(2_010));
         while let Some(start) = scheduler.next(at(2_010)) {
             sent += 1;
-            let _ = scheduler.finish(&lane(start.item.0), start.ticket, Signal::Success, at(2_010), 0.5);
+            let _ = scheduler.finish(&lane(start.item.0), start.permit, Signal::Success, at(2_010), 0.5);
         }
     }
     assert_eq!(sent, 5, "six in all, one of them was throttled and is the ledger's to bring back");
@@ -125,12 +126,12 @@ fn a_closed_gate_holds_every_lane_and_all_come_back() {
 #[test]
 fn a_fresh_delivery_passes_only_where_nothing_older_waits() {
     let mut scheduler = scheduler();
-    let ticket = scheduler.reserve(&lane(1), at(0)).expect("idle");
+    let permit = scheduler.reserve(&lane(1), at(0)).expect("idle");
     assert!(scheduler.reserve(&lane(1), at(0)).is_some(), "those in flight are not waiting");
     assert!(scheduler.reserve(&lane(1), at(0)).is_none(), "the destination's cap");
-    scheduler.wake(&lane(2), NOW, NOW);
+    scheduler.wake(&lane(2), Class::Fresh, NOW, NOW);
     assert!(scheduler.reserve(&lane(2), at(0)).is_none(), "older work is due");
-    let _ = scheduler.finish(&lane(1), ticket, Signal::Success, at(0), 0.5);
+    let _ = scheduler.finish(&lane(1), permit, Signal::Success, at(0), 0.5);
     assert!(scheduler.reserve(&lane(1), at(0)).is_some());
 }
 
@@ -138,7 +139,7 @@ fn a_fresh_delivery_passes_only_where_nothing_older_waits() {
 fn work_that_falls_due_later_rings_and_expired_leases_are_dropped() {
     let mut scheduler = scheduler();
     let later = Timestamp::from_millis(5_000);
-    scheduler.wake(&lane(1), later, NOW);
+    scheduler.wake(&lane(1), Class::Fresh, later, NOW);
     assert!(scheduler.claims(at(0)).is_empty());
     assert_eq!(scheduler.next_alarm().0, Some(later));
     scheduler.tick(later, at(4_000));
@@ -152,12 +153,184 @@ fn work_that_falls_due_later_rings_and_expired_leases_are_dropped() {
 #[test]
 fn a_wake_during_a_claim_is_not_lost_and_idle_lanes_are_forgotten() {
     let mut scheduler = scheduler();
-    scheduler.wake(&lane(1), NOW, NOW);
+    scheduler.wake(&lane(1), Class::Fresh, NOW, NOW);
     let claims = scheduler.claims(at(0));
-    scheduler.wake(&lane(1), NOW, NOW);
+    scheduler.wake(&lane(1), Class::Fresh, NOW, NOW);
     scheduler.claimed(&claims[0], Vec::new(), at(60_000), Remaining::Nothing, NOW);
     let again = scheduler.claims(at(0));
     assert_eq!(again.len(), 1);
     scheduler.claimed(&again[0], Vec::new(), at(60_000), Remaining::Nothing, NOW);
     assert!(scheduler.lanes.is_empty() && scheduler.destinations.is_empty());
+}
+
+const PARTNER: &str = "crm";
+
+/// A lane of this tenant to an endpoint of the partner [`PARTNER`].
+fn endpoint_lane(id: i64, tenant: &str, endpoint: &str) -> Arc<Lane> {
+    let destination = Arc::new(Destination::Endpoint { id: endpoint.into() });
+    Arc::new(Lane { id: LaneId(id), destination, tenant: tenant.into() })
+}
+
+fn policies(endpoints: &[&str], rate_limit: Option<RateLimit>, max_in_flight: usize) -> Policies {
+    let endpoint = |id: &&str| ((*id).into(), EndpointPolicy { partner: PARTNER.into(), gate: GATE });
+    Policies {
+        endpoints: endpoints.iter().map(endpoint).collect(),
+        partners: HashMap::from([(
+            PARTNER.into(),
+            PartnerPolicy { max_in_flight, rate_limit, paused: false },
+        )]),
+        weights: HashMap::new(),
+    }
+}
+
+/// Sends until nothing more may go, each answered at once; lanes in order.
+fn send_all(
+    scheduler: &mut Scheduler<(i64, u32)>,
+    lanes: &[Arc<Lane>],
+    backlog: &mut HashMap<i64, u32>,
+    most: usize,
+) -> Vec<i64> {
+    let mut order = Vec::new();
+    while order.len() < most {
+        feed(scheduler, backlog, at(0));
+        let Some(start) = scheduler.next(at(0)) else { break };
+        order.push(start.item.0);
+        let lane = lanes.iter().find(|lane| lane.id.0 == start.item.0).expect("known");
+        let _ = scheduler.finish(lane, start.permit, Signal::Success, at(0), 0.5);
+    }
+    order
+}
+
+#[test]
+fn tenants_share_an_endpoint_and_svix_by_weight() {
+    // holds: 39
+    let endpoint = [endpoint_lane(1, "heavy", "ep_1"), endpoint_lane(2, "light", "ep_1")];
+    let svix = [("heavy", 1), ("light", 2)].map(|(tenant, id)| {
+        let destination = Arc::new(Destination::Svix { app: tenant.into() });
+        Arc::new(Lane { id: LaneId(id), destination, tenant: tenant.into() })
+    });
+    for lanes in [endpoint, svix] {
+        let mut scheduler = scheduler();
+        let mut policies = policies(&["ep_1"], None, 10);
+        policies.weights.insert("heavy".into(), 3);
+        scheduler.set_policies(policies);
+        let mut backlog = HashMap::from([(1, 1_000), (2, 1_000)]);
+        for lane in &lanes {
+            scheduler.wake(lane, Class::Fresh, NOW, NOW);
+        }
+        let order = send_all(&mut scheduler, &lanes, &mut backlog, 400);
+        for round in order[8..].chunks_exact(40) {
+            let heavy = round.iter().filter(|id| **id == 1).count();
+            assert_eq!(heavy, 30, "three of four: {order:?}");
+        }
+    }
+}
+
+#[test]
+fn fresh_go_before_retries_and_retries_are_not_starved() {
+    // holds: 39
+    let mut scheduler = scheduler();
+    let lane = lane(1);
+    let fill = |scheduler: &mut Scheduler<(i64, u32)>| {
+        for claim in scheduler.claims(at(0)) {
+            let kind = if claim.class == Class::Fresh { 0 } else { 1 };
+            let items = vec![(1, kind); claim.limit];
+            scheduler.claimed(&claim, items, at(60_000), Remaining::Due, NOW);
+        }
+    };
+    scheduler.wake(&lane, Class::Retry, NOW, NOW);
+    scheduler.wake(&lane, Class::Fresh, NOW, NOW);
+    let mut kinds = Vec::new();
+    for _ in 0..40 {
+        fill(&mut scheduler);
+        let start = scheduler.next(at(0)).expect("there is work");
+        kinds.push(start.item.1);
+        let _ = scheduler.finish(&lane, start.permit, Signal::Success, at(0), 0.5);
+    }
+    assert_eq!(kinds[..8], [0, 0, 0, 1, 0, 0, 0, 1]);
+    assert_eq!(kinds.iter().sum::<u32>(), 10);
+}
+
+#[test]
+fn however_many_are_blocked_there_is_room_for_one_that_is_not() {
+    // holds: 38, 39
+    let limits = SchedulerLimits { max_in_flight: 100, max_claim: 16, ..LIMITS };
+    let mut scheduler = Scheduler::new(limits, GATE, GATE);
+    // Ten deep backlogs whose receivers hang.
+    let mut backlog: HashMap<i64, u32> = (1..=10).map(|id| (id, 1_000_000)).collect();
+    let lanes: Vec<_> = (1..=10).map(|id| endpoint_lane(id, "whale", &format!("ep_{id}"))).collect();
+    for lane in &lanes {
+        scheduler.wake(lane, Class::Fresh, NOW, NOW);
+    }
+    for _ in 0..20 {
+        feed(&mut scheduler, &mut backlog, at(0));
+        while scheduler.next(at(0)).is_some() {}
+    }
+    assert!(scheduler.held() < LIMITS.max_buffered, "{}", scheduler.held());
+    backlog.insert(11, 3);
+    let small = endpoint_lane(11, "small", "ep_11");
+    scheduler.wake(&small, Class::Fresh, NOW, NOW);
+    assert_eq!(send_all(&mut scheduler, &[small], &mut backlog, 10), [11, 11, 11]);
+}
+
+#[test]
+fn a_rate_is_held_by_tokens_that_are_reserved_and_grow_old() {
+    // holds: 40
+    let limit = RateLimit { per_second: 10.0, burst: 10 };
+    let mut scheduler = scheduler();
+    scheduler.set_policies(policies(&["ep_1"], Some(limit), 10));
+    let lane = endpoint_lane(1, "acme", "ep_1");
+    assert!(scheduler.reserve(&lane, at(0)).is_none(), "no token yet");
+    let mut backlog = HashMap::from([(1, 1_000)]);
+    scheduler.wake(&lane, Class::Fresh, NOW, NOW);
+    feed(&mut scheduler, &mut backlog, at(0));
+    assert!(scheduler.next(at(0)).is_none());
+    let wish = scheduler.token_wishes().remove(0);
+    assert_eq!((&*wish.partner, wish.limit), (PARTNER, limit));
+    assert!(wish.count > 1, "a batch: {wish:?}");
+    assert!(scheduler.token_wishes().is_empty(), "one at a time");
+    let grant = TokenGrant { wish, count: 2, until_next: Duration::from_millis(100) };
+    scheduler.granted(&grant, at(0), at(5));
+    let first = scheduler.next(at(5)).expect("a token");
+    assert!(scheduler.still_admits(&lane, first.permit, at(450)));
+    assert!(!scheduler.still_admits(&lane, first.permit, at(451)), "too late: another may have it by then");
+    let _ = scheduler.finish(&lane, first.permit, Signal::NotSent, at(451), 0.5);
+    // The second token has grown old too, and the ledger is not asked sooner than it has any.
+    assert!(scheduler.next(at(451)).is_none());
+    let again = scheduler.token_wishes();
+    assert_eq!(again.len(), 1);
+    scheduler.granted(
+        &TokenGrant { wish: again[0].clone(), count: 0, until_next: Duration::from_secs(1) },
+        at(451),
+        at(452),
+    );
+    assert!(scheduler.next(at(460)).is_none());
+    assert!(scheduler.token_wishes().is_empty());
+    assert_eq!(scheduler.next_alarm().1, Some(at(1_451)));
+    scheduler.tick(NOW, at(1_451));
+    let third = scheduler.token_wishes();
+    // The limit has changed meanwhile: what comes was reserved under the old one.
+    let slower = RateLimit { per_second: 1.0, burst: 2 };
+    scheduler.set_policies(policies(&["ep_1"], Some(slower), 10));
+    scheduler.granted(
+        &TokenGrant { wish: third[0].clone(), count: 5, until_next: Duration::ZERO },
+        at(1_451),
+        at(1_452),
+    );
+    assert!(scheduler.next(at(1_452)).is_none());
+    assert_eq!(scheduler.token_wishes()[0].limit, slower);
+}
+
+#[test]
+fn what_is_under_way_to_a_deleted_endpoint_gives_its_partner_the_places_back() {
+    let mut scheduler = scheduler();
+    scheduler.set_policies(policies(&["ep_1", "ep_2"], None, 2));
+    let (gone, stays) = (endpoint_lane(1, "acme", "ep_1"), endpoint_lane(2, "acme", "ep_2"));
+    let permits = [(); 2].map(|()| scheduler.reserve(&gone, at(0)).expect("a place"));
+    assert!(scheduler.reserve(&stays, at(0)).is_none(), "the partner's cap");
+    scheduler.set_policies(policies(&["ep_2"], None, 2));
+    for permit in permits {
+        let _ = scheduler.finish(&gone, permit, Signal::NotSent, at(0), 0.5);
+    }
+    assert!(scheduler.reserve(&stays, at(0)).is_some());
 }

@@ -2,32 +2,36 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::domain::clock::{Moment, Timestamp};
-use crate::domain::delivery::DeliveryId;
+use crate::domain::clock::Moment;
+use crate::domain::delivery::{Class, DeliveryId};
 use crate::domain::tenant::LaneId;
-use crate::ledger::ClaimId;
+use crate::ledger::Held;
+
+/// One of a lane's two queues.
+pub(super) type Queue = (LaneId, Class);
 
 /// Who holds what, in memory.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
     /// By delivery: number and end of the last claim. Released ones stay, for their number.
     pub held: HashMap<DeliveryId, Claim>,
-    /// Claimed deliveries in each lane, released ones included: rows a claim has to pass over.
-    pub in_lane: HashMap<LaneId, usize>,
-    /// Where in a lane the next claim goes on.
-    pub cursors: HashMap<LaneId, Cursor>,
+    /// Claimed deliveries in each queue, released ones included: rows a claim has to pass over.
+    pub in_queue: HashMap<Queue, usize>,
+    /// Where in a queue the next claim goes on.
+    pub cursors: HashMap<Queue, Cursor>,
     /// What has changed while a claim reads: its rows may be older than that.
     pub reading: Option<Meanwhile>,
 }
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Claim {
+    pub class: Class,
     pub attempt: i64,
     /// Free from then on. `None`: released.
     pub leased_until: Option<Moment>,
 }
 
-/// A place in a lane that a claim has come to. All before it is claimed, until the first of those leases ends.
+/// A place in a queue that a claim has come to. All before it is claimed, until the first of those leases ends.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Cursor {
     /// `due_at` and event of the last row passed.
@@ -38,47 +42,47 @@ pub(super) struct Cursor {
 #[derive(Debug, Default)]
 pub(super) struct Meanwhile {
     pub settled: HashSet<DeliveryId>,
-    /// Lanes whose cursor must start over.
-    pub disturbed: HashSet<LaneId>,
+    /// Queues whose cursor must start over.
+    pub disturbed: HashSet<Queue>,
 }
 
 impl Claims {
     /// Notes a claim of `id` with this number.
-    pub fn hold(&mut self, id: DeliveryId, attempt: i64, leased_until: Moment) {
-        let claim = Claim { attempt, leased_until: Some(leased_until) };
+    pub fn hold(&mut self, id: DeliveryId, class: Class, attempt: i64, leased_until: Moment) {
+        let claim = Claim { class, attempt, leased_until: Some(leased_until) };
         if self.held.insert(id, claim).is_none() {
-            *self.in_lane.entry(id.lane).or_default() += 1;
+            *self.in_queue.entry((id.lane, class)).or_default() += 1;
         }
     }
 
     pub fn drop_hold(&mut self, id: DeliveryId) {
-        if self.held.remove(&id).is_some()
-            && let Some(count) = self.in_lane.get_mut(&id.lane)
+        if let Some(claim) = self.held.remove(&id)
+            && let Some(count) = self.in_queue.get_mut(&(id.lane, claim.class))
         {
             *count -= 1;
             if *count == 0 {
-                self.in_lane.remove(&id.lane);
+                self.in_queue.remove(&(id.lane, claim.class));
             }
         }
     }
 
-    /// A free row has appeared in `lane` at `place`: where the cursor has passed it, it must start over.
-    pub fn appeared(&mut self, lane: LaneId, place: (i64, i64)) {
-        if self.cursors.get(&lane).is_some_and(|cursor| place <= cursor.place) {
-            self.cursors.remove(&lane);
+    /// A free row has appeared in `queue` at `place`: where the cursor has passed it, it must start over.
+    pub fn appeared(&mut self, queue: Queue, place: (i64, i64)) {
+        if self.cursors.get(&queue).is_some_and(|cursor| place <= cursor.place) {
+            self.cursors.remove(&queue);
         }
         if let Some(meanwhile) = &mut self.reading {
-            meanwhile.disturbed.insert(lane);
+            meanwhile.disturbed.insert(queue);
         }
     }
 
     /// Gives a claim back, where it still holds: its row is free, its number stays in memory.
-    pub fn release(&mut self, (id, attempt): ClaimId, due_at: Timestamp) {
-        if let Some(claim) = self.held.get_mut(&id)
-            && claim.attempt == attempt
+    pub fn release(&mut self, held: &Held) {
+        if let Some(claim) = self.held.get_mut(&held.id)
+            && claim.attempt == held.attempt
         {
             claim.leased_until = None;
-            self.appeared(id.lane, (due_at.as_millis(), id.event.0));
+            self.appeared((held.id.lane, held.class), (held.due_at.as_millis(), held.id.event.0));
         }
     }
 

@@ -6,13 +6,14 @@ use super::write::{CHUNKS, TAKE_OUT, statement};
 use super::*;
 use crate::domain::clock::Moment;
 use crate::domain::event::Event;
-use crate::domain::tenant::Destination;
+use crate::domain::tenant::{Destination, LaneId};
 use crate::ledger::BacklogLimits;
 
 async fn plan_of(statement: &str) -> String {
     let mut connection = SqliteConnection::connect("sqlite::memory:").await.expect("a database");
-    let (_, _, schema) = MIGRATIONS[0];
-    sqlx::raw_sql(schema).execute(&mut connection).await.expect("the schema");
+    for (_, _, schema) in MIGRATIONS {
+        sqlx::raw_sql(*schema).execute(&mut connection).await.expect("the schema");
+    }
     let explain = format!("EXPLAIN QUERY PLAN {statement}");
     let steps: Vec<(i64, i64, i64, String)> =
         sqlx::query_as(AssertSqlSafe(explain)).fetch_all(&mut connection).await.expect("a plan");
@@ -22,7 +23,10 @@ async fn plan_of(statement: &str) -> String {
 #[tokio::test]
 async fn a_claim_reads_on_from_its_place_in_the_lane() {
     let plan = plan_of(WAITING).await;
-    assert!(plan.contains("SEARCH queue USING PRIMARY KEY (lane=? AND (due_at,event)>(?,?))"), "{plan}");
+    assert!(
+        plan.contains("SEARCH queue USING PRIMARY KEY (lane=? AND retry=? AND (due_at,event)>(?,?))"),
+        "{plan}"
+    );
     assert!(plan.contains("SEARCH event USING INTEGER PRIMARY KEY"), "{plan}");
     assert!(!plan.contains("B-TREE") && !plan.contains("SCAN"), "{plan}");
 }
@@ -31,7 +35,7 @@ async fn a_claim_reads_on_from_its_place_in_the_lane() {
 async fn what_is_settled_is_found_by_its_key() {
     for size in CHUNKS {
         let plan = plan_of(&statement(TAKE_OUT, size)).await;
-        let search = "SEARCH queue USING PRIMARY KEY (lane=? AND due_at=? AND event=?)";
+        let search = "SEARCH queue USING PRIMARY KEY (lane=? AND retry=? AND due_at=? AND event=?)";
         assert!(plan.contains(search) && !plan.contains("SCAN queue"), "{size}: {plan}");
     }
 }
@@ -39,7 +43,7 @@ async fn what_is_settled_is_found_by_its_key() {
 #[tokio::test]
 async fn busy_lanes_are_found_one_by_one() {
     let plan = plan_of(BUSY_LANES).await;
-    for search in ["(lane>?)", "(lane=?)"] {
+    for search in ["(lane>?)", "(lane=? AND retry=?)"] {
         assert!(plan.contains(&format!("SEARCH queue USING PRIMARY KEY {search}")), "{plan}");
     }
     assert!(!plan.contains("SCAN queue"), "{plan}");
@@ -107,8 +111,9 @@ async fn claim_and(
 ) -> ClaimedLane {
     let limit = 10;
     store.claims().reading = Some(Meanwhile::default());
-    let from = store.claims().cursors.get(&claim.lane.id).copied();
-    let rows = store.read(claim.lane.id, from, limit).await.expect("rows");
+    let queue = (claim.lane.id, claim.class);
+    let from = store.claims().cursors.get(&queue).copied();
+    let rows = store.read(queue, from, limit).await.expect("rows");
     meanwhile.await;
     let claimed = store.take(claim, rows, limit, from, store.clock.now());
     store.claims().reading = None;
@@ -121,15 +126,14 @@ async fn what_appears_while_a_claim_reads_is_not_passed_over() {
     for number in 11..=30 {
         record(&store, &lane, number).await;
     }
-    let claim = LaneClaim { lane: lane.clone(), limit: 3 };
+    let claim = LaneClaim { lane: lane.clone(), class: Class::Fresh, limit: 3 };
     let first = claim_and(&store, &claim, record(&store, &lane, 5)).await;
     assert_eq!((numbers(&first), first.remaining), (vec![11, 12, 13], Remaining::Due));
     let second =
         store.claim(std::slice::from_ref(&claim), store.clock.now()).await.expect("claimed").remove(0);
     assert_eq!(numbers(&second), [5, 14, 15]);
     let released = async {
-        let held = &first.deliveries[1];
-        store.release(&[(held.id, held.due_at, held.attempt)]).await.expect("released");
+        store.release(&[Held::from(&first.deliveries[1])]).await.expect("released");
     };
     let third = claim_and(&store, &claim, released).await;
     let fourth = store.claim(&[claim], store.clock.now()).await.expect("claimed").remove(0);
@@ -142,7 +146,7 @@ async fn what_is_settled_while_a_claim_reads_is_not_claimed() {
     for number in 1..=4 {
         record(&store, &lane, number).await;
     }
-    let claim = LaneClaim { lane: lane.clone(), limit: 4 };
+    let claim = LaneClaim { lane: lane.clone(), class: Class::Fresh, limit: 4 };
     let held = store.claim(std::slice::from_ref(&claim), store.clock.now()).await.expect("claimed").remove(0);
     assert_eq!(numbers(&held), [1, 2, 3, 4]);
     let settlement = |index: usize, next: NextState| {
@@ -150,6 +154,7 @@ async fn what_is_settled_while_a_claim_reads_is_not_claimed() {
         Settlement {
             id: delivery.id,
             lane: lane.clone(),
+            class: delivery.class(),
             due_at: delivery.due_at,
             attempt: delivery.attempt,
             at: store.clock.now(),

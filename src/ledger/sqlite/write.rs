@@ -3,14 +3,17 @@
 use sqlx::sqlite::SqliteArguments;
 use sqlx::{AssertSqlSafe, Sqlite, SqliteConnection};
 
-use crate::domain::delivery::{NextState, Settlement};
+use crate::domain::delivery::{Class, NextState, Settlement};
 use crate::ledger::plan::Plan;
 use crate::ledger::rows::{self, AttemptColumns, OutcomeColumns, WaitingColumns};
 use crate::ledger::{LedgerError, Result};
 
 /// Takes rows out of the queue, by their key: head, columns and tail for [`write_rows`].
 pub(super) const TAKE_OUT: (&str, usize, &str) =
-    ("DELETE FROM queue WHERE (lane, due_at, event) IN (VALUES", 3, ")");
+    ("DELETE FROM queue WHERE (lane, retry, due_at, event) IN (VALUES", 4, ")");
+/// Puts rows into the queue.
+const PUT_IN: (&str, usize, &str) =
+    ("INSERT INTO queue (lane, retry, due_at, event, attempt, failures, uncertain) VALUES", 7, "");
 /// Rows in one statement. A few fixed sizes, so that SQLite's statement cache knows the text.
 pub(super) const CHUNKS: [usize; 4] = [256, 32, 8, 1];
 
@@ -80,9 +83,9 @@ pub(super) async fn insert_plan(connection: &mut SqliteConnection, plan: &Plan<'
         query.bind(rows::count(insert.new.lanes.len())).bind(&event.body[..]).bind(start).bind(end)
     })
     .await?;
-    let head = "INSERT INTO queue (lane, due_at, event, attempt, failures, uncertain) VALUES";
-    write_rows(connection, (head, 6, ""), &plan.deliveries, |query, waiting| {
-        let query = query.bind(waiting.lane.id.0).bind(plan.now.as_millis()).bind(waiting.seq.0);
+    write_rows(connection, PUT_IN, &plan.deliveries, |query, waiting| {
+        let query = query.bind(waiting.lane.id.0).bind(rows::class_column(Class::Fresh));
+        let query = query.bind(plan.now.as_millis()).bind(waiting.seq.0);
         query.bind(0_i64).bind(0_i64).bind(0_i64)
     })
     .await?;
@@ -94,7 +97,8 @@ pub(super) async fn settle_rows(connection: &mut SqliteConnection, settlements: 
     let moved: Vec<_> =
         settlements.iter().filter(|settlement| settlement.next != NextState::Released).collect();
     let gone = write_rows(connection, TAKE_OUT, &moved, |query, settlement| {
-        query.bind(settlement.id.lane.0).bind(settlement.due_at.as_millis()).bind(settlement.id.event.0)
+        let query = query.bind(settlement.id.lane.0).bind(rows::class_column(settlement.class));
+        query.bind(settlement.due_at.as_millis()).bind(settlement.id.event.0)
     })
     .await?;
     if gone != moved.len() as u64 {
@@ -103,9 +107,8 @@ pub(super) async fn settle_rows(connection: &mut SqliteConnection, settlements: 
         return Err(LedgerError::Unavailable(format!("{missing} claimed deliveries are not in the queue")));
     }
     let waiting: Vec<_> = moved.iter().filter_map(|settlement| WaitingColumns::of(settlement)).collect();
-    let head = "INSERT INTO queue (lane, due_at, event, attempt, failures, uncertain) VALUES";
-    write_rows(connection, (head, 6, ""), &waiting, |query, row| {
-        let query = query.bind(row.lane).bind(row.due_at).bind(row.event);
+    write_rows(connection, PUT_IN, &waiting, |query, row| {
+        let query = query.bind(row.lane).bind(row.retry).bind(row.due_at).bind(row.event);
         query.bind(row.attempt).bind(row.failures).bind(row.uncertain)
     })
     .await?;

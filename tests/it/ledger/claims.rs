@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use posthaste::domain::clock::Clock as _;
-use posthaste::domain::delivery::NextState;
+use posthaste::domain::delivery::{Class, NextState};
 use posthaste::domain::scheduler::{LaneClaim, Remaining};
 use posthaste::domain::tenant::Lane;
 
-use super::{claim, delivered, failed, fill, ids, lane, open_with_lane, settle, settlement};
+use super::{claim, claim_retries, delivered, failed, fill, ids, lane, open_with_lane, settle, settlement};
 use crate::support::{TestClock, TestDatabase, event, side_by_side, svix};
 
 on_both_databases! {
@@ -42,15 +42,16 @@ async fn claims_come_in_due_order_and_say_what_remains(database: TestDatabase) {
     let mut sooner = settlement(&third.deliveries[0], failed(), &clock);
     sooner.next = NextState::Pending { due_at: b1_due, failures: 1, uncertain: false };
     settle(&ledger, [sooner]).await;
-    let early = claim(&ledger, &lane, 2).await;
+    let early = claim_retries(&ledger, &lane, 2).await;
     assert_eq!((ids(&early.deliveries), early.remaining), (vec![], Remaining::Later(b1_due)));
     clock.pass(Duration::from_secs(2));
-    let b1 = claim(&ledger, &lane, 2).await;
+    assert_eq!(claim(&ledger, &lane, 2).await.remaining, Remaining::Nothing, "retries wait apart");
+    let b1 = claim_retries(&ledger, &lane, 2).await;
     let a0_due = first.deliveries[0].due_at + Duration::from_millis(10) + super::RETRY_AFTER[0];
     assert_eq!((ids(&b1.deliveries), b1.remaining), (vec!["b1"], Remaining::Later(a0_due)));
     assert_eq!(b1.deliveries[0].attempt, 2);
     clock.pass(Duration::from_secs(3));
-    let a0 = claim(&ledger, &lane, 2).await;
+    let a0 = claim_retries(&ledger, &lane, 2).await;
     assert_eq!((ids(&a0.deliveries), a0.remaining), (vec!["a0"], Remaining::Nothing));
     // Exactly as many as were asked for: whatever it says remains, the next claim finds nothing.
     fill(&ledger, &lane, "c", 2).await;
@@ -68,7 +69,8 @@ async fn each_lane_is_answered_in_the_order_asked(database: TestDatabase) {
     fill(&ledger, &lanes[0], "a", 3).await;
     fill(&ledger, &lanes[2], "c", 1).await;
     fill(&ledger, &lanes[3], "d", 5).await;
-    let wish = |(lane, limit): (&Arc<Lane>, usize)| LaneClaim { lane: lane.clone(), limit };
+    let wish =
+        |(lane, limit): (&Arc<Lane>, usize)| LaneClaim { lane: lane.clone(), class: Class::Fresh, limit };
     let wishes: Vec<_> = lanes.iter().rev().zip([2, 9, 9, 9]).map(wish).collect();
     let (claimed, _) = ledger.claim(&wishes).await.expect("an answer");
     let got: Vec<_> = claimed.iter().map(|lane| (ids(&lane.deliveries), lane.remaining)).collect();
@@ -89,7 +91,7 @@ async fn a_claim_is_not_given_twice_while_its_lease_holds(database: TestDatabase
     let (ledger, lane) = open_with_lane(&database, &clock).await;
     fill(&ledger, &lane, "e", 200).await;
     let before = clock.moment();
-    let claims = [LaneClaim { lane: lane.clone(), limit: 1 }];
+    let claims = [LaneClaim { lane: lane.clone(), class: Class::Fresh, limit: 1 }];
     let (one, leased_until) = ledger.claim(&claims).await.expect("an answer");
     assert_eq!(leased_until, before + database.options().lease);
     let claimers = (0..20).map(|_| {
@@ -190,16 +192,21 @@ async fn busy_lanes_are_paged_with_their_first_due_time(database: TestDatabase) 
         fill(&ledger, &lane, &format!("second{n}-"), 2).await;
     }
     // Claimed work is work too: its lease may run out.
-    let first = ledger.busy_lanes(None, 1).await.expect("an answer").remove(0).0;
-    assert_eq!(claim(&ledger, &first, 30).await.deliveries.len(), 30);
+    let first = ledger.busy_lanes(None, 1).await.expect("an answer").remove(0).lane;
+    let claimed = claim(&ledger, &first, 30).await.deliveries;
+    assert_eq!(claimed.len(), 30);
+    // What has failed waits apart.
+    settle(&ledger, [settlement(&claimed[7], failed(), &clock)]).await;
+    let mut expected: Vec<_> = expected.into_iter().map(|(id, fresh)| (id, [Some(fresh), None])).collect();
+    expected[0].1[1] = Some(clock.now() + super::RETRY_AFTER[0]);
     let mut found = Vec::new();
     let mut after = None;
     loop {
         let page = ledger.busy_lanes(after, 4).await.expect("an answer");
         assert!(page.len() <= 4);
-        found.extend(page.iter().map(|(lane, due_at)| (lane.id, *due_at)));
-        let Some((last, _)) = page.last() else { break };
-        after = Some(last.id);
+        found.extend(page.iter().map(|busy| (busy.lane.id, busy.first_due)));
+        let Some(last) = page.last() else { break };
+        after = Some(last.lane.id);
     }
     assert_eq!(found, expected);
 }
@@ -222,7 +229,7 @@ async fn a_lane_is_made_once(database: TestDatabase) {
     super::close(ledger).await;
     // Another process finds it by its number, and by its name.
     let ledger = database.open(&clock).await;
-    let (found, _) = ledger.busy_lanes(None, 5).await.expect("an answer").remove(0);
+    let found = ledger.busy_lanes(None, 5).await.expect("an answer").remove(0).lane;
     assert_eq!(found, cached);
     assert_eq!(lane(&ledger, "app0", "acme").await, cached);
     assert_eq!(claim(&ledger, &found, 1).await.deliveries.len(), 1);

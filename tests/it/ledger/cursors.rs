@@ -33,16 +33,16 @@ async fn a_retry_comes_back_behind_what_was_claimed(database: TestDatabase) {
         assert_eq!(claimed.remaining, Remaining::Due);
         let retried = &claimed.deliveries[0];
         assert_eq!((retried.identity.id.as_str(), retried.attempt), ("e0", round));
-        // Due before all that is claimed and all that is left.
+        // Due before all that is claimed and all that is left; a probe's, whose failure costs nothing.
         let due_at = Timestamp::from_millis(recorded_ms - round);
         let mut retry = settlement(retried, super::failed(), &clock);
-        retry.next = NextState::Pending { due_at, failures: 1, uncertain: true };
+        retry.next = NextState::Pending { due_at, failures: 0, uncertain: true };
         settle(&ledger, [retry]).await;
     }
     // And once more, due among those that are left.
     let retried = claim(&ledger, &lane, 1).await.deliveries.remove(0);
     let mut retry = settlement(&retried, super::failed(), &clock);
-    retry.next = NextState::Pending { due_at: clock.now(), failures: 1, uncertain: true };
+    retry.next = NextState::Pending { due_at: clock.now(), failures: 0, uncertain: true };
     settle(&ledger, [retry]).await;
     let rest = claim(&ledger, &lane, DEEP).await;
     assert_eq!((rest.deliveries.len(), rest.remaining), (DEEP - 9, Remaining::Nothing));

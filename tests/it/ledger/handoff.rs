@@ -5,13 +5,16 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use posthaste::domain::clock::{Clock as _, Moment, Timestamp};
-use posthaste::domain::delivery::Delivery;
-use posthaste::domain::gate::{Gate, GateLimits, Ticket};
+use posthaste::domain::delivery::{Class, Delivery};
+use posthaste::domain::gate::GateLimits;
+use posthaste::domain::scheduler::{Permit, Scheduler, SchedulerLimits};
 use posthaste::domain::tenant::{Lane, LaneId};
 use posthaste::ledger::ItemVerdict::{Accepted as New, Conflict, Duplicate};
 use posthaste::ledger::{Accepted, Ledger, Outlet};
 
-use super::{accept, claim, delivered, failed, fill, ids, lane, open_with_lane, settle, settlement};
+use super::{
+    accept, claim, claim_retries, delivered, failed, fill, ids, lane, open_with_lane, settle, settlement,
+};
 use crate::support::{TestClock, TestDatabase, event};
 
 on_both_databases! {
@@ -26,12 +29,13 @@ on_both_databases! {
 pub(super) struct Desk(Arc<Memory>);
 
 struct Memory {
-    gate: Mutex<Gate>,
+    /// Where its permits come from: one with room for all.
+    scheduler: Mutex<Scheduler<()>>,
     /// Places in flight that are left.
     places: AtomicUsize,
     given_back: AtomicUsize,
     delivered: Mutex<Vec<Delivery>>,
-    woken: Mutex<Vec<(LaneId, Timestamp)>>,
+    woken: Mutex<Vec<(LaneId, Class, Timestamp)>>,
 }
 
 impl Desk {
@@ -45,8 +49,14 @@ impl Desk {
             first_wait: Duration::from_secs(1),
             max_wait: Duration::from_secs(1),
         };
+        let wide = SchedulerLimits {
+            max_in_flight: 1_000_000,
+            max_in_flight_per_destination: 1_000_000,
+            max_buffered: 1,
+            max_claim: 1,
+        };
         let desk = Self(Arc::new(Memory {
-            gate: Mutex::new(Gate::new(limits)),
+            scheduler: Mutex::new(Scheduler::new(wide, limits, limits)),
             places: AtomicUsize::new(places),
             given_back: AtomicUsize::new(0),
             delivered: Mutex::default(),
@@ -69,30 +79,30 @@ impl Desk {
         std::mem::take(&mut self.0.delivered.lock().unwrap())
     }
 
-    fn woken(&self) -> Vec<(LaneId, Timestamp)> {
+    fn woken(&self) -> Vec<(LaneId, Class, Timestamp)> {
         std::mem::take(&mut self.0.woken.lock().unwrap())
     }
 }
 
 impl Outlet for Desk {
-    fn reserve(&self, _lane: &Arc<Lane>) -> Option<Ticket> {
+    fn reserve(&self, lane: &Arc<Lane>) -> Option<Permit> {
         let less = |places: usize| places.checked_sub(1);
         self.0.places.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).ok()?;
-        let ticket = self.0.gate.lock().unwrap().enter(Moment::default());
-        Some(ticket.expect("the gate is wide"))
+        let permit = self.0.scheduler.lock().unwrap().reserve(lane, Moment::default());
+        Some(permit.expect("there is room"))
     }
 
-    fn deliver(&self, delivery: Delivery, _ticket: Ticket) {
+    fn deliver(&self, delivery: Delivery, _permit: Permit) {
         self.0.delivered.lock().unwrap().push(delivery);
     }
 
-    fn give_back(&self, _lane: &Arc<Lane>, _ticket: Ticket) {
+    fn give_back(&self, _lane: &Arc<Lane>, _permit: Permit) {
         self.0.places.fetch_add(1, Ordering::SeqCst);
         self.0.given_back.fetch_add(1, Ordering::SeqCst);
     }
 
-    fn wake(&self, lane: &Arc<Lane>, due_at: Timestamp) {
-        self.0.woken.lock().unwrap().push((lane.id, due_at));
+    fn wake(&self, lane: &Arc<Lane>, class: Class, due_at: Timestamp) {
+        self.0.woken.lock().unwrap().push((lane.id, class, due_at));
     }
 }
 
@@ -113,7 +123,7 @@ async fn fresh_events_go_out_from_memory_and_are_not_claimed_too(database: TestD
         .await;
     assert_eq!(ledger.waiting(), 2);
     clock.move_wall(5_000);
-    let retried = claim(&ledger, &lane, 5).await.deliveries;
+    let retried = claim_retries(&ledger, &lane, 5).await.deliveries;
     assert_eq!((ids(&retried), retried[0].attempt), (vec!["e1"], 2));
     // What the ledger reads is what was handed over.
     let (again, fresh) = (&retried[0], &fresh[1]);
@@ -136,9 +146,9 @@ async fn what_finds_no_place_wakes_its_lane(database: TestDatabase) {
     let fresh: Vec<_> = desk.taken().iter().map(|delivery| (delivery.id.event, delivery.id.lane)).collect();
     assert_eq!(fresh.len(), 3);
     assert_eq!(fresh.iter().map(|(_, lane)| *lane).collect::<Vec<_>>(), [one.id, two.id, one.id]);
-    assert!(
-        desk.woken().iter().all(|(lane, due_at)| *due_at == clock.now() && [one.id, two.id].contains(lane))
-    );
+    assert!(desk.woken().iter().all(|(lane, class, due_at)| {
+        *due_at == clock.now() && [one.id, two.id].contains(lane) && *class == Class::Fresh
+    }));
     assert_eq!(claim(&ledger, &one, 5).await.deliveries.len(), 1);
     assert_eq!(claim(&ledger, &two, 5).await.deliveries.len(), 2);
     assert_eq!(ledger.waiting(), 6);
@@ -175,7 +185,7 @@ async fn a_settled_retry_wakes_its_lane(database: TestDatabase) {
     let fresh = desk.taken();
     settle(&ledger, [settlement(&fresh[0], failed(), &clock), settlement(&fresh[1], delivered(), &clock)])
         .await;
-    assert_eq!(desk.woken(), [(lane.id, clock.now() + super::RETRY_AFTER[0])]);
+    assert_eq!(desk.woken(), [(lane.id, Class::Retry, clock.now() + super::RETRY_AFTER[0])]);
     // An old claim's word wakes nobody.
     settle(&ledger, [settlement(&fresh[0], failed(), &clock)]).await;
     assert_eq!(desk.woken(), []);

@@ -258,6 +258,6 @@ async fn odd_text_comes_back_as_it_was(database: TestDatabase) {
         assert_eq!(fingerprint, new.event.fingerprint);
     }
     let busy = ledger.busy_lanes(None, 100).await.expect("an answer");
-    let names: Vec<_> = busy.iter().map(|(lane, _)| &*lane.tenant).collect();
+    let names: Vec<_> = busy.iter().map(|busy| &*busy.lane.tenant).collect();
     assert_eq!(names, odd);
 }

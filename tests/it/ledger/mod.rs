@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use posthaste::domain::clock::Clock as _;
-use posthaste::domain::delivery::{self, Delivery, Failure, Outcome, Settlement, Timing};
+use posthaste::domain::delivery::{self, Class, Delivery, Failure, Outcome, Settlement, Timing};
 use posthaste::domain::retry::RetrySchedule;
 use posthaste::domain::scheduler::LaneClaim;
 use posthaste::domain::tenant::Lane;
@@ -49,9 +49,18 @@ async fn fill(ledger: &Ledger, lane: &Arc<Lane>, prefix: &str, count: usize) {
     }
 }
 
-/// Claims from one lane.
+/// Claims from one lane what has not failed before.
 async fn claim(ledger: &Ledger, lane: &Arc<Lane>, limit: usize) -> ClaimedLane {
-    let claims = [LaneClaim { lane: lane.clone(), limit }];
+    claim_class(ledger, lane, Class::Fresh, limit).await
+}
+
+/// Claims from one lane what has failed before.
+async fn claim_retries(ledger: &Ledger, lane: &Arc<Lane>, limit: usize) -> ClaimedLane {
+    claim_class(ledger, lane, Class::Retry, limit).await
+}
+
+async fn claim_class(ledger: &Ledger, lane: &Arc<Lane>, class: Class, limit: usize) -> ClaimedLane {
+    let claims = [LaneClaim { lane: lane.clone(), class, limit }];
     let (mut claimed, _) = ledger.claim(&claims).await.expect("an answer");
     assert_eq!(claimed.len(), 1);
     claimed.remove(0)

@@ -5,7 +5,7 @@ use std::time::Duration;
 use posthaste::domain::event::EventSeq;
 use posthaste::ledger::LedgerError;
 
-use super::{claim, close, delivered, failed, fill, ids, open_with_lane, settle, settlement};
+use super::{claim, claim_retries, close, delivered, failed, fill, ids, open_with_lane, settle, settlement};
 use crate::support::{TestClock, TestDatabase};
 
 on_both_databases! {
@@ -42,7 +42,7 @@ async fn everything_is_there_after_reopening(database: TestDatabase) {
     }
     assert_eq!(ids(&found), ["e2", "e3"]);
     clock.pass(super::RETRY_AFTER[0]);
-    let retried = claim(&ledger, &lane, 5).await.deliveries;
+    let retried = claim_retries(&ledger, &lane, 5).await.deliveries;
     assert_eq!((ids(&retried)[0], retried[0].attempt), ("e1", 2));
     assert_eq!((retried[0].failures, retried[0].uncertain), (1, true));
 }

@@ -3,10 +3,12 @@
 use std::collections::HashSet;
 
 use posthaste::domain::clock::Clock as _;
-use posthaste::domain::delivery::{DeadReason, Failure, NextState, Outcome};
+use posthaste::domain::delivery::{Class, DeadReason, Failure, NextState, Outcome};
 use posthaste::domain::scheduler::Remaining;
 
-use super::{claim, delivered, failed, fill, ids, open_with_lane, settle, settlement};
+use super::{
+    claim, claim_class, claim_retries, delivered, failed, fill, ids, open_with_lane, settle, settlement,
+};
 use crate::support::{TestClock, TestDatabase, side_by_side};
 
 on_both_databases! {
@@ -52,16 +54,16 @@ async fn a_failure_waits_and_keeps_what_it_knows(database: TestDatabase) {
     clock.pass(std::time::Duration::from_millis(700));
     settle(&ledger, [settlement(&first, failed(), &clock)]).await;
     let due_at = clock.now() + super::RETRY_AFTER[0];
-    assert_eq!(claim(&ledger, &lane, 1).await.remaining, Remaining::Later(due_at));
+    assert_eq!(claim_retries(&ledger, &lane, 1).await.remaining, Remaining::Later(due_at));
     assert_eq!(ledger.waiting(), 1);
     clock.pass(super::RETRY_AFTER[0]);
-    let second = claim(&ledger, &lane, 1).await.deliveries.remove(0);
+    let second = claim_retries(&ledger, &lane, 1).await.deliveries.remove(0);
     assert_eq!((second.id, second.due_at, second.received_at), (first.id, due_at, first.received_at));
     assert_eq!((second.attempt, second.failures, second.uncertain), (2, 1, true));
     let refused = Outcome::Failed(Failure::transport("connect_refused", "nobody there", false));
     settle(&ledger, [settlement(&second, refused, &clock)]).await;
     clock.pass(super::RETRY_AFTER[1]);
-    let third = claim(&ledger, &lane, 1).await.deliveries.remove(0);
+    let third = claim_retries(&ledger, &lane, 1).await.deliveries.remove(0);
     assert_eq!((third.attempt, third.failures, third.uncertain), (3, 2, true), "once uncertain, always");
     settle(&ledger, [settlement(&third, delivered(), &clock)]).await;
     let outcome = ledger.database().outcomes("acme", "e0").await.expect("an answer").remove(0);
@@ -77,12 +79,13 @@ async fn a_dead_delivery_keeps_its_reason_and_the_receivers_words(database: Test
     fill(&ledger, &lane, "e", 1).await;
     let odd = "⛔ 'eventType' — \"too\\long\" \u{202e}\u{10ffff}";
     for (at, after) in super::RETRY_AFTER.iter().enumerate() {
-        let claimed = claim(&ledger, &lane, 1).await.deliveries.remove(0);
+        let class = Class::of(u32::try_from(at).expect("few"));
+        let claimed = claim_class(&ledger, &lane, class, 1).await.deliveries.remove(0);
         assert_eq!(claimed.failures as usize, at);
         settle(&ledger, [settlement(&claimed, failed(), &clock)]).await;
         clock.pass(*after);
     }
-    let last = claim(&ledger, &lane, 1).await.deliveries.remove(0);
+    let last = claim_retries(&ledger, &lane, 1).await.deliveries.remove(0);
     settle(&ledger, [settlement(&last, failed(), &clock)]).await;
     fill(&ledger, &lane, "f", 1).await;
     let refused = claim(&ledger, &lane, 1).await.deliveries.remove(0);

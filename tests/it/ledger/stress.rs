@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use posthaste::domain::clock::Clock as _;
-use posthaste::domain::delivery::{Delivery, DeliveryId, Failure, NextState, Outcome, Settlement};
+use posthaste::domain::delivery::{Class, Delivery, DeliveryId, Failure, NextState, Outcome, Settlement};
 use posthaste::domain::gate::CloseReason;
 use posthaste::domain::scheduler::LaneClaim;
 use posthaste::domain::tenant::{Lane, Route};
@@ -135,6 +135,7 @@ async fn claim_all(floor: Arc<Floor>) {
         let wishes: Vec<_> = (0..2)
             .map(|n| LaneClaim {
                 lane: floor.lanes[(round + n) % floor.lanes.len()].clone(),
+                class: Class::ALL[round / floor.lanes.len() % 2],
                 limit: 7 + round % 40,
             })
             .collect();
