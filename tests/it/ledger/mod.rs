@@ -3,6 +3,7 @@
 mod backlog;
 mod claims;
 mod cursors;
+mod depth;
 mod files;
 mod handoff;
 mod ingest;

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use posthaste::domain::clock::Clock;
+use posthaste::domain::clock::{Clock, Timestamp};
+use posthaste::domain::tenant::Lane;
 use posthaste::ledger::{BacklogLimits, Ledger, LedgerError, LedgerOptions};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, SqliteConnection};
 use tempfile::TempDir;
@@ -100,6 +101,34 @@ impl TestDatabase {
         } else {
             clock.move_monotonic(time);
         }
+    }
+
+    /// Lets so many deliveries wait in a lane, written past the ledger because that is quick: events of the lane's
+    /// tenant, with ids from `deep-1` on and type `deep`.
+    pub async fn wait_in(&self, lane: &Lane, count: i64, due_at: Timestamp) {
+        let body = r#"'{"id":"deep-' || i || '","type":"deep","data":{"total":1.10}}'"#;
+        let (numbers, body, lease_column, lease) = if self.is_postgres() {
+            let numbers = format!("generate_series(1, {count}) AS n (i)");
+            (numbers, format!("convert_to({body}, 'UTF8')"), ", lease_until", ", 0")
+        } else {
+            let numbers = format!(
+                "(WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count}) SELECT i FROM n)"
+            );
+            (numbers, format!("CAST({body} AS BLOB)"), "", "")
+        };
+        let (id, tenant, due_at) = (lane.id.0, &lane.tenant, due_at.as_millis());
+        self.execute(&format!(
+            "BEGIN;
+             CREATE TABLE first AS SELECT COALESCE(MAX(seq), 0) AS seq FROM event;
+             INSERT INTO event (seq, tenant, source, id, type, received_at, destinations, body)
+             SELECT first.seq + i, '{tenant}', '', 'deep-' || i, 'deep', {due_at}, 1, {body} FROM first, {numbers};
+             INSERT INTO queue (lane, retry, due_at, event, attempt, failures, uncertain{lease_column})
+             SELECT {id}, 0, {due_at}, first.seq + i, 0, 0, 0{lease} FROM first, {numbers};
+             DROP TABLE first;
+             COMMIT;"
+        ))
+        .await;
+        self.execute("ANALYZE").await;
     }
 
     /// Runs statements past the ledger.
