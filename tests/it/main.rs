@@ -7,6 +7,7 @@ mod access;
 mod admin;
 mod cli;
 mod direct;
+mod fairness;
 mod ingest;
 mod kill;
 mod ledger;

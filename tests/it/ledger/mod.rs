@@ -12,6 +12,7 @@ mod opening;
 mod registry;
 mod settling;
 mod stress;
+mod tokens;
 mod trouble;
 
 use std::sync::Arc;

@@ -5,6 +5,7 @@ mod database;
 mod events;
 pub mod http;
 mod relay;
+pub mod sink;
 
 use std::time::Duration;
 
