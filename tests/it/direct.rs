@@ -208,11 +208,15 @@ on_both_databases!(
 );
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_secret_that_does_not_open_cancels_nothing() {
+async fn while_a_secret_does_not_open_nothing_is_lost() {
     let (database, svix) = (TestDatabase::sqlite(), mock_svix().await);
     let partner = MockPartner::start().await;
     let relay = TestRelay::start_with(direct(&database, &svix)).await;
-    add_endpoint(&relay, "crm", json!({"url": partner.url("/"), "retry_schedule_ms": [500, 500]})).await;
+    let settings = json!({
+        "url": partner.url("/"), "retry_schedule_ms": [500, 500],
+        "event_types": ["a", "b.*"], "headers": {"X-Token": "canary"},
+    });
+    add_endpoint(&relay, "crm", settings).await;
     partner.script([PartnerAnswer::status(500)]);
     relay.post(event(1, "acme", "a").to_string()).await;
     assert!(partner.wait_for(1, Duration::from_secs(10)).await);
@@ -220,13 +224,24 @@ async fn a_secret_that_does_not_open_cancels_nothing() {
     let mut other_key = direct(&database, &svix);
     other_key.master_key = Some(OTHER_MASTER_KEY.to_owned().into());
     let relay = TestRelay::start_with(other_key).await;
+    // What it wants is not sealed: new events are its too.
+    relay
+        .post(json!([event(2, "acme", "b.c"), event(3, "globex", "a"), event(4, "acme", "c")]).to_string())
+        .await;
     tokio::time::sleep(Duration::from_millis(1_500)).await;
     let progress = relay.progress().await;
-    assert_eq!((progress.pending, progress.done.len(), partner.request_count()), (1, 0, 1));
+    assert_eq!((progress.pending, progress.done.len(), partner.request_count()), (3, 0, 1));
+    assert_eq!(progress.unrouted, 1);
     relay.stop().await;
     let relay = TestRelay::start_with(direct(&database, &svix)).await;
     let progress = relay.finish().await;
-    assert_eq!(progress.done["delivered"], 1);
+    assert_eq!(progress.done["delivered"], 3);
+    let ids = partner.requests().into_iter().filter(|request| request.status == 204).map(|request| {
+        assert_eq!(request.header("x-token"), "canary");
+        let body: Value = serde_json::from_slice(&request.body).expect("JSON");
+        body["id"].as_str().expect("an id").to_owned()
+    });
+    assert_eq!(ids.collect::<HashSet<_>>(), HashSet::from(["evt_1", "evt_2", "evt_3"].map(str::to_owned)));
 }
 
 /// A partner that answers every connection with `head` and then says nothing, or goes on for ever.
