@@ -7,6 +7,8 @@ mod access;
 mod admin;
 mod cli;
 mod direct;
+mod endpoints;
+mod http2;
 mod ingest;
 mod kill;
 mod ledger;
