@@ -1,7 +1,7 @@
 //! Who is who: tenants' routes, API keys, partners and their endpoints, held in memory and read again when they change.
 //!
 //! On SQLite every change passes through this process. On Postgres any node may make one: a revision number in the
-//! ledger is looked at twice a second.
+//! ledger is looked at four times a second.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -25,7 +25,7 @@ mod readings;
 
 use self::readings::Reading;
 
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Types of our own events begin with this; nobody else's may.
 pub const OPERATIONAL_PREFIX: &str = "posthaste.";
 

@@ -46,7 +46,9 @@ const RUDE: [(&str, Rude); 3] =
 
 async fn be_rude(mut stream: TcpStream, how: Rude) -> std::io::Result<()> {
     let mut request = [0; 4_096];
-    stream.read(&mut request).await?;
+    if stream.read(&mut request).await? == 0 {
+        return Ok(());
+    }
     let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
     let chunks = |count: usize| format!("400\r\n{}\r\n", "x".repeat(0x400)).repeat(count);
     match how {
