@@ -4,29 +4,27 @@
 //! case, `__` between levels, lists comma-separated (`POSTHASTE_HTTP__INGEST_PATHS=/notifications,/events`).
 
 mod direct;
+mod redact;
+mod variables;
 
-use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use figment::error::{Actual, Kind};
 use figment::providers::{Format as _, Serialized, Toml};
-use figment::value::{Dict, Num, Value};
+use figment::value::Value;
 use figment::{Figment, Profile};
 use secrecy::{ExposeSecret as _, SecretString};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 pub use self::direct::DirectConfig;
+use self::redact::{all_redacted, listed, one_line, redacted, without_password};
+use self::variables::Variable;
 use crate::domain::event::Relay;
 use crate::domain::tenant::DefaultRoute;
 use crate::ledger::{BacklogLimits, LedgerOptions};
 use crate::provisioning::{SeedEventType, SeedPartner, Seeds};
 use crate::secrets::MasterKey;
-
-const PREFIX: &str = "POSTHASTE_";
-/// Variables with the prefix that are not settings of the server.
-const NOT_SETTINGS: &[&str] = &["POSTHASTE_CONFIG", "POSTHASTE_URL", "POSTHASTE_API_KEY"];
 
 /// Everything that can be set. Fields and defaults are the documentation: see each.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -327,21 +325,14 @@ impl Config {
         }
         let mut warnings = Vec::new();
         for (name, text) in variables {
-            let Some(key) = name.strip_prefix(PREFIX).filter(|_| !NOT_SETTINGS.contains(&name.as_str()))
-            else {
-                continue;
-            };
-            let path = key.to_lowercase().replace("__", ".");
-            match known(&defaults, &path) {
-                Some(default) => {
-                    let value = typed(default, &text).map_err(|wanted| {
-                        ConfigError(format!("{name}: `{}` is not {wanted}", shown(&path, &text)))
-                    })?;
-                    let mut nested = Dict::new();
-                    nest(&mut nested, &path, value);
+            match variables::read(&name, &text, &defaults)? {
+                Variable::Foreign => {}
+                Variable::Unknown => {
+                    warnings.push(format!("{name} is not a setting of this version and does nothing"));
+                }
+                Variable::Setting(nested) => {
                     figment = figment.merge(Serialized::from(nested, Profile::Default));
                 }
-                None => warnings.push(format!("{name} is not a setting of this version and does nothing")),
             }
         }
         let config: Self = figment.extract().map_err(|error| ConfigError(one_line(&error)))?;
@@ -440,110 +431,6 @@ impl Config {
 fn is_http_url(url: &str) -> bool {
     let http = url.starts_with("http://") || url.starts_with("https://");
     http && url.parse::<axum::http::Uri>().is_ok_and(|uri| uri.host().is_some_and(|host| !host.is_empty()))
-}
-
-/// The default at `path`, which also tells its type; `None` where there is no such setting.
-fn known<'a>(defaults: &'a Value, path: &str) -> Option<&'a Value> {
-    defaults.find_ref(path).filter(|value| !matches!(value, Value::Dict(..)))
-}
-
-/// A variable's text as the kind of value that its default is. Settings that default to nothing are text.
-fn typed(default: &Value, text: &str) -> Result<Value, &'static str> {
-    match default {
-        Value::Bool(..) => text.parse::<bool>().map(Value::from).map_err(|_| "true or false"),
-        Value::Num(_, Num::U64(_) | Num::USize(_) | Num::U32(_) | Num::U16(_)) => {
-            text.parse::<u64>().map(Value::from).map_err(|_| "a whole number")
-        }
-        Value::Array(_, items) => {
-            let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
-            let like = items.first().cloned().unwrap_or_else(|| Value::from(String::new()));
-            parts.map(|part| typed(&like, part)).collect::<Result<Vec<_>, _>>().map(Value::from)
-        }
-        _ => Ok(Value::from(text)),
-    }
-}
-
-/// Puts `value` into nested dictionaries at `path`.
-fn nest(dict: &mut Dict, path: &str, value: Value) {
-    match path.split_once('.') {
-        None => {
-            dict.insert(path.to_owned(), value);
-        }
-        Some((head, rest)) => {
-            let mut inner = Dict::new();
-            nest(&mut inner, rest, value);
-            dict.insert(head.to_owned(), Value::from(inner));
-        }
-    }
-}
-
-/// Whether the setting at `path` may hold a secret.
-fn is_secret(path: &str) -> bool {
-    ["token", "key", "key_previous", "url", "secret"].iter().any(|word| path.ends_with(word))
-}
-
-/// A value in an error message: never a secret.
-fn shown<'a>(path: &str, text: &'a str) -> &'a str {
-    if is_secret(path) { "…" } else { text }
-}
-
-/// All of figment's complaints on one line, each with its place. Values of secrets are left out, and so is the line
-/// of the file that a syntax error quotes.
-fn one_line(error: &figment::Error) -> String {
-    let mut line = String::new();
-    for (index, mut complaint) in error.clone().into_iter().enumerate() {
-        let separator = if index == 0 { "" } else { "; " };
-        if let Kind::InvalidType(actual, _) | Kind::InvalidValue(actual, _) = &mut complaint.kind
-            && complaint.path.last().is_some_and(|setting| is_secret(setting))
-        {
-            *actual = Actual::Other("another kind of value".into());
-        }
-        // Writing to a String can't fail.
-        let _ = write!(line, "{separator}{complaint}");
-    }
-    let quoted = |text: &str| {
-        text.trim_start_matches(|mark: char| mark.is_ascii_digit() || mark == ' ').starts_with('|')
-    };
-    line.lines().filter(|line| !quoted(line)).collect::<Vec<_>>().join(" ")
-}
-
-/// A database URL without its password.
-fn without_password(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-    let end = rest.find('/').unwrap_or(rest.len());
-    let Some(at) = rest[..end].rfind('@') else { return url.to_owned() };
-    match rest[..at].split_once(':') {
-        Some((user, _)) => format!("{scheme}://{user}:[redacted]{}", &rest[at..]),
-        None => url.to_owned(),
-    }
-}
-
-fn redacted<S: Serializer>(secret: &Option<SecretString>, serializer: S) -> Result<S::Ok, S::Error> {
-    match secret {
-        Some(secret) if !secret.expose_secret().is_empty() => serializer.serialize_some("[redacted]"),
-        _ => serializer.serialize_none(),
-    }
-}
-
-fn all_redacted<S: Serializer>(secrets: &[SecretString], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_seq(secrets.iter().map(|_| "[redacted]"))
-}
-
-/// A list of secrets; in the file it may also be written like the variable, comma-separated.
-fn listed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SecretString>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Listed {
-        One(SecretString),
-        All(Vec<SecretString>),
-    }
-    Ok(match Listed::deserialize(deserializer)? {
-        Listed::All(secrets) => secrets,
-        Listed::One(text) => {
-            let parts = text.expose_secret().split(',').map(str::trim).filter(|part| !part.is_empty());
-            parts.map(SecretString::from).collect()
-        }
-    })
 }
 
 #[cfg(test)]

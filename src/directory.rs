@@ -1,31 +1,31 @@
 //! Who is who: tenants' routes, API keys, partners and their endpoints, held in memory and read again when they change.
 //!
 //! On SQLite every change passes through this process. On Postgres any node may make one: a revision number in the
-//! ledger is looked at twice a second.
+//! ledger is looked at four times a second.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::gate::GateLimits;
 use crate::domain::key::prefixed_hex;
-use crate::domain::partner::{
-    DEFAULT_MAX_IN_FLIGHT, EndpointState, EventTypeFilter, Subscription, Subscriptions,
-};
+use crate::domain::partner::{DEFAULT_MAX_IN_FLIGHT, EventTypeFilter, Subscription, Subscriptions};
 use crate::domain::scheduler::{EndpointPolicy, PartnerPolicy, Policies};
 use crate::domain::tenant::{DefaultRoute, Destination, Route, svix_name_is_valid};
 use crate::domain::transform::Transform;
-use crate::ledger::{ApiKey, EndpointRow, Ledger, LedgerError};
-use crate::provisioning;
-use crate::secrets::{Place, Purpose, Vault};
+use crate::ledger::{ApiKey, Ledger, LedgerError};
+use crate::secrets::Vault;
 use crate::send::direct::{Endpoints, LiveEndpoint};
-use crate::send::signature::EndpointSecret;
 
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+mod readings;
+
+use self::readings::Reading;
+
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Types of our own events begin with this; nobody else's may.
 pub const OPERATIONAL_PREFIX: &str = "posthaste.";
 
@@ -39,9 +39,7 @@ pub struct Snapshot {
     /// Svix applications and the tenants they belong to.
     applications: HashMap<String, String>,
     keys: HashMap<String, ApiKey>,
-    endpoints: HashMap<Arc<str>, Arc<LiveEndpoint>>,
-    /// Endpoints that exist, but can't be read: what waits for them goes on waiting.
-    unreadable: HashSet<String>,
+    endpoints: HashMap<Arc<str>, Reading>,
     subscriptions: Subscriptions<Arc<str>>,
     /// Who wants our own events: only those who have named them.
     operational: Subscriptions<Arc<str>>,
@@ -88,6 +86,26 @@ impl Snapshot {
         }
     }
 
+    /// Makes the indexes over who wants what.
+    fn index(&mut self) {
+        let wanted = || self.endpoints.iter().filter_map(|(id, reading)| Some((id, reading.wishes()?)));
+        self.subscriptions = Subscriptions::new(wanted().map(|(id, wishes)| Subscription {
+            id,
+            tenant: wishes.tenant.as_deref(),
+            event_types: &wishes.event_types,
+        }));
+        let own = |filter: &&EventTypeFilter| filter.to_string().starts_with(OPERATIONAL_PREFIX);
+        let named: Vec<_> = wanted()
+            .filter(|(_, wishes)| wishes.tenant.is_none())
+            .map(|(id, wishes)| (id, wishes.event_types.iter().filter(own).cloned().collect::<Vec<_>>()))
+            .collect();
+        self.operational = Subscriptions::new(named.iter().map(|(id, event_types)| Subscription {
+            id: *id,
+            tenant: None,
+            event_types,
+        }));
+    }
+
     /// Where an event goes: the Svix application of its tenant's route, and every active endpoint that wants it.
     pub fn destinations(&self, route: &Route, tenant: &str, event_type: &str) -> Vec<Arc<Destination>> {
         let svix = match route {
@@ -108,7 +126,7 @@ impl Snapshot {
     /// Active endpoints that have not answered their challenge yet.
     pub fn unproven(&self) -> Vec<Arc<LiveEndpoint>> {
         let waiting = |endpoint: &&Arc<LiveEndpoint>| endpoint.unproven && endpoint.disabled.is_none();
-        self.endpoints.values().filter(waiting).cloned().collect()
+        self.endpoints.values().filter_map(|reading| reading.live.as_ref()).filter(waiting).cloned().collect()
     }
 
     /// How what goes to Svix for this tenant is reshaped.
@@ -153,6 +171,8 @@ pub struct Directory {
     /// Bounds of an endpoint's gate, but for what its partner says.
     endpoint_gate: GateLimits,
     current: Arc<watch::Sender<Arc<Snapshot>>>,
+    /// One reading at a time: an older one must not replace a newer one.
+    reading: Arc<Mutex<()>>,
 }
 
 impl Directory {
@@ -166,8 +186,9 @@ impl Directory {
         endpoint_gate: GateLimits,
     ) -> Result<Self, LedgerError> {
         let current = Arc::new(watch::Sender::new(Arc::default()));
-        let directory = Self { ledger, vault, endpoint_gate, current };
-        directory.reload().await?;
+        let directory = Self { ledger, vault, endpoint_gate, current, reading: Arc::default() };
+        let revision = directory.ledger.database().revision().await?;
+        directory.read(revision).await?;
         Ok(directory)
     }
 
@@ -181,14 +202,19 @@ impl Directory {
         self.current.subscribe()
     }
 
-    /// Reads all again: after a change by this process.
+    /// Reads what has changed, where something has: after a change by this process, and when it may have been others'.
     ///
     /// # Errors
     /// [`LedgerError::Unavailable`]: the old snapshot stays.
     pub async fn reload(&self) -> Result<(), LedgerError> {
-        let database = self.ledger.database();
+        let _alone = self.reading.lock().await;
         // The number first: a change during the reading makes it read once more, not never.
-        let revision = database.revision().await?;
+        let revision = self.ledger.database().revision().await?;
+        if revision == self.snapshot().revision { Ok(()) } else { self.read(revision).await }
+    }
+
+    async fn read(&self, revision: i64) -> Result<(), LedgerError> {
+        let database = self.ledger.database();
         let mut snapshot = Snapshot { revision, ..Snapshot::default() };
         for tenant in database.tenants().await? {
             if let Route::Svix { app } = &tenant.route {
@@ -217,102 +243,33 @@ impl Directory {
         let database = self.ledger.database();
         let mut verified = HashSet::new();
         for partner in database.all_partners().await? {
-            let settings = partner.settings;
+            let (id, settings) = (Arc::from(partner.id), partner.settings);
             if settings.verify_endpoints {
-                verified.insert(partner.id.clone());
+                verified.insert(Arc::clone(&id));
             }
             let policy = PartnerPolicy {
                 max_in_flight: settings.max_in_flight.unwrap_or(DEFAULT_MAX_IN_FLIGHT) as usize,
                 rate_limit: settings.rate_limit,
                 paused: settings.paused,
             };
-            snapshot.policies.partners.insert(partner.id.into(), policy);
+            snapshot.policies.partners.insert(id, policy);
         }
-        let mut wanted = Vec::new();
-        for row in database.all_endpoints().await? {
-            let Some((mut endpoint, settings)) = self.live(&row) else {
-                snapshot.unreadable.insert(row.id);
-                continue;
-            };
-            endpoint.unproven = row.proven_at.is_none() && verified.contains(&row.partner);
-            let max_in_flight = snapshot
-                .policies
-                .partners
-                .get(&endpoint.partner)
-                .map_or(DEFAULT_MAX_IN_FLIGHT as usize, |partner| partner.max_in_flight);
+        let known = self.snapshot();
+        let read = readings::read(database, &self.vault, &known.endpoints, known.revision, &verified);
+        snapshot.endpoints = read.await?;
+        for (id, reading) in &snapshot.endpoints {
+            let partner = snapshot.policies.partners.get(&reading.partner);
+            let max_in_flight =
+                partner.map_or(DEFAULT_MAX_IN_FLIGHT as usize, |partner| partner.max_in_flight);
             let gate = GateLimits {
                 max_in_flight: u32::try_from(max_in_flight).unwrap_or(u32::MAX),
                 ..self.endpoint_gate
             };
-            let policy = EndpointPolicy { partner: endpoint.partner.clone(), gate };
-            snapshot.policies.endpoints.insert(endpoint.id.clone(), policy);
-            if row.state.is_active() && !endpoint.unproven {
-                wanted.push((endpoint.id.clone(), settings.tenant.clone(), settings.event_types.clone()));
-            }
-            snapshot.endpoints.insert(endpoint.id.clone(), Arc::new(endpoint));
+            let policy = EndpointPolicy { partner: reading.partner.clone(), gate };
+            snapshot.policies.endpoints.insert(id.clone(), policy);
         }
-        let named: Vec<_> = wanted
-            .iter()
-            .filter(|(_, tenant, _)| tenant.is_none())
-            .map(|(id, _, filters)| {
-                let own = |filter: &&EventTypeFilter| filter.to_string().starts_with(OPERATIONAL_PREFIX);
-                (id.clone(), filters.iter().filter(own).cloned().collect::<Vec<_>>())
-            })
-            .collect();
-        snapshot.operational = Subscriptions::new(named.iter().map(|(id, event_types)| Subscription {
-            id,
-            tenant: None,
-            event_types,
-        }));
-        snapshot.subscriptions =
-            Subscriptions::new(wanted.iter().map(|(id, tenant, event_types)| Subscription {
-                id,
-                tenant: tenant.as_deref(),
-                event_types,
-            }));
+        snapshot.index();
         Ok(())
-    }
-
-    /// An endpoint as a sender needs it; `None` where its row can't be read, which is said once.
-    fn live(&self, row: &EndpointRow) -> Option<(LiveEndpoint, crate::domain::partner::EndpointSettings)> {
-        let settings = match provisioning::open_settings(&self.vault, row) {
-            Ok(settings) => settings,
-            Err(error) => {
-                tracing::error!(endpoint = row.id, %error, "an endpoint can't be read; its deliveries wait");
-                return None;
-            }
-        };
-        let place = Place { purpose: Purpose::EndpointSecret, row: &row.id };
-        let open = |sealed: &str| self.vault.open(&place, sealed).map(EndpointSecret::stored);
-        let secret = match open(&row.secret) {
-            Ok(secret) => secret,
-            Err(error) => {
-                tracing::error!(endpoint = row.id, %error, "a secret can't be opened; its deliveries wait");
-                return None;
-            }
-        };
-        let previous = row.previous_secret.as_ref();
-        let previous_secret = previous.and_then(|(sealed, until)| Some((open(sealed).ok()?, *until)));
-        let transform = settings.transform.as_ref().map(|text| Transform::parse(text.get()));
-        let endpoint = LiveEndpoint {
-            id: row.id.as_str().into(),
-            partner: row.partner.as_str().into(),
-            url: settings.url.parse().ok()?,
-            headers: settings.headers.iter().cloned().collect(),
-            transform: transform.transpose().ok()?,
-            scheme: settings.signature.clone(),
-            secret,
-            previous_secret,
-            timeout: Duration::from_millis(settings.timeout_ms),
-            retry_schedule: settings.retry_schedule(),
-            failing_since: row.failing_since,
-            unproven: false,
-            disabled: match row.state {
-                EndpointState::Active => None,
-                EndpointState::Disabled { reason, .. } => Some(reason),
-            },
-        };
-        Some((endpoint, settings))
     }
 
     /// Follows changes that other nodes make, until `stop` is cancelled.
@@ -321,12 +278,7 @@ impl Directory {
             return;
         }
         while stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
-            let changed = match self.ledger.database().revision().await {
-                Ok(revision) if revision != self.snapshot().revision => self.reload().await,
-                Ok(_) => Ok(()),
-                Err(error) => Err(error),
-            };
-            if let Err(error) = changed {
+            if let Err(error) = self.reload().await {
                 tracing::debug!(%error, "what has changed could not be read; the old reading stays");
             }
         }
@@ -335,11 +287,11 @@ impl Directory {
 
 impl Endpoints for Directory {
     fn endpoint(&self, id: &str) -> Option<Arc<LiveEndpoint>> {
-        self.current.borrow().endpoints.get(id).cloned()
+        self.current.borrow().endpoints.get(id)?.live.clone()
     }
 
     fn is_unreadable(&self, id: &str) -> bool {
-        self.current.borrow().unreadable.contains(id)
+        self.current.borrow().endpoints.get(id).is_some_and(|reading| reading.live.is_none())
     }
 
     fn svix_transform(&self, tenant: &str) -> Option<Arc<Transform>> {

@@ -27,6 +27,7 @@ fn variables_take_the_kind_of_their_default() {
         ("POSTHASTE_SVIX__RETRY_SCHEDULE_MS", "1,20"),
         ("POSTHASTE_INGEST__RELAY", "data"),
         ("POSTHASTE_API_KEY", "not a setting"),
+        ("POSTHASTE_TEST_POSTGRES_URL", "not a setting either"),
         ("PATH", "/bin"),
     ])
     .expect("good");

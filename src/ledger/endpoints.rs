@@ -53,6 +53,19 @@ pub struct EndpointRow {
     pub created_at: Timestamp,
 }
 
+/// What tells whether an endpoint was read as it is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointMark {
+    /// Its id, `ep_…`.
+    pub id: String,
+    /// Grows with every change of settings, secret or state.
+    pub version: i64,
+    /// The first failure after the last success.
+    pub failing_since: Option<Timestamp>,
+    /// When it answered its ownership challenge.
+    pub proven_at: Option<Timestamp>,
+}
+
 /// Which of an endpoint's sealed columns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SealedColumn {
@@ -212,6 +225,36 @@ impl Database {
             sqlx::query_as(select!("ORDER BY id")).fetch_all(pool).await?
         });
         Ok(found.into_iter().map(row).collect())
+    }
+
+    /// Every endpoint that has changed after `version`, which is another's or a revision. What sending finds out is no
+    /// change: see [`Self::endpoint_marks`].
+    ///
+    /// # Errors
+    /// [`LedgerError::Unavailable`].
+    pub async fn endpoints_since(&self, version: i64) -> Result<Vec<EndpointRow>> {
+        let found: Vec<Tuple> = on!(self, reads, pool => {
+            sqlx::query_as(select!("WHERE version > $1 ORDER BY id")).bind(version).fetch_all(pool).await?
+        });
+        Ok(found.into_iter().map(row).collect())
+    }
+
+    /// The mark of every endpoint there is.
+    ///
+    /// # Errors
+    /// [`LedgerError::Unavailable`].
+    pub async fn endpoint_marks(&self) -> Result<Vec<EndpointMark>> {
+        let found: Vec<(String, i64, Option<i64>, Option<i64>)> = on!(self, reads, pool => {
+            sqlx::query_as("SELECT id, version, failing_since, proven_at FROM endpoint").fetch_all(pool).await?
+        });
+        let at = |millis: Option<i64>| millis.map(Timestamp::from_millis);
+        let mark = |(id, version, failing, proven)| EndpointMark {
+            id,
+            version,
+            failing_since: at(failing),
+            proven_at: at(proven),
+        };
+        Ok(found.into_iter().map(mark).collect())
     }
 
     /// Changes an endpoint's settings. With `if_match`, only where it has that version.

@@ -26,7 +26,7 @@ use tokio::sync::oneshot;
 
 use self::backlog::Backlog;
 pub use self::backlog::BacklogLimits;
-pub use self::endpoints::{EndpointRow, NewEndpoint, Sealed, SealedColumn, StoredSettings};
+pub use self::endpoints::{EndpointMark, EndpointRow, NewEndpoint, Sealed, SealedColumn, StoredSettings};
 pub use self::partners::{EventTypeRow, PartnerRow, Put};
 use self::plan::{AcceptRequest, Known, Plan};
 pub use self::plan::{Accepted, ItemVerdict, NewEvent, RequestKey};

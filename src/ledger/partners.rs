@@ -66,6 +66,25 @@ fn event_type((name, settings, version, synced, created_at): EventTypeTuple) -> 
     EventTypeRow { name, settings, version, synced, created_at: Timestamp::from_millis(created_at) }
 }
 
+/// The statements of a PUT.
+struct PutText {
+    /// The version of `$1`.
+    known: &'static str,
+    /// Id, settings, version and time.
+    upsert: &'static str,
+}
+
+const PUT_PARTNER: PutText = PutText {
+    known: "SELECT version FROM partner WHERE id = $1",
+    upsert: "INSERT INTO partner (id, settings, version, created_at) VALUES ($1, $2, $3, $4)
+             ON CONFLICT (id) DO UPDATE SET settings = excluded.settings, version = excluded.version",
+};
+const PUT_EVENT_TYPE: PutText = PutText {
+    known: "SELECT version FROM event_type WHERE name = $1",
+    upsert: "INSERT INTO event_type (name, settings, version, created_at, synced) VALUES ($1, $2, $3, $4, 0)
+             ON CONFLICT (name) DO UPDATE SET settings = excluded.settings, version = excluded.version",
+};
+
 impl Database {
     /// Makes a partner or changes it. With `if_match`, only where it has that version.
     ///
@@ -80,28 +99,7 @@ impl Database {
     ) -> Result<Put> {
         let settings =
             serde_json::to_string(settings).map_err(|error| LedgerError::Refused(error.to_string()))?;
-        Ok(change!(self, |transaction, version| {
-            let known: Option<(i64,)> = sqlx::query_as("SELECT version FROM partner WHERE id = $1")
-                .bind(id)
-                .fetch_optional(&mut *transaction)
-                .await?;
-            let known = known.map(|(version,)| version);
-            if if_match.is_some() && if_match != known {
-                (false, Put::VersionConflict)
-            } else {
-                sqlx::query(
-                    "INSERT INTO partner (id, settings, version, created_at) VALUES ($1, $2, $3, $4)
-                     ON CONFLICT (id) DO UPDATE SET settings = excluded.settings, version = excluded.version",
-                )
-                .bind(id)
-                .bind(&settings)
-                .bind(version)
-                .bind(now.as_millis())
-                .execute(&mut *transaction)
-                .await?;
-                (true, if known.is_some() { Put::Updated(version) } else { Put::Created(version) })
-            }
-        }))
+        self.put(&PUT_PARTNER, id, &settings, if_match, now).await
     }
 
     /// The partner of this id.
@@ -184,26 +182,31 @@ impl Database {
         if_match: Option<i64>,
         now: Timestamp,
     ) -> Result<Put> {
+        self.put(&PUT_EVENT_TYPE, name, settings, if_match, now).await
+    }
+
+    async fn put(
+        &self,
+        text: &PutText,
+        id: &str,
+        settings: &str,
+        if_match: Option<i64>,
+        now: Timestamp,
+    ) -> Result<Put> {
         Ok(change!(self, |transaction, version| {
-            let known: Option<(i64,)> = sqlx::query_as("SELECT version FROM event_type WHERE name = $1")
-                .bind(name)
-                .fetch_optional(&mut *transaction)
-                .await?;
+            let known: Option<(i64,)> =
+                sqlx::query_as(text.known).bind(id).fetch_optional(&mut *transaction).await?;
             let known = known.map(|(version,)| version);
             if if_match.is_some() && if_match != known {
                 (false, Put::VersionConflict)
             } else {
-                sqlx::query(
-                    "INSERT INTO event_type (name, settings, version, created_at, synced)
-                     VALUES ($1, $2, $3, $4, 0)
-                     ON CONFLICT (name) DO UPDATE SET settings = excluded.settings, version = excluded.version",
-                )
-                .bind(name)
-                .bind(settings)
-                .bind(version)
-                .bind(now.as_millis())
-                .execute(&mut *transaction)
-                .await?;
+                sqlx::query(text.upsert)
+                    .bind(id)
+                    .bind(settings)
+                    .bind(version)
+                    .bind(now.as_millis())
+                    .execute(&mut *transaction)
+                    .await?;
                 (true, if known.is_some() { Put::Updated(version) } else { Put::Created(version) })
             }
         }))

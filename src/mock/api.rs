@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use wiremock::Request;
 
+use super::event_types::{EventTypes, ListQuery};
 use super::input::{self, NewApplication, NewMessage};
 use super::record::{MockEvent, ReceivedMessage, ReceivedRequest};
 use super::reply::{Answer, Reply, answerable};
@@ -32,6 +33,7 @@ pub(super) struct Counts {
 pub(super) struct State {
     pub(super) settings: Settings,
     pub(super) store: Store,
+    pub(super) event_types: EventTypes,
     pub(super) keys: Keys,
     pub(super) rules: Rulebook,
     pub(super) requests: VecDeque<Arc<ReceivedRequest>>,
@@ -51,6 +53,7 @@ impl State {
     pub(super) fn new(settings: Settings) -> Self {
         Self {
             store: Store::new(settings.record_limit),
+            event_types: EventTypes::default(),
             keys: Keys::new(settings.record_limit),
             settings,
             rules: Rulebook::default(),
@@ -71,6 +74,7 @@ impl State {
             ("GET", ["api", "v1", "app", app, "msg", id]) => self.get_message(app, id, request),
             ("POST", ["api", "v1", "app"]) => Ok(self.post_application(request, now)),
             ("GET", ["api", "v1", "app", app]) => self.get_application(app, request),
+            (method, ["api", "v1", "event-type", name @ ..]) => self.event_types(method, name, request, now),
             _ => Err(Answer::no_such_route()),
         };
         Reply::Send(answer.unwrap_or_else(|refusal| refusal))
@@ -218,6 +222,47 @@ impl State {
         Ok(Answer::json(200, &self.store.application_out(application)))
     }
 
+    fn event_types(
+        &mut self,
+        method: &str,
+        name: &[&str],
+        request: &Request,
+        now: Moment,
+    ) -> Result<Answer, Answer> {
+        match (method, name) {
+            ("POST", []) => Ok(self
+                .once(request, now, true, |state| {
+                    state.authorize(request)?;
+                    state.event_types.create(&request.body, now)
+                })
+                .0),
+            ("GET", []) => {
+                let query = ListQuery {
+                    limit: parameter(request, "limit").and_then(|limit| limit.parse().ok()),
+                    after: parameter(request, "iterator"),
+                    include_archived: flag(request, "include_archived", false)?,
+                    with_content: flag(request, "with_content", false)?,
+                };
+                self.authorize(request)?;
+                Ok(self.event_types.list(&query))
+            }
+            ("GET", [name]) => {
+                self.authorize(request)?;
+                self.event_types.get(name)
+            }
+            ("PUT", [name]) => {
+                self.authorize(request)?;
+                self.event_types.put(name, &request.body, now)
+            }
+            ("DELETE", [name]) => {
+                let expunge = flag(request, "expunge", false)?;
+                self.authorize(request)?;
+                self.event_types.delete(name, expunge)
+            }
+            _ => Err(Answer::no_such_route()),
+        }
+    }
+
     fn authorize(&self, request: &Request) -> Result<(), Answer> {
         let Some(token) = &self.settings.token else {
             return Ok(());
@@ -307,9 +352,12 @@ fn header<'a>(request: &'a Request, name: &str) -> Option<&'a str> {
     request.headers.get(name)?.to_str().ok()
 }
 
+fn parameter(request: &Request, name: &str) -> Option<String> {
+    request.url.query_pairs().find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
+}
+
 fn flag(request: &Request, name: &str, default: bool) -> Result<bool, Answer> {
-    let given = request.url.query_pairs().find(|(key, _)| key == name);
-    match given.as_ref().map(|(_, value)| value.as_ref()) {
+    match parameter(request, name).as_deref() {
         None => Ok(default),
         Some("true") => Ok(true),
         Some("false") => Ok(false),

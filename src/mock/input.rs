@@ -118,6 +118,19 @@ pub(super) fn application(body: &[u8]) -> Result<NewApplication, Answer> {
     Ok(application)
 }
 
+/// Reads a body whose fields need no checks of their own.
+pub(super) fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Answer> {
+    let read = text(body).and_then(|body| serde_json::from_str(body).map_err(|error| at_root(&error)));
+    read.map_err(|problem| Answer::invalid(&[problem]))
+}
+
+/// Checks the name of an event type.
+pub(super) fn event_type_name(loc: &[&str], name: &str) -> Result<(), Answer> {
+    let mut problems = Vec::new();
+    check_name(&mut problems, loc, name);
+    refuse(&problems)
+}
+
 /// Checks the id or uid of an application that a path names.
 pub(super) fn application_in_path(id_or_uid: &str) -> Result<(), Answer> {
     let mut problems = Vec::new();

@@ -41,9 +41,9 @@
 //!
 //! Where the mock differs from the real ones:
 //!
-//! - It dispatches nothing: there are no endpoints, no attempts and no event types.
-//! - The calls it knows are to create and get a message, and to create and get an application.
-//!   Everything else is 404.
+//! - It dispatches nothing: there are no endpoints and no attempts.
+//! - The calls it knows are to create and get a message, to create and get an application, and to create,
+//!   set, get, list and delete event types. Everything else is 404. A message's type need not be among them.
 //! - It takes what the hosted Svix documents where the self-hosted server takes less: ten
 //!   channels instead of five, tags, payloads up to 1 MiB (more is 413).
 //! - It never waits for a request with the same idempotency key that is still being answered.
@@ -51,6 +51,7 @@
 //!   ([`MockSvixBuilder::record_limit`]) and forgets the oldest.
 
 mod api;
+mod event_types;
 mod front;
 mod input;
 mod partner;

@@ -140,6 +140,11 @@ impl MockSvix {
         state.store.message(application, id_or_event_id).cloned()
     }
 
+    /// The names of the event types that it knows, in order, without those in the archive.
+    pub fn event_types(&self) -> Vec<String> {
+        self.shared.state().event_types.names()
+    }
+
     /// How many messages were stored since the start or the last [`MockSvix::clear`], including
     /// those that were removed or forgotten since.
     pub fn message_count(&self) -> u64 {

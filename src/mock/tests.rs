@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 
 use super::MockSvix;
 
+mod event_types;
 mod troubles;
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -2,7 +2,10 @@
 //!
 //! Success is a 2xx on the head of the answer. Redirects are failures, answers are not decoded, and no more than
 //! [`ANSWER_LIMIT_BYTES`] of a body is read, for no longer than [`ANSWER_TIMEOUT`]: the rest is the partner's business.
+//! Of a success nobody asks for the words: its body gets only [`SUCCESS_BODY_TIMEOUT`] to end, so that the connection
+//! can be used again, and no place in flight is held for one that does not.
 
+use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +17,8 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tower::timeout::error::Elapsed;
+use tower::{ServiceBuilder, ServiceExt as _};
 
 use super::address_guard::{ConnectError, GuardedHttps};
 use super::signature::{self, EndpointSecret, SignatureScheme};
@@ -29,6 +34,8 @@ use crate::domain::transform::{Context, Transform};
 pub const ANSWER_LIMIT_BYTES: usize = 16 << 10;
 /// Longest that an answer's body is waited for.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest that the body of a delivery's success is waited for. An honest one comes along with its head.
+pub const SUCCESS_BODY_TIMEOUT: Duration = Duration::from_millis(100);
 /// What is kept of an answer.
 const EXCERPT_LIMIT_BYTES: usize = 1 << 10;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -166,7 +173,7 @@ impl DirectSender {
             &delivery.lane.destination.to_string(),
             &delivery.identity,
         );
-        match self.post(&endpoint, &key, payload).await {
+        match self.exchange(&endpoint, &key, payload, SUCCESS_BODY_TIMEOUT).await {
             Ok(reply) => self.outcome(&reply),
             Err(failure) => Outcome::Failed(failure),
         }
@@ -182,6 +189,34 @@ impl DirectSender {
         webhook_id: &str,
         payload: Bytes,
     ) -> Result<Reply, Failure> {
+        self.exchange(endpoint, webhook_id, payload, ANSWER_TIMEOUT).await
+    }
+
+    /// The same, with a bound of its own for the body of a success.
+    async fn exchange(
+        &self,
+        endpoint: &LiveEndpoint,
+        webhook_id: &str,
+        payload: Bytes,
+        success_body_timeout: Duration,
+    ) -> Result<Reply, Failure> {
+        let request = self.request(endpoint, webhook_id, payload)?;
+        // For the head: it has told, and what the body says, and whether it ever ends, changes nothing.
+        let client = ServiceBuilder::new().timeout(endpoint.timeout).service(self.http.clone());
+        let response = client.oneshot(request).await.map_err(|error| failure(&*error, endpoint.timeout))?;
+        let (head, body) = response.into_parts();
+        let retry_after = head.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+        let retry_after = retry_after.map(str::to_owned);
+        let patience = if head.status.is_success() { success_body_timeout } else { ANSWER_TIMEOUT };
+        Ok(Reply { status: head.status.as_u16(), retry_after, excerpt: read(body, patience).await })
+    }
+
+    fn request(
+        &self,
+        endpoint: &LiveEndpoint,
+        webhook_id: &str,
+        payload: Bytes,
+    ) -> Result<Request<Full<Bytes>>, Failure> {
         let now = self.clock.now();
         let mut secrets = vec![endpoint.secret.clone()];
         let previous = endpoint.previous_secret.iter().filter(|(_, until)| now < *until);
@@ -195,22 +230,7 @@ impl DirectSender {
         for (name, value) in endpoint.headers.iter().cloned().chain(signature) {
             request = request.header(name, value);
         }
-        let request = request
-            .body(Full::new(payload))
-            .map_err(|error| Failure::transport("bad_request", error, false))?;
-        let exchange = async {
-            let response = self.http.request(request).await.map_err(|error| transport_failure(&error))?;
-            let (head, body) = response.into_parts();
-            let retry_after = head.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-            let retry_after = retry_after.map(str::to_owned);
-            // The head has told; what the body says, and whether it ever ends, changes nothing.
-            let excerpt = tokio::time::timeout(ANSWER_TIMEOUT, read(body)).await.unwrap_or_default();
-            Ok(Reply { status: head.status.as_u16(), retry_after, excerpt })
-        };
-        tokio::time::timeout(endpoint.timeout, exchange).await.unwrap_or_else(|_| {
-            let detail = format!("no answer within {} ms", endpoint.timeout.as_millis());
-            Err(Failure::transport("timeout", detail, true))
-        })
+        request.body(Full::new(payload)).map_err(|error| Failure::transport("bad_request", error, false))
     }
 
     fn payload(&self, delivery: &Delivery, endpoint: &LiveEndpoint) -> Result<Bytes, Failure> {
@@ -260,30 +280,35 @@ pub fn reshape(
         .map_err(|error| Failure::transport(&format!("transform_{}", error.code()), error, false))
 }
 
-/// What it means that no answer came.
-fn transport_failure(error: &hyper_util::client::legacy::Error) -> Failure {
+/// What it means that no answer came within `timeout`.
+fn failure(error: &(dyn Error + 'static), timeout: Duration) -> Failure {
+    if error.is::<Elapsed>() {
+        return Failure::transport("timeout", format!("no answer within {} ms", timeout.as_millis()), true);
+    }
     if let Some(connect) = ConnectError::find(error) {
         return Failure::transport(connect.code(), connect, false);
     }
-    let last =
-        std::iter::successors(Some(error as &(dyn std::error::Error + 'static)), |error| (*error).source());
-    let detail = last.last().map(ToString::to_string).unwrap_or_default();
-    Failure::transport("connection_lost", detail, true)
+    let last = std::iter::successors(Some(error), |error| (*error).source()).last();
+    Failure::transport("connection_lost", last.map(ToString::to_string).unwrap_or_default(), true)
 }
 
 /// The beginning of a body; reads a little more than is kept, so that small answers end and their connection is used
-/// again.
-async fn read(mut body: Incoming) -> String {
+/// again. What has come is kept when the time is up.
+async fn read(mut body: Incoming, patience: Duration) -> String {
     let mut start = BytesMut::new();
-    let mut seen = 0;
-    while let Some(Ok(frame)) = body.frame().await {
-        let Some(data) = frame.data_ref() else { continue };
-        seen += data.len();
-        let room = EXCERPT_LIMIT_BYTES.saturating_sub(start.len());
-        start.extend_from_slice(&data[..data.len().min(room)]);
-        if seen > ANSWER_LIMIT_BYTES {
-            break;
+    let reading = async {
+        let mut seen = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            let Some(data) = frame.data_ref() else { continue };
+            seen += data.len();
+            let room = EXCERPT_LIMIT_BYTES.saturating_sub(start.len());
+            start.extend_from_slice(&data[..data.len().min(room)]);
+            if seen > ANSWER_LIMIT_BYTES {
+                break;
+            }
         }
-    }
+    };
+    // Too slow or not, the head has told.
+    let _ = tokio::time::timeout(patience, reading).await;
     String::from_utf8_lossy(&start).into_owned()
 }

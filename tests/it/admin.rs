@@ -452,3 +452,22 @@ async fn svix_is_told_of_event_types() {
     assert!(requests.len() >= 2, "503, and again");
     admin.relay.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_mock_svix_learns_event_types() {
+    let (database, svix) = (TestDatabase::sqlite(), mock_svix().await);
+    let admin = Admin::start_with(config(&database, &svix)).await;
+    let template = "/v1/event-types/{name}";
+    for (name, status) in [("order.paid", 201), ("order.sent", 201), ("order.paid", 200)] {
+        let path = format!("/v1/event-types/{name}");
+        let body = json!({"description": name, "example": {"n": status}});
+        assert_eq!(admin.call(Method::PUT, template, &path, &[], body).await.status, status);
+        eventually("the event type is marked as synced", async || {
+            let got = admin.call(Method::GET, template, &path, &[], Value::Null).await.json();
+            (got["synced"] == true).then_some(())
+        })
+        .await;
+    }
+    assert_eq!(svix.event_types(), ["order.paid", "order.sent"]);
+    admin.relay.finish().await;
+}

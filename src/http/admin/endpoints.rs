@@ -18,7 +18,7 @@ pub(super) use self::change::{
 use self::views::{EndpointBody, EndpointView, EndpointsView, NewEndpointView};
 use super::conditional::{IfMatch, failed};
 use super::paging::{Page, PageQuery};
-use super::{faults, json_text, ledger, not_found, reload, versioned};
+use super::{OrProblem as _, faults, json_text, not_found, reload, versioned};
 use crate::domain::partner::{EndpointSettings, EndpointState};
 use crate::http::auth::{Caller, Scope};
 use crate::http::openapi::Problems;
@@ -41,10 +41,10 @@ pub(super) async fn list_endpoints(
     caller.require(Scope::Read)?;
     caller.require_unbound()?;
     let database = state.ledger.database();
-    let known = database.partner(&partner).await.map_err(|error| ledger(&state, &error))?;
+    let known = database.partner(&partner).await.or_problem(&state)?;
     known.ok_or_else(|| not_found("partner", &partner))?;
     let read = database.endpoints_of(&partner, page.after.as_deref(), page.read_limit()).await;
-    let mut rows = read.map_err(|error| ledger(&state, &error))?;
+    let mut rows = read.or_problem(&state)?;
     let next_cursor = page.cut(&mut rows, |row| &row.id);
     let views: Result<Vec<_>, _> = rows.iter().map(|row| view(&state, row)).collect();
     Ok(Json(EndpointsView { endpoints: views?, next_cursor }).into_response())
@@ -77,12 +77,12 @@ pub(super) async fn add_endpoint(
     let endpoint = NewEndpoint {
         id: id.clone(),
         partner: partner.clone(),
-        settings: stored.map_err(|error| ledger(&state, &error))?,
-        secret: sealed.map_err(|error| ledger(&state, &error))?,
+        settings: stored.or_problem(&state)?,
+        secret: sealed.or_problem(&state)?,
     };
     let now = state.clock.now();
     let added = state.ledger.database().add_endpoint(&endpoint, now).await;
-    let added = added.map_err(|error| ledger(&state, &error))?;
+    let added = added.or_problem(&state)?;
     let version = added.ok_or_else(|| not_found("partner", &partner))?;
     reload(&state).await?;
     let row = EndpointRow {
@@ -136,7 +136,7 @@ pub(super) async fn delete_endpoint(
     let known = find(&state, &id).await?;
     let guard = if_match.check(Some(known.version))?;
     let deleted = state.ledger.database().delete_endpoint(&id, guard).await;
-    if !deleted.map_err(|error| ledger(&state, &error))? {
+    if !deleted.or_problem(&state)? {
         return Err(if if_match.is_set() { failed() } else { not_found("endpoint", &id) });
     }
     reload(&state).await?;
@@ -170,11 +170,11 @@ pub(super) async fn test_endpoint(
 }
 
 async fn find(state: &HttpState, id: &str) -> Result<EndpointRow, Problem> {
-    let row = state.ledger.database().endpoint(id).await.map_err(|error| ledger(state, &error))?;
+    let row = state.ledger.database().endpoint(id).await.or_problem(state)?;
     row.ok_or_else(|| not_found("endpoint", id))
 }
 
 fn view(state: &HttpState, row: &EndpointRow) -> Result<EndpointView, Problem> {
-    let settings = provisioning::open_settings(&state.vault, row).map_err(|error| ledger(state, &error))?;
+    let settings = provisioning::open_settings(&state.vault, row).or_problem(state)?;
     Ok(EndpointView::new(row, settings, state.clock.now()))
 }

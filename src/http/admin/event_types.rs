@@ -10,14 +10,14 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use super::conditional::{IfMatch, failed};
+use super::conditional::IfMatch;
 use super::paging::{Page, PageQuery};
-use super::{check_id, faults, json_text, ledger, not_found, reload, versioned};
+use super::{OrProblem as _, check_id, faults, json_text, not_found, versioned, written};
 use crate::http::auth::{Caller, Scope};
 use crate::http::openapi::Problems;
 use crate::http::problem::Problem;
 use crate::http::state::HttpState;
-use crate::ledger::{EventTypeRow, LedgerError, Put};
+use crate::ledger::{EventTypeRow, LedgerError};
 use crate::provisioning::EventTypeSettings;
 
 /// An event type as it is set.
@@ -87,10 +87,10 @@ pub(super) async fn list_event_types(
 ) -> Result<Response, Problem> {
     caller.require(Scope::Read)?;
     let read = state.ledger.database().event_types(page.after.as_deref(), page.read_limit()).await;
-    let mut rows = read.map_err(|error| ledger(&state, &error))?;
+    let mut rows = read.or_problem(&state)?;
     let next_cursor = page.cut(&mut rows, |row| &row.name);
     let views: Result<Vec<_>, _> = rows.into_iter().map(EventTypeView::read).collect();
-    let event_types = views.map_err(|error| ledger(&state, &error))?;
+    let event_types = views.or_problem(&state)?;
     Ok(Json(EventTypesView { event_types, next_cursor }).into_response())
 }
 
@@ -106,10 +106,10 @@ pub(super) async fn get_event_type(
     Path(name): Path<String>,
 ) -> Result<Response, Problem> {
     caller.require(Scope::Read)?;
-    let row = state.ledger.database().event_type(&name).await.map_err(|error| ledger(&state, &error))?;
+    let row = state.ledger.database().event_type(&name).await.or_problem(&state)?;
     let row = row.ok_or_else(|| not_found("event type", &name))?;
     let version = row.version;
-    let view = EventTypeView::read(row).map_err(|error| ledger(&state, &error))?;
+    let view = EventTypeView::read(row).or_problem(&state)?;
     Ok(versioned(StatusCode::OK, version, view))
 }
 
@@ -137,18 +137,13 @@ pub(super) async fn put_event_type(
     caller.require_unbound()?;
     check_id("/name", "an event type", &name)?;
     let settings = EventTypeSettings::parse(&json_text(&headers, &body)?).map_err(|found| faults(&found))?;
-    let text = settings.to_json().map_err(|error| ledger(&state, &error))?;
+    let text = settings.to_json().or_problem(&state)?;
     let database = state.ledger.database();
-    let known = database.event_type(&name).await.map_err(|error| ledger(&state, &error))?;
+    let known = database.event_type(&name).await.or_problem(&state)?;
     let guard = if_match.check(known.as_ref().map(|row| row.version))?;
     let now = state.clock.now();
     let put = database.put_event_type(&name, &text, guard, now).await;
-    let (status, version) = match put.map_err(|error| ledger(&state, &error))? {
-        Put::Created(version) => (StatusCode::CREATED, version),
-        Put::Updated(version) => (StatusCode::OK, version),
-        Put::VersionConflict => return Err(failed()),
-    };
-    reload(&state).await?;
+    let (status, version) = written(&state, put).await?;
     state.event_types_changed.notify_one();
     let created_at = known.map_or(now, |row| row.created_at).as_millis();
     Ok(versioned(status, version, EventTypeView::new(name, settings, false, created_at)))

@@ -9,7 +9,7 @@ use secrecy::ExposeSecret as _;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{bad_field, check_tenant, ledger, not_found, read, reload};
+use super::{OrProblem as _, bad_field, check_tenant, not_found, read, reload};
 use crate::domain::tenant::NAME_LIMIT_BYTES;
 use crate::http::auth::{Caller, Scope, new_key};
 use crate::http::openapi::Problems;
@@ -68,7 +68,7 @@ pub(super) async fn create_key(
         return Err(bad_field("/scopes", "scopes are `ingest`, `read` and `admin`, at least one of them"));
     };
     let (key, text) = new_key(body.name.trim(), &scopes, body.tenant.as_deref(), &state.clock);
-    state.ledger.database().add_api_key(&key).await.map_err(|error| ledger(&state, &error))?;
+    state.ledger.database().add_api_key(&key).await.or_problem(&state)?;
     reload(&state).await?;
     let view = NewKeyView { key: text.expose_secret().to_owned(), info: key.info };
     Ok((StatusCode::CREATED, Json(view)).into_response())
@@ -79,7 +79,7 @@ pub(super) async fn create_key(
 pub(super) async fn list_keys(State(state): State<HttpState>, caller: Caller) -> Result<Response, Problem> {
     caller.require(Scope::Admin)?;
     caller.require_unbound()?;
-    let keys = state.ledger.database().all_api_keys().await.map_err(|error| ledger(&state, &error))?;
+    let keys = state.ledger.database().all_api_keys().await.or_problem(&state)?;
     let keys = keys.into_iter().map(|key| key.info).collect();
     Ok(Json(KeysView { keys }).into_response())
 }
@@ -96,8 +96,7 @@ pub(super) async fn revoke_key(
     caller.require(Scope::Admin)?;
     caller.require_unbound()?;
     let now = state.clock.now();
-    let revoked =
-        state.ledger.database().revoke_api_key(&id, now).await.map_err(|error| ledger(&state, &error))?;
+    let revoked = state.ledger.database().revoke_api_key(&id, now).await.or_problem(&state)?;
     reload(&state).await?;
     if !revoked {
         return Err(not_found("good key", &id));

@@ -23,7 +23,7 @@ use super::problem::{FieldError, Problem};
 use super::state::HttpState;
 use crate::domain::partner::SettingFault;
 use crate::domain::tenant::{NAME_LIMIT_BYTES, svix_name_is_valid};
-use crate::ledger::LedgerError;
+use crate::ledger::{LedgerError, Put};
 
 /// Every route under `/v1`, with its description.
 pub(super) fn routes() -> OpenApiRouter<HttpState> {
@@ -48,9 +48,33 @@ fn ledger(state: &HttpState, error: &LedgerError) -> Problem {
     Problem::of_ledger(error, state.retry_after_s())
 }
 
+/// The ledger's answer, or what it could not do as a refusal.
+trait OrProblem<T> {
+    /// The answer; its error as [`Problem::of_ledger`] words it.
+    fn or_problem(self, state: &HttpState) -> Result<T, Problem>;
+}
+
+impl<T> OrProblem<T> for Result<T, LedgerError> {
+    fn or_problem(self, state: &HttpState) -> Result<T, Problem> {
+        self.map_err(|error| ledger(state, &error))
+    }
+}
+
 /// Every node reads again; this one now.
 async fn reload(state: &HttpState) -> Result<(), Problem> {
-    state.directory.reload().await.map_err(|error| ledger(state, &error))
+    state.directory.reload().await.or_problem(state)
+}
+
+/// What became of a PUT: its status and the version that is there now, known to this node. 412 where somebody else was
+/// faster.
+async fn written(state: &HttpState, put: Result<Put, LedgerError>) -> Result<(StatusCode, i64), Problem> {
+    let written = match put.or_problem(state)? {
+        Put::Created(version) => (StatusCode::CREATED, version),
+        Put::Updated(version) => (StatusCode::OK, version),
+        Put::VersionConflict => return Err(conditional::failed()),
+    };
+    reload(state).await?;
+    Ok(written)
 }
 
 fn bad_field(pointer: &str, detail: &str) -> Problem {

@@ -11,14 +11,14 @@ use utoipa::ToSchema;
 
 use super::conditional::{IfMatch, failed};
 use super::paging::{Page, PageQuery};
-use super::{check_id, faults, json_text, ledger, not_found, reload, versioned};
+use super::{OrProblem as _, check_id, faults, json_text, not_found, reload, versioned, written};
 use crate::domain::clock::Timestamp;
 use crate::domain::partner::{PartnerSettings, RateLimit};
 use crate::http::auth::{Caller, Scope};
 use crate::http::openapi::Problems;
 use crate::http::problem::Problem;
 use crate::http::state::HttpState;
-use crate::ledger::{PartnerRow, Put};
+use crate::ledger::PartnerRow;
 
 /// A partner as it is set.
 #[derive(ToSchema)]
@@ -116,7 +116,7 @@ pub(super) async fn list_partners(
     caller.require(Scope::Read)?;
     caller.require_unbound()?;
     let read = state.ledger.database().partners(page.after.as_deref(), page.read_limit()).await;
-    let mut rows = read.map_err(|error| ledger(&state, &error))?;
+    let mut rows = read.or_problem(&state)?;
     let next_cursor = page.cut(&mut rows, |row| &row.id);
     let partners = rows.into_iter().map(PartnerView::from).collect();
     Ok(Json(PartnersView { partners, next_cursor }).into_response())
@@ -135,7 +135,7 @@ pub(super) async fn get_partner(
 ) -> Result<Response, Problem> {
     caller.require(Scope::Read)?;
     caller.require_unbound()?;
-    let row = state.ledger.database().partner(&id).await.map_err(|error| ledger(&state, &error))?;
+    let row = state.ledger.database().partner(&id).await.or_problem(&state)?;
     let row = row.ok_or_else(|| not_found("partner", &id))?;
     Ok(versioned(StatusCode::OK, row.version, PartnerView::from(row)))
 }
@@ -165,17 +165,11 @@ pub(super) async fn put_partner(
     check_id("/partner", "a partner", &id)?;
     let settings = PartnerSettings::parse(&json_text(&headers, &body)?).map_err(|found| faults(&found))?;
     let database = state.ledger.database();
-    let known = database.partner(&id).await.map_err(|error| ledger(&state, &error))?;
+    let known = database.partner(&id).await.or_problem(&state)?;
     let guard = if_match.check(known.as_ref().map(|row| row.version))?;
     let now = state.clock.now();
-    let put =
-        database.put_partner(&id, &settings, guard, now).await.map_err(|error| ledger(&state, &error))?;
-    let (status, version) = match put {
-        Put::Created(version) => (StatusCode::CREATED, version),
-        Put::Updated(version) => (StatusCode::OK, version),
-        Put::VersionConflict => return Err(failed()),
-    };
-    reload(&state).await?;
+    let put = database.put_partner(&id, &settings, guard, now).await;
+    let (status, version) = written(&state, put).await?;
     let created_at = known.map_or(now, |row| row.created_at);
     Ok(versioned(status, version, PartnerView::new(id, settings, created_at)))
 }
@@ -195,10 +189,10 @@ pub(super) async fn delete_partner(
     caller.require(Scope::Admin)?;
     caller.require_unbound()?;
     let database = state.ledger.database();
-    let known = database.partner(&id).await.map_err(|error| ledger(&state, &error))?;
+    let known = database.partner(&id).await.or_problem(&state)?;
     let known = known.ok_or_else(|| not_found("partner", &id))?;
     let guard = if_match.check(Some(known.version))?;
-    let deleted = database.delete_partner(&id, guard).await.map_err(|error| ledger(&state, &error))?;
+    let deleted = database.delete_partner(&id, guard).await.or_problem(&state)?;
     if !deleted {
         return Err(if if_match.is_set() { failed() } else { not_found("partner", &id) });
     }

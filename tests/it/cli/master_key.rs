@@ -1,11 +1,14 @@
 //! `posthaste master-key rotate`
 
+use std::time::Duration;
+
 use axum::http::Method;
 use posthaste::mock::MockPartner;
 use serde_json::json;
 use svix::webhooks::Webhook;
 
 use super::run;
+use crate::support::partners::{add_endpoint, verify};
 use crate::support::{RelayProcess, TestDatabase, mock_svix};
 
 const OLD: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
@@ -61,6 +64,74 @@ async fn after_a_rotation_the_key_before_is_needed_no_more(database: TestDatabas
         let webhook = Webhook::new(secret.as_str().expect("a secret")).expect("a secret");
         webhook.verify(&request.body, &request.headers).expect("signed with both");
     }
+    relay.kill();
+}
+
+/// The deployment's way: every node gets the new key with the old one as a previous one, the secrets are sealed anew
+/// while nodes run, and the old key is taken away.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rotation_while_a_server_runs_disturbs_no_delivery() {
+    let (database, svix) = (TestDatabase::postgres().await, mock_svix().await);
+    let partner = MockPartner::start().await;
+    let start = |keys: &[(&str, &str)]| {
+        let loopback = [("POSTHASTE_DIRECT__ALLOWED_NETWORKS", "127.0.0.0/8"), ("POSTHASTE_SVIX__TOKEN", "")];
+        RelayProcess::start(&database, &svix, &[&loopback, keys].concat())
+    };
+    let relay = start(&[("POSTHASTE_MASTER_KEY", OLD)]);
+    let mut secrets = Vec::new();
+    for n in 0..20 {
+        let path = format!("/{n}");
+        let settings = json!({"url": partner.url(&path), "headers": {"X-Token": "canary"}});
+        secrets.push((path, add_endpoint(&relay, "crm", settings).await.1));
+    }
+    relay.kill();
+    let both = [("POSTHASTE_MASTER_KEY", NEW), ("POSTHASTE_MASTER_KEY_PREVIOUS", OLD)];
+    let relay = start(&both);
+    let verify_all = |count: usize| {
+        for (path, secret) in &secrets {
+            let requests = partner.requests_to(path);
+            assert_eq!(requests.len(), count, "{path}");
+            for request in requests {
+                assert_eq!((request.header("x-token"), request.status), ("canary", 204));
+                verify(&request, secret);
+            }
+        }
+    };
+    let post = async |relay: &RelayProcess, id: &str| {
+        let event = json!({"id": id, "tenant": "acme", "type": "a", "data": {}});
+        assert_eq!(relay.post(event.to_string()).await.status, 202);
+    };
+    let variables = [[("POSTHASTE_DATABASE_URL", database.url()); 1].as_slice(), &both].concat();
+    let rotation = run(&["master-key", "rotate"], &variables);
+    let mut rotation = std::pin::pin!(rotation);
+    let mut posted = 0;
+    // Events before, during and after.
+    let ended = loop {
+        posted += 1;
+        post(&relay, &format!("evt_{posted}")).await;
+        tokio::select! {
+            ended = &mut rotation => break ended,
+            () = tokio::time::sleep(Duration::from_millis(10)) => {}
+        }
+    };
+    assert_eq!((ended.code, ended.err.as_str()), (Some(0), ""), "{}", ended.out);
+    assert!(ended.out.contains("40 sealed anew, 0 already under"), "{}", ended.out);
+    // Long enough for the server to have read again.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    posted += 1;
+    post(&relay, "evt_after").await;
+    assert!(partner.wait_for(20 * posted as u64, Duration::from_secs(30)).await, "all arrive");
+    verify_all(posted);
+    println!("{posted} events to 20 endpoints, before, during and after a rotation");
+    relay.kill();
+    let relay = start(&[("POSTHASTE_MASTER_KEY", NEW)]);
+    posted += 1;
+    post(&relay, "evt_without_the_old_key").await;
+    assert!(
+        partner.wait_for(20 * posted as u64, Duration::from_secs(30)).await,
+        "the old key is needed no more"
+    );
+    verify_all(posted);
     relay.kill();
 }
 

@@ -4,6 +4,7 @@ mod clock;
 mod database;
 mod events;
 pub mod http;
+pub mod partners;
 mod relay;
 pub mod sink;
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use posthaste::app::{App, SystemClock};
 use posthaste::config::Config;
+use posthaste::domain::clock::Clock;
 use posthaste::ledger::Progress;
 use posthaste::mock::MockSvix;
 use secrecy::SecretString;
@@ -57,7 +58,12 @@ impl TestRelay {
     }
 
     pub async fn start_with(config: Config) -> Self {
-        let app = App::start(&config, Arc::new(SystemClock::new())).await.expect("the relay starts");
+        Self::start_at(config, Arc::new(SystemClock::new())).await
+    }
+
+    /// Starts with a clock of the test's own.
+    pub async fn start_at(config: Config, clock: Arc<dyn Clock>) -> Self {
+        let app = App::start(&config, clock).await.expect("the relay starts");
         Self { client: HttpClient::new(format!("http://{}", app.address())), app: Some(app) }
     }
 

@@ -15,7 +15,7 @@ use super::views::{EndpointPatch, EndpointView, RotateBody, RotatedView};
 use super::{find, view};
 use crate::domain::partner::{DisableReason, EndpointSettings, REDACTED};
 use crate::http::admin::conditional::{IfMatch, failed};
-use crate::http::admin::{bad_field, faults, json_text, ledger, not_found, reload, versioned};
+use crate::http::admin::{OrProblem as _, bad_field, faults, json_text, not_found, reload, versioned};
 use crate::http::auth::{Caller, Scope};
 use crate::http::openapi::Problems;
 use crate::http::problem::Problem;
@@ -57,9 +57,9 @@ pub(in crate::http::admin) async fn patch_endpoint(
         if_match.check(Some(row.version))?;
         let settings = patched(&state, &row, &patch)?;
         let stored = provisioning::seal_settings(&state.vault, &id, &settings, &*state.clock);
-        row.settings = stored.map_err(|error| ledger(&state, &error))?;
+        row.settings = stored.or_problem(&state)?;
         let put = state.ledger.database().update_endpoint(&id, &row.settings, Some(row.version)).await;
-        match put.map_err(|error| ledger(&state, &error))? {
+        match put.or_problem(&state)? {
             Put::Created(version) | Put::Updated(version) => {
                 reload(&state).await?;
                 let view = EndpointView::new(&row, settings, state.clock.now());
@@ -76,7 +76,7 @@ pub(in crate::http::admin) async fn patch_endpoint(
 
 /// The settings of `row` with changes, checked.
 fn patched(state: &HttpState, row: &EndpointRow, patch: &str) -> Result<EndpointSettings, Problem> {
-    let old = provisioning::open_settings(&state.vault, row).map_err(|error| ledger(state, &error))?;
+    let old = provisioning::open_settings(&state.vault, row).or_problem(state)?;
     let patch = with_merged_headers(&old, patch);
     let new = old.patched(&patch).map_err(|found| faults(&found))?;
     // The URL it has was good when it was saved: a change elsewhere need not answer for it.
@@ -158,15 +158,13 @@ pub(in crate::http::admin) async fn rotate_secret(
         return Err(bad_field("/grace_ms", "a grace is at most 30 days, 2592000000 ms"));
     }
     let row = find(&state, &id).await?;
-    let settings = provisioning::open_settings(&state.vault, &row).map_err(|error| ledger(&state, &error))?;
+    let settings = provisioning::open_settings(&state.vault, &row).or_problem(&state)?;
     let secret = provisioning::secret(body.secret.as_deref(), &settings.signature, &*state.clock)
         .map_err(|fault| faults(&[fault]))?;
-    let sealed = provisioning::seal_secret(&state.vault, &id, &secret, &*state.clock)
-        .map_err(|error| ledger(&state, &error))?;
+    let sealed = provisioning::seal_secret(&state.vault, &id, &secret, &*state.clock).or_problem(&state)?;
     let until = state.clock.now() + Duration::from_millis(grace_ms);
     let rotated = state.ledger.database().rotate_secret(&id, &sealed, until).await;
-    let version =
-        rotated.map_err(|error| ledger(&state, &error))?.ok_or_else(|| not_found("endpoint", &id))?;
+    let version = rotated.or_problem(&state)?.ok_or_else(|| not_found("endpoint", &id))?;
     reload(&state).await?;
     let secret = secret.text().expose_secret().to_owned();
     let view = RotatedView { id, secret, previous_secret_until: until.as_millis() };
@@ -211,7 +209,7 @@ async fn set_state(
     caller.require_unbound()?;
     let disabled = disabled.map(|reason| (reason, state.clock.now()));
     let changed = state.ledger.database().set_endpoint_state(id, disabled).await;
-    if changed.map_err(|error| ledger(state, &error))? {
+    if changed.or_problem(state)? {
         reload(state).await?;
     }
     let row = find(state, id).await?;
