@@ -22,7 +22,7 @@ use crate::domain::retry::RetrySchedule;
 use crate::domain::scheduler::SchedulerLimits;
 use crate::endpoints::Keeper;
 use crate::http::{self, HttpOptions, HttpState, ServerLimits};
-use crate::ingest::Ingest;
+use crate::ingest::{Ingest, IngestRules, TenantLimits};
 use crate::ledger::{Ledger, database_file};
 use crate::provisioning::{self, Seeds};
 use crate::secrets::{KeySources, Vault};
@@ -130,9 +130,7 @@ impl App {
         let ingest = Ingest::new(
             ledger.clone(),
             directory.clone(),
-            parse_settings(config),
-            config.default_route(),
-            config.ingest.unknown_event_types,
+            ingest_rules(config)?,
             clock.clone(),
         );
         let svix = svix_sender(config, &directory, &clock)?;
@@ -352,14 +350,21 @@ fn dispatcher_options(config: &Config, svix_configured: bool) -> DispatcherOptio
     }
 }
 
-fn parse_settings(config: &Config) -> ParseSettings {
-    ParseSettings {
+fn ingest_rules(config: &Config) -> anyhow::Result<IngestRules> {
+    let parse = ParseSettings {
         tenant_attributes: config.ingest.tenant_attributes.clone(),
         default_tenant: config.ingest.default_tenant.as_deref().map(Arc::from),
         require_id: config.ingest.require_id,
         max_batch_events: config.ingest.max_batch_events,
         max_event_bytes: config.ingest.max_event_bytes,
-    }
+    };
+    let limit = config.ingest.tenant_limit().map_err(anyhow::Error::msg)?;
+    Ok(IngestRules {
+        parse,
+        default_route: config.default_route(),
+        unknown_types: config.ingest.unknown_event_types,
+        limits: TenantLimits::new(limit),
+    })
 }
 
 fn http_options(config: &Config) -> HttpOptions {

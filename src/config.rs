@@ -4,6 +4,7 @@
 //! case, `__` between levels, lists comma-separated (`POSTHASTE_HTTP__INGEST_PATHS=/notifications,/events`).
 
 mod direct;
+mod ingest;
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -18,7 +19,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use self::direct::DirectConfig;
-use crate::domain::event::Relay;
+pub use self::ingest::{IngestConfig, UnknownEventTypes};
 use crate::domain::tenant::DefaultRoute;
 use crate::ledger::{BacklogLimits, LedgerOptions};
 use crate::provisioning::{SeedEventType, SeedPartner, Seeds};
@@ -85,36 +86,6 @@ pub struct HttpConfig {
     pub body_timeout_ms: u64,
     /// Time from the wish to stop until the process is gone, in milliseconds.
     pub shutdown_timeout_ms: u64,
-}
-
-/// `[ingest]`
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct IngestConfig {
-    /// Event attributes that name the tenant; the first one present counts.
-    pub tenant_attributes: Vec<String>,
-    /// Tenant of events that name none, by attribute or `X-Tenant`.
-    pub default_tenant: Option<String>,
-    /// What goes out as the payload: `event` (the whole event as received) or `data`.
-    pub relay: Relay,
-    /// Refuse events without an id instead of making one.
-    pub require_id: bool,
-    /// Most events in one request.
-    pub max_batch_events: usize,
-    /// Longest event, in bytes (Svix takes 1 MiB).
-    pub max_event_bytes: usize,
-    /// Events of a type that nobody has declared: `accept` or `refuse`.
-    pub unknown_event_types: UnknownEventTypes,
-}
-
-/// What happens to events of a type that nobody has declared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum UnknownEventTypes {
-    /// They are events like others.
-    Accept,
-    /// They are invalid.
-    Refuse,
 }
 
 /// `[svix]`
@@ -221,20 +192,6 @@ impl Default for HttpConfig {
             header_timeout_ms: 15_000,
             body_timeout_ms: 30_000,
             shutdown_timeout_ms: 25_000,
-        }
-    }
-}
-
-impl Default for IngestConfig {
-    fn default() -> Self {
-        Self {
-            tenant_attributes: vec!["tenant".into(), "project".into(), "account".into()],
-            default_tenant: None,
-            relay: Relay::Event,
-            require_id: false,
-            max_batch_events: 10_000,
-            max_event_bytes: 1 << 20,
-            unknown_event_types: UnknownEventTypes::Accept,
         }
     }
 }
@@ -409,6 +366,8 @@ impl Config {
         } else if self.svix.server_url.as_deref().is_some_and(|url| !is_http_url(url)) {
             "svix.server_url must be an http:// or https:// URL".into()
         } else if let Err(problem) = self.direct.dial_policy() {
+            problem
+        } else if let Err(problem) = self.ingest.tenant_limit() {
             problem
         } else {
             self.check_master_keys()?;

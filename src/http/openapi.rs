@@ -35,7 +35,7 @@ impl IntoResponses for Problems {
         (name = "endpoints", description = "The URLs of partners"),
         (name = "event types", description = "What events there are; Svix is told for the portal of its tenants"),
         (name = "transforms", description = "How a receiver wants its payload"),
-        (name = "tenants", description = "Where a tenant's events go"),
+        (name = "tenants", description = "Where a tenant's events go, and what it may take"),
         (name = "keys", description = "Who may do what"),
         (name = "health", description = "Alive, and able to take events")))]
 struct Base;

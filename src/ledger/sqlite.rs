@@ -39,6 +39,7 @@ use crate::domain::tenant::{Lane, LaneId};
 const MIGRATIONS: Migrations = &[
     (1, "ledger", include_str!("../../migrations/sqlite/0001_ledger.sql")),
     (2, "partners", include_str!("../../migrations/sqlite/0002_partners.sql")),
+    (5, "tenants", include_str!("../../migrations/sqlite/0005_tenants.sql")),
 ];
 
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
