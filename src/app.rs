@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::directory::Directory;
 use crate::dispatcher::{Dispatcher, DispatcherOptions};
 use crate::domain::clock::{Clock, Moment, Timestamp};
-use crate::domain::gate::GateLimits;
+use crate::domain::gate::{AdaptiveLimits, GateLimits};
 use crate::domain::parse::ParseSettings;
 use crate::domain::partner::DEFAULT_MAX_IN_FLIGHT;
 use crate::domain::retry::RetrySchedule;
@@ -42,6 +42,7 @@ const ENDPOINT_GATE: GateLimits = GateLimits {
     failing_for: Duration::from_secs(30),
     first_wait: Duration::from_secs(5),
     max_wait: Duration::from_secs(300),
+    adaptive: None,
 };
 /// Time for a connection to a partner, TLS included.
 const DIRECT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -342,6 +343,7 @@ fn dispatcher_options(config: &Config, svix_configured: bool) -> DispatcherOptio
             failing_for: Duration::ZERO,
             first_wait: Duration::from_millis(svix.probe_first_ms),
             max_wait: Duration::from_millis(svix.probe_max_ms),
+            adaptive: Some(AdaptiveLimits::new(svix.min_in_flight)),
         },
         endpoint_gate: ENDPOINT_GATE,
         // One attempt is at most three requests: a POST, a look-up or a new application, and a second POST.

@@ -101,6 +101,8 @@ pub struct SvixConfig {
     pub create_applications: bool,
     /// Most requests to Svix in flight.
     pub max_in_flight: u32,
+    /// Requests in flight below which failures and slow answers do not narrow the way to Svix.
+    pub min_in_flight: u32,
     /// Time for one request, in milliseconds.
     pub timeout_ms: u64,
     /// Waits after the first, second … failure of a delivery, in milliseconds, each ±20 %; then it is dead.
@@ -206,6 +208,7 @@ impl Default for SvixConfig {
             server_url: None,
             create_applications: true,
             max_in_flight: 128,
+            min_in_flight: 4,
             timeout_ms: 15 * SECOND,
             retry_schedule_ms: vec![
                 5 * SECOND,
@@ -343,6 +346,7 @@ impl Config {
             ("dispatch.max_buffered", self.dispatch.max_buffered),
             ("dispatch.max_claim", self.dispatch.max_claim),
             ("svix.max_in_flight", self.svix.max_in_flight as usize),
+            ("svix.min_in_flight", self.svix.min_in_flight as usize),
             ("svix.failures_to_close", self.svix.failures_to_close as usize),
         ];
         let bad_path = self.http.ingest_paths.iter().find(|path| {

@@ -285,6 +285,8 @@ impl Shared {
     /// One attempt, from the last look at the gate to the hand-in of its settlement.
     async fn attempt(self: Arc<Self>, delivery: Delivery, ticket: Ticket) {
         let began = self.clock.moment();
+        // A place that was reserved ahead of a commit did not keep the receiver waiting.
+        let ticket = ticket.begun_at(began);
         let admitted = self.scheduler().still_admits(&delivery.lane, ticket);
         let outcome = if admitted {
             let sending = tokio::time::timeout(self.options.attempt_timeout, self.sender.send(&delivery));

@@ -44,6 +44,7 @@ impl Desk {
             failures_to_close: 1_000,
             first_wait: Duration::from_secs(1),
             max_wait: Duration::from_secs(1),
+            adaptive: None,
         };
         let desk = Self(Arc::new(Memory {
             gate: Mutex::new(Gate::new(limits)),
