@@ -30,6 +30,7 @@ use crate::send::address_guard::{DialPolicy, GuardedConnector, GuardedHttps, Sys
 use crate::send::direct::{DirectOptions, DirectSender};
 use crate::send::svix::{SvixOptions, SvixSender};
 use crate::send::{Senders, tls};
+use crate::telemetry::Metrics;
 
 /// What is left of the time to stop for the server and the ledger, after the dispatcher had its part.
 const AFTER_DISPATCHER: Duration = Duration::from_secs(5);
@@ -44,6 +45,8 @@ const ENDPOINT_GATE: GateLimits = GateLimits {
     max_wait: Duration::from_secs(300),
     adaptive: None,
 };
+/// How often histograms are summed up.
+const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 /// Time for a connection to a partner, TLS included.
 const DIRECT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -128,10 +131,13 @@ impl App {
             .await
             .with_context(|| format!("can't listen on {}", config.http.listen))?;
         let address = listener.local_addr()?;
+        let metrics = Metrics::new().map_err(anyhow::Error::msg)?;
+        ledger.meter(metrics.commits());
         let ingest = Ingest::new(
             ledger.clone(),
             directory.clone(),
             ingest_rules(config)?,
+            metrics.clone(),
             clock.clone(),
         );
         let svix = svix_sender(config, &directory, &clock)?;
@@ -158,6 +164,7 @@ impl App {
             dial_policy: Arc::new(dial_policy),
             endpoint_tester: Some(Arc::new(keeper.clone())),
             event_types_changed: event_types_changed.clone(),
+            metrics: metrics.clone(),
             clock,
         };
         let limits = ServerLimits {
@@ -172,6 +179,7 @@ impl App {
         });
         let server = tokio::spawn(http::serve(listener, http::router(state), limits, stop_server.clone()));
         let mut background = follow(directory, handle.clone(), keeper, &stop_server);
+        background.spawn(keep_metrics(metrics, stop_server.clone()));
         if let Some(svix) = event_types {
             let (ledger, stop) = (ledger.clone(), stop_server.clone());
             background.spawn(provisioning::sync_with_svix(ledger, svix, event_types_changed, stop));
@@ -367,6 +375,13 @@ fn ingest_rules(config: &Config) -> anyhow::Result<IngestRules> {
         unknown_types: config.ingest.unknown_event_types,
         limits: TenantLimits::new(limit),
     })
+}
+
+/// Keeps what the metrics hold in memory small, until `stop` is cancelled.
+async fn keep_metrics(metrics: Metrics, stop: CancellationToken) {
+    while stop.run_until_cancelled(tokio::time::sleep(METRICS_UPKEEP)).await.is_some() {
+        metrics.upkeep();
+    }
 }
 
 fn http_options(config: &Config) -> HttpOptions {

@@ -65,6 +65,17 @@ pub struct GateStatus {
     pub in_flight: u32,
 }
 
+impl GateStatus {
+    /// `open`, `closed` or `probing`.
+    pub const fn state(&self) -> &'static str {
+        match (self.reason, self.opens_in) {
+            (None, _) => "open",
+            (Some(_), None) => "probing",
+            (Some(_), Some(_)) => "closed",
+        }
+    }
+}
+
 /// The dispatcher. Cheap to clone.
 #[derive(Clone)]
 pub struct Dispatcher {

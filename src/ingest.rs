@@ -19,6 +19,7 @@ use crate::domain::key::derived_event_id;
 use crate::domain::parse::{self, Draft, Incoming, Invalid, Item, ParseError, ParseSettings, Shape};
 use crate::domain::tenant::{DefaultRoute, Destination, Lane};
 use crate::ledger::{Accepted, ItemVerdict, Ledger, LedgerError, NewEvent, NewRejected, RequestKey};
+use crate::telemetry::Metrics;
 
 /// Whose our own events are.
 const OPERATIONAL_TENANT: &str = "posthaste";
@@ -120,6 +121,7 @@ pub struct Ingest {
     ledger: Ledger,
     directory: Directory,
     rules: Arc<IngestRules>,
+    metrics: Metrics,
     clock: Arc<dyn Clock>,
 }
 
@@ -145,9 +147,10 @@ impl Ingest {
         ledger: Ledger,
         directory: Directory,
         rules: IngestRules,
+        metrics: Metrics,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { ledger, directory, rules: Arc::new(rules), clock }
+        Self { ledger, directory, rules: Arc::new(rules), metrics, clock }
     }
 
     /// Reads a body and records its events; returns after the commit.
@@ -155,6 +158,12 @@ impl Ingest {
     /// # Errors
     /// [`IngestError`]: nothing is stored.
     pub async fn take(&self, incoming: Incoming<'_>, handling: Handling<'_>) -> Result<Receipt, IngestError> {
+        let receipt = self.record(incoming, handling).await?;
+        self.metrics.judged(&receipt.results, receipt.stored);
+        Ok(receipt)
+    }
+
+    async fn record(&self, incoming: Incoming<'_>, handling: Handling<'_>) -> Result<Receipt, IngestError> {
         let request_key = handling.request_key.map(|key| RequestKey {
             // A key is its sender's: two tenants may use the same.
             scope: handling.bound_tenant.or(incoming.tenant).unwrap_or_default().to_owned(),

@@ -350,7 +350,7 @@ on_both_databases!(
 async fn every_route_is_described_and_the_page_needs_nobody_else() {
     let admin = Admin::start(&TestDatabase::sqlite()).await;
     let paths = admin.document.0["paths"].as_object().expect("paths");
-    for path in ["/notifications", "/api/v1/events", "/health/live", "/v1/keys/{id}", "/v1/endpoints/{id}/test"] {
+    for path in ["/notifications", "/api/v1/events", "/metrics", "/v1/keys/{id}", "/v1/endpoints/{id}/test"] {
         assert!(paths.contains_key(path), "{path}");
     }
     let page = admin.relay.get("/docs/").await;

@@ -11,6 +11,7 @@ mod ingest;
 mod kill;
 mod ledger;
 mod limits;
+mod metrics;
 mod partners_storage;
 mod shutdown;
 mod svix;
