@@ -13,5 +13,6 @@ mod ledger;
 mod limits;
 mod metrics;
 mod partners_storage;
+mod retries;
 mod shutdown;
 mod svix;
