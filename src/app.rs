@@ -15,14 +15,14 @@ use crate::config::Config;
 use crate::directory::Directory;
 use crate::dispatcher::{Dispatcher, DispatcherOptions};
 use crate::domain::clock::{Clock, Moment, Timestamp};
-use crate::domain::gate::GateLimits;
+use crate::domain::gate::{AdaptiveLimits, GateLimits};
 use crate::domain::parse::ParseSettings;
 use crate::domain::partner::DEFAULT_MAX_IN_FLIGHT;
 use crate::domain::retry::RetrySchedule;
 use crate::domain::scheduler::SchedulerLimits;
 use crate::endpoints::Keeper;
 use crate::http::{self, HttpOptions, HttpState, ServerLimits};
-use crate::ingest::Ingest;
+use crate::ingest::{Ingest, IngestRules, TenantLimits};
 use crate::ledger::{Ledger, database_file};
 use crate::provisioning::{self, Seeds};
 use crate::secrets::{KeySources, Vault};
@@ -30,6 +30,7 @@ use crate::send::address_guard::{DialPolicy, GuardedConnector, GuardedHttps, Sys
 use crate::send::direct::{DirectOptions, DirectSender};
 use crate::send::svix::{SvixOptions, SvixSender};
 use crate::send::{Senders, tls};
+use crate::telemetry::Metrics;
 
 /// What is left of the time to stop for the server and the ledger, after the dispatcher had its part.
 const AFTER_DISPATCHER: Duration = Duration::from_secs(5);
@@ -42,7 +43,10 @@ const ENDPOINT_GATE: GateLimits = GateLimits {
     failing_for: Duration::from_secs(30),
     first_wait: Duration::from_secs(5),
     max_wait: Duration::from_secs(300),
+    adaptive: None,
 };
+/// How often histograms are summed up.
+const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 /// Time for a connection to a partner, TLS included.
 const DIRECT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -127,12 +131,13 @@ impl App {
             .await
             .with_context(|| format!("can't listen on {}", config.http.listen))?;
         let address = listener.local_addr()?;
+        let metrics = Metrics::new().map_err(anyhow::Error::msg)?;
+        ledger.meter(metrics.commits());
         let ingest = Ingest::new(
             ledger.clone(),
             directory.clone(),
-            parse_settings(config),
-            config.default_route(),
-            config.ingest.unknown_event_types,
+            ingest_rules(config)?,
+            metrics.clone(),
             clock.clone(),
         );
         let svix = svix_sender(config, &directory, &clock)?;
@@ -159,6 +164,7 @@ impl App {
             dial_policy: Arc::new(dial_policy),
             endpoint_tester: Some(Arc::new(keeper.clone())),
             event_types_changed: event_types_changed.clone(),
+            metrics: metrics.clone(),
             clock,
         };
         let limits = ServerLimits {
@@ -173,6 +179,7 @@ impl App {
         });
         let server = tokio::spawn(http::serve(listener, http::router(state), limits, stop_server.clone()));
         let mut background = follow(directory, handle.clone(), keeper, &stop_server);
+        background.spawn(keep_metrics(metrics, stop_server.clone()));
         if let Some(svix) = event_types {
             let (ledger, stop) = (ledger.clone(), stop_server.clone());
             background.spawn(provisioning::sync_with_svix(ledger, svix, event_types_changed, stop));
@@ -344,6 +351,7 @@ fn dispatcher_options(config: &Config, svix_configured: bool) -> DispatcherOptio
             failing_for: Duration::ZERO,
             first_wait: Duration::from_millis(svix.probe_first_ms),
             max_wait: Duration::from_millis(svix.probe_max_ms),
+            adaptive: Some(AdaptiveLimits::new(svix.min_in_flight)),
         },
         endpoint_gate: ENDPOINT_GATE,
         // One attempt is at most three requests: a POST, a look-up or a new application, and a second POST.
@@ -352,13 +360,27 @@ fn dispatcher_options(config: &Config, svix_configured: bool) -> DispatcherOptio
     }
 }
 
-fn parse_settings(config: &Config) -> ParseSettings {
-    ParseSettings {
+fn ingest_rules(config: &Config) -> anyhow::Result<IngestRules> {
+    let parse = ParseSettings {
         tenant_attributes: config.ingest.tenant_attributes.clone(),
         default_tenant: config.ingest.default_tenant.as_deref().map(Arc::from),
         require_id: config.ingest.require_id,
         max_batch_events: config.ingest.max_batch_events,
         max_event_bytes: config.ingest.max_event_bytes,
+    };
+    let limit = config.ingest.tenant_limit().map_err(anyhow::Error::msg)?;
+    Ok(IngestRules {
+        parse,
+        default_route: config.default_route(),
+        unknown_types: config.ingest.unknown_event_types,
+        limits: TenantLimits::new(limit),
+    })
+}
+
+/// Keeps what the metrics hold in memory small, until `stop` is cancelled.
+async fn keep_metrics(metrics: Metrics, stop: CancellationToken) {
+    while stop.run_until_cancelled(tokio::time::sleep(METRICS_UPKEEP)).await.is_some() {
+        metrics.upkeep();
     }
 }
 

@@ -4,6 +4,7 @@
 //! case, `__` between levels, lists comma-separated (`POSTHASTE_HTTP__INGEST_PATHS=/notifications,/events`).
 
 mod direct;
+mod ingest;
 mod redact;
 mod variables;
 
@@ -18,9 +19,9 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 
 pub use self::direct::DirectConfig;
+pub use self::ingest::{IngestConfig, UnknownEventTypes};
 use self::redact::{all_redacted, listed, one_line, redacted, without_password};
 use self::variables::Variable;
-use crate::domain::event::Relay;
 use crate::domain::tenant::DefaultRoute;
 use crate::ledger::{BacklogLimits, LedgerOptions};
 use crate::provisioning::{SeedEventType, SeedPartner, Seeds};
@@ -85,36 +86,6 @@ pub struct HttpConfig {
     pub shutdown_timeout_ms: u64,
 }
 
-/// `[ingest]`
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct IngestConfig {
-    /// Event attributes that name the tenant; the first one present counts.
-    pub tenant_attributes: Vec<String>,
-    /// Tenant of events that name none, by attribute or `X-Tenant`.
-    pub default_tenant: Option<String>,
-    /// What goes out as the payload: `event` (the whole event as received) or `data`.
-    pub relay: Relay,
-    /// Refuse events without an id instead of making one.
-    pub require_id: bool,
-    /// Most events in one request.
-    pub max_batch_events: usize,
-    /// Longest event, in bytes (Svix takes 1 MiB).
-    pub max_event_bytes: usize,
-    /// Events of a type that nobody has declared: `accept` or `refuse`.
-    pub unknown_event_types: UnknownEventTypes,
-}
-
-/// What happens to events of a type that nobody has declared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum UnknownEventTypes {
-    /// They are events like others.
-    Accept,
-    /// They are invalid.
-    Refuse,
-}
-
 /// `[svix]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -128,6 +99,8 @@ pub struct SvixConfig {
     pub create_applications: bool,
     /// Most requests to Svix in flight.
     pub max_in_flight: u32,
+    /// Requests in flight below which failures and slow answers do not narrow the way to Svix.
+    pub min_in_flight: u32,
     /// Time for one request, in milliseconds.
     pub timeout_ms: u64,
     /// Waits after the first, second … failure of a delivery, in milliseconds, each ±20 %; then it is dead.
@@ -223,20 +196,6 @@ impl Default for HttpConfig {
     }
 }
 
-impl Default for IngestConfig {
-    fn default() -> Self {
-        Self {
-            tenant_attributes: vec!["tenant".into(), "project".into(), "account".into()],
-            default_tenant: None,
-            relay: Relay::Event,
-            require_id: false,
-            max_batch_events: 10_000,
-            max_event_bytes: 1 << 20,
-            unknown_event_types: UnknownEventTypes::Accept,
-        }
-    }
-}
-
 impl Default for SvixConfig {
     fn default() -> Self {
         const SECOND: u64 = 1_000;
@@ -247,6 +206,7 @@ impl Default for SvixConfig {
             server_url: None,
             create_applications: true,
             max_in_flight: 128,
+            min_in_flight: 4,
             timeout_ms: 15 * SECOND,
             retry_schedule_ms: vec![
                 5 * SECOND,
@@ -377,6 +337,7 @@ impl Config {
             ("dispatch.max_buffered", self.dispatch.max_buffered),
             ("dispatch.max_claim", self.dispatch.max_claim),
             ("svix.max_in_flight", self.svix.max_in_flight as usize),
+            ("svix.min_in_flight", self.svix.min_in_flight as usize),
             ("svix.failures_to_close", self.svix.failures_to_close as usize),
         ];
         let bad_path = self.http.ingest_paths.iter().find(|path| {
@@ -400,6 +361,8 @@ impl Config {
         } else if self.svix.server_url.as_deref().is_some_and(|url| !is_http_url(url)) {
             "svix.server_url must be an http:// or https:// URL".into()
         } else if let Err(problem) = self.direct.dial_policy() {
+            problem
+        } else if let Err(problem) = self.ingest.tenant_limit() {
             problem
         } else {
             self.check_master_keys()?;

@@ -1,4 +1,4 @@
-//! Who is who: tenants' routes, API keys, partners and their endpoints, held in memory and read again when they change.
+//! Who is who: tenants with their routes and limits, API keys, partners and their endpoints, held in memory and read again when they change.
 //!
 //! On SQLite every change passes through this process. On Postgres any node may make one: a revision number in the
 //! ledger is looked at four times a second.
@@ -13,11 +13,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::domain::gate::GateLimits;
 use crate::domain::key::prefixed_hex;
-use crate::domain::partner::{DEFAULT_MAX_IN_FLIGHT, EventTypeFilter, Subscription, Subscriptions};
+use crate::domain::partner::{
+    DEFAULT_MAX_IN_FLIGHT, EventTypeFilter, RateLimit, Subscription, Subscriptions,
+};
 use crate::domain::scheduler::{EndpointPolicy, PartnerPolicy, Policies};
-use crate::domain::tenant::{DefaultRoute, Destination, Route, svix_name_is_valid};
+use crate::domain::tenant::{DEFAULT_WEIGHT, DefaultRoute, Destination, Route, svix_name_is_valid};
 use crate::domain::transform::Transform;
-use crate::ledger::{ApiKey, Ledger, LedgerError};
+use crate::ledger::{ApiKey, Ledger, LedgerError, TenantRow};
 use crate::secrets::Vault;
 use crate::send::direct::{Endpoints, LiveEndpoint};
 
@@ -45,6 +47,8 @@ pub struct Snapshot {
     operational: Subscriptions<Arc<str>>,
     policies: Policies,
     event_types: HashSet<String>,
+    /// What tenants may put in, where that was set for them.
+    ingest_limits: HashMap<Arc<str>, RateLimit>,
 }
 
 /// Why a tenant's events can't be routed.
@@ -61,11 +65,6 @@ pub struct ApplicationTaken {
 }
 
 impl Snapshot {
-    /// The tenant's own route, where it has one.
-    pub fn own_route(&self, tenant: &str) -> Option<&Route> {
-        self.routes.get(tenant)
-    }
-
     /// Where a tenant's events go: its own route, or the default one.
     ///
     /// # Errors
@@ -129,6 +128,16 @@ impl Snapshot {
         self.endpoints.values().filter_map(|reading| reading.live.as_ref()).filter(waiting).cloned().collect()
     }
 
+    /// Events that this tenant may put in on one node, where that was set for it.
+    pub fn ingest_limit(&self, tenant: &str) -> Option<RateLimit> {
+        self.ingest_limits.get(tenant).copied()
+    }
+
+    /// Whether any tenant has an ingest limit of its own.
+    pub fn limits_ingest(&self) -> bool {
+        !self.ingest_limits.is_empty()
+    }
+
     /// How what goes to Svix for this tenant is reshaped.
     pub fn svix_transform(&self, tenant: &str) -> Option<Arc<Transform>> {
         self.transforms.get(tenant).cloned()
@@ -152,6 +161,27 @@ impl Snapshot {
     /// Whether any key is good.
     pub fn has_keys(&self) -> bool {
         !self.keys.is_empty()
+    }
+
+    fn add_tenant(&mut self, tenant: TenantRow) {
+        let id: Arc<str> = tenant.id.as_str().into();
+        if tenant.weight != DEFAULT_WEIGHT {
+            self.policies.weights.insert(id.clone(), tenant.weight);
+        }
+        self.ingest_limits.extend(tenant.ingest_limit.map(|limit| (id, limit)));
+        let Some(route) = tenant.route else { return };
+        if let Route::Svix { app } = &route {
+            self.applications.insert(app.clone(), tenant.id.clone());
+        }
+        match tenant.transform.as_deref().map(Transform::parse) {
+            Some(Ok(transform)) => {
+                self.transforms.insert(tenant.id.clone(), Arc::new(transform));
+            }
+            // Checked when it was saved; only a newer version's could be beyond us.
+            Some(Err(error)) => tracing::error!(tenant = tenant.id, %error, "a transform can't be read"),
+            None => {}
+        }
+        self.routes.insert(tenant.id, route);
     }
 }
 
@@ -217,19 +247,7 @@ impl Directory {
         let database = self.ledger.database();
         let mut snapshot = Snapshot { revision, ..Snapshot::default() };
         for tenant in database.tenants().await? {
-            if let Route::Svix { app } = &tenant.route {
-                snapshot.applications.insert(app.clone(), tenant.id.clone());
-            }
-            if let Some(text) = &tenant.transform {
-                match Transform::parse(text) {
-                    Ok(transform) => {
-                        snapshot.transforms.insert(tenant.id.clone(), Arc::new(transform));
-                    }
-                    // Checked when it was saved; only a newer version's could be beyond us.
-                    Err(error) => tracing::error!(tenant = tenant.id, %error, "a transform can't be read"),
-                }
-            }
-            snapshot.routes.insert(tenant.id, tenant.route);
+            snapshot.add_tenant(tenant);
         }
         let keys = database.api_keys().await?;
         snapshot.keys = keys.into_iter().map(|key| (key.info.id.clone(), key)).collect();
@@ -312,6 +330,17 @@ mod tests {
         assert_eq!(snapshot.route("acme", DefaultRoute::Direct), Ok(Route::Direct));
         let own = snapshot.route("umbrella", DefaultRoute::Direct);
         assert_eq!(own, Ok(Route::Svix { app: "acme".into() }));
+    }
+
+    #[test]
+    fn only_what_was_set_is_known_of_tenants() {
+        let mut snapshot = Snapshot::default();
+        let limit = RateLimit { per_second: 1.0, burst: 1 };
+        snapshot.add_tenant(TenantRow { weight: 7, ..TenantRow::new("heavy", None) });
+        snapshot.add_tenant(TenantRow { ingest_limit: Some(limit), ..TenantRow::new("slow", None) });
+        assert_eq!(snapshot.policies().weights, HashMap::from([("heavy".into(), 7)]));
+        assert_eq!((snapshot.ingest_limit("slow"), snapshot.ingest_limit("heavy")), (Some(limit), None));
+        assert_eq!(snapshot.route("slow", DefaultRoute::Direct), Ok(Route::Direct));
     }
 
     #[test]

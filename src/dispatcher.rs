@@ -68,6 +68,17 @@ pub struct GateStatus {
     pub in_flight: u32,
 }
 
+impl GateStatus {
+    /// `open`, `closed` or `probing`.
+    pub const fn state(&self) -> &'static str {
+        match (self.reason, self.opens_in) {
+            (None, _) => "open",
+            (Some(_), None) => "probing",
+            (Some(_), Some(_)) => "closed",
+        }
+    }
+}
+
 /// The dispatcher. Cheap to clone.
 #[derive(Clone)]
 pub struct Dispatcher {
@@ -333,6 +344,8 @@ impl Shared {
     /// One attempt, from the last look at the gate to the hand-in of its settlement.
     async fn attempt(self: Arc<Self>, delivery: Delivery, permit: Permit) {
         let began = self.clock.moment();
+        // A place that was reserved ahead of a commit did not keep the receiver waiting.
+        let permit = permit.begun_at(began);
         let admitted = self.scheduler().still_admits(&delivery.lane, permit, began);
         let outcome = if admitted {
             let sending = tokio::time::timeout(self.options.attempt_timeout, self.sender.send(&delivery));

@@ -2,19 +2,24 @@
 //!
 //! HTTP and every source go through here, so that an event means the same whichever way it came.
 
+mod limits;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
+use self::limits::Counts;
+pub use self::limits::{OverLimit, TenantLimits};
 use crate::config::UnknownEventTypes;
 use crate::directory::{Directory, OPERATIONAL_PREFIX};
 use crate::domain::clock::Clock;
 use crate::domain::event::{Event, Fingerprint, Identity};
 use crate::domain::key::derived_event_id;
-use crate::domain::parse::{self, Incoming, Invalid, Item, ParseError, ParseSettings, Shape};
+use crate::domain::parse::{self, Draft, Incoming, Invalid, Item, ParseError, ParseSettings, Shape};
 use crate::domain::tenant::{DefaultRoute, Destination, Lane};
 use crate::ledger::{Accepted, ItemVerdict, Ledger, LedgerError, NewEvent, NewRejected, RequestKey};
+use crate::telemetry::Metrics;
 
 /// Whose our own events are.
 const OPERATIONAL_TENANT: &str = "posthaste";
@@ -91,6 +96,9 @@ pub enum IngestError {
     /// The request's `Idempotency-Key` was used with another body.
     #[error("this Idempotency-Key was used with another body within the last day")]
     KeyReused,
+    /// A tenant has put in more than it may.
+    #[error(transparent)]
+    OverLimit(#[from] OverLimit),
     /// The ledger can't take it now.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
@@ -112,23 +120,37 @@ pub struct Handling<'a> {
 pub struct Ingest {
     ledger: Ledger,
     directory: Directory,
-    settings: Arc<ParseSettings>,
-    default_route: DefaultRoute,
-    unknown_types: UnknownEventTypes,
+    rules: Arc<IngestRules>,
+    metrics: Metrics,
     clock: Arc<dyn Clock>,
 }
+
+/// What is taken in, and how.
+#[derive(Debug)]
+pub struct IngestRules {
+    /// How bodies are read.
+    pub parse: ParseSettings,
+    /// Where tenants go that have no route of their own.
+    pub default_route: DefaultRoute,
+    /// What happens to events of a type that nobody has declared.
+    pub unknown_types: UnknownEventTypes,
+    /// How fast tenants may put events in.
+    pub limits: TenantLimits,
+}
+
+/// The events of a request that may be recorded, each with its place.
+type Drafts = Vec<(usize, Draft)>;
 
 impl Ingest {
     /// A doorway into `ledger`.
     pub fn new(
         ledger: Ledger,
         directory: Directory,
-        settings: ParseSettings,
-        default_route: DefaultRoute,
-        unknown_types: UnknownEventTypes,
+        rules: IngestRules,
+        metrics: Metrics,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { ledger, directory, settings: Arc::new(settings), default_route, unknown_types, clock }
+        Self { ledger, directory, rules: Arc::new(rules), metrics, clock }
     }
 
     /// Reads a body and records its events; returns after the commit.
@@ -136,24 +158,42 @@ impl Ingest {
     /// # Errors
     /// [`IngestError`]: nothing is stored.
     pub async fn take(&self, incoming: Incoming<'_>, handling: Handling<'_>) -> Result<Receipt, IngestError> {
+        let receipt = self.record(incoming, handling).await?;
+        self.metrics.judged(&receipt.results, receipt.stored);
+        Ok(receipt)
+    }
+
+    async fn record(&self, incoming: Incoming<'_>, handling: Handling<'_>) -> Result<Receipt, IngestError> {
         let request_key = handling.request_key.map(|key| RequestKey {
             // A key is its sender's: two tenants may use the same.
             scope: handling.bound_tenant.or(incoming.tenant).unwrap_or_default().to_owned(),
             key: key.to_owned(),
             fingerprint: Sha256::digest(&incoming.body).into(),
         });
-        let batch = parse::parse(&incoming, &self.settings)?;
+        let batch = parse::parse(&incoming, &self.rules.parse)?;
         let pushed = batch.shape == Shape::PubSubPush;
         let strict = handling.strict && !pushed;
-        let (mut results, events, raw) =
-            self.prepare(batch.items, handling.bound_tenant, request_key.as_ref()).await?;
-        let refuse = strict && results.iter().any(|result| result.status == Status::Invalid);
         let receipt = |stored, results| Receipt { shape: batch.shape, stored, results };
-        if refuse {
+        let refuses =
+            |results: &[ItemResult]| strict && results.iter().any(|result| result.status == Status::Invalid);
+        let (mut results, drafts, raw) = self.screen(batch.items, handling.bound_tenant)?;
+        if refuses(&results) {
             return Ok(receipt(false, results));
         }
-        let (indexes, events): (Vec<_>, Vec<_>) = events.into_iter().unzip();
-        let (stored, verdicts) = match self.ledger.accept(events, strict, request_key).await? {
+        // Before the ledger is asked for anything.
+        let taken = self.admit(&drafts)?;
+        let recorded = async {
+            let events = self.prepare(drafts, &mut results, request_key.as_ref()).await?;
+            if refuses(&results) {
+                return Ok(None);
+            }
+            let (indexes, events): (Vec<_>, Vec<_>) = events.into_iter().unzip();
+            let accepted = self.ledger.accept(events, strict, request_key).await?;
+            Ok(Some((indexes, accepted)))
+        };
+        let recorded = recorded.await.inspect_err(|_: &LedgerError| self.rules.limits.refund(&taken))?;
+        let Some((indexes, accepted)) = recorded else { return Ok(receipt(false, results)) };
+        let (stored, verdicts) = match accepted {
             Accepted::Stored(verdicts) => (true, verdicts),
             Accepted::Refused(verdicts) => (false, verdicts),
             Accepted::KeyReused => return Err(IngestError::KeyReused),
@@ -177,15 +217,13 @@ impl Ingest {
         Ok(receipt(stored, results))
     }
 
-    /// Verdicts so far, the events to record with their places, and every item's bytes.
-    async fn prepare(
+    /// Verdicts so far, in order; what may be recorded; and every item's bytes. Asks nobody.
+    fn screen(
         &self,
         items: Vec<Item>,
         bound_tenant: Option<&str>,
-        request_key: Option<&RequestKey>,
-    ) -> Result<(Vec<ItemResult>, Vec<(usize, NewEvent)>, Vec<bytes::Bytes>), IngestError> {
-        let mut lanes = Lanes { ingest: self, known: HashMap::new() };
-        let (mut results, mut events, mut raw) = (Vec::new(), Vec::new(), Vec::new());
+    ) -> Result<(Vec<ItemResult>, Drafts, Vec<bytes::Bytes>), IngestError> {
+        let (mut results, mut drafts, mut raw) = (Vec::new(), Drafts::new(), Vec::new());
         for (index, item) in items.into_iter().enumerate() {
             raw.push(item.raw);
             let draft = match item.result {
@@ -199,32 +237,52 @@ impl Ingest {
                 let (tenant, bound) = (draft.tenant.to_string(), bound.to_owned());
                 return Err(IngestError::ForeignTenant { index, tenant, bound });
             }
+            let tenant = Some(draft.tenant.to_string());
             if let Some(detail) = self.unwanted_type(&draft.event_type) {
-                let (id, tenant) = (draft.id, Some(draft.tenant.to_string()));
-                results.push(refused(index, Invalid { pointer: "/type".into(), detail, id, tenant }));
+                let invalid = Invalid { pointer: "/type".into(), detail, id: draft.id, tenant };
+                results.push(refused(index, invalid));
                 continue;
             }
+            let (status, detail, pointer) = (Status::Accepted, None, String::new());
+            results.push(ItemResult { index, id: draft.id.clone(), tenant, status, detail, pointer });
+            drafts.push((index, draft));
+        }
+        Ok((results, drafts, raw))
+    }
+
+    /// Takes tokens for events, where their tenants may put in so many; what was taken.
+    fn admit(&self, drafts: &Drafts) -> Result<Counts, OverLimit> {
+        let snapshot = self.directory.snapshot();
+        let mut counts = Counts::new();
+        if self.rules.limits.default_limit().is_none() && !snapshot.limits_ingest() {
+            return Ok(counts);
+        }
+        for (_, draft) in drafts {
+            *counts.entry(draft.tenant.clone()).or_default() += 1;
+        }
+        self.rules.limits.admit(&counts, |tenant| snapshot.ingest_limit(tenant), self.clock.moment())?;
+        Ok(counts)
+    }
+
+    /// The events to record, each with its place; `results` gets their ids, and who has nowhere to go.
+    async fn prepare(
+        &self,
+        drafts: Drafts,
+        results: &mut [ItemResult],
+        request_key: Option<&RequestKey>,
+    ) -> Result<Vec<(usize, NewEvent)>, LedgerError> {
+        let mut lanes = Lanes { ingest: self, known: HashMap::new() };
+        let mut events = Vec::with_capacity(drafts.len());
+        for (index, draft) in drafts {
             let event = draft.into_event(|| self.make_id(request_key, index));
-            let (id, tenant) = (event.identity.id.clone(), event.identity.tenant.to_string());
+            let result = &mut results[index];
+            result.id = Some(event.identity.id.clone());
             match lanes.of(&event.identity.tenant, &event.event_type).await? {
-                Ok(lanes) => {
-                    results.push(ItemResult {
-                        index,
-                        id: Some(id),
-                        tenant: Some(tenant),
-                        status: Status::Accepted,
-                        detail: None,
-                        pointer: String::new(),
-                    });
-                    events.push((index, NewEvent { event, lanes }));
-                }
-                Err(detail) => {
-                    let (id, tenant) = (Some(id), Some(tenant));
-                    results.push(refused(index, Invalid { pointer: String::new(), detail, id, tenant }));
-                }
+                Ok(lanes) => events.push((index, NewEvent { event, lanes })),
+                Err(detail) => (result.status, result.detail) = (Status::Invalid, Some(detail)),
             }
         }
-        Ok((results, events, raw))
+        Ok(events)
     }
 
     /// Why events of this type are not taken.
@@ -232,7 +290,7 @@ impl Ingest {
         if event_type.starts_with(OPERATIONAL_PREFIX) {
             return Some(format!("types that begin with `{OPERATIONAL_PREFIX}` are Posthaste's own"));
         }
-        let refuse = self.unknown_types == UnknownEventTypes::Refuse;
+        let refuse = self.rules.unknown_types == UnknownEventTypes::Refuse;
         let unknown = refuse && !self.directory.snapshot().knows_event_type(event_type);
         unknown
             .then(|| format!("the event type `{event_type}` is not known: PUT /v1/event-types/{event_type}"))
@@ -328,7 +386,7 @@ impl Lanes<'_> {
             return Ok(lanes.clone());
         }
         let snapshot = self.ingest.directory.snapshot();
-        let lanes = match snapshot.route(tenant, self.ingest.default_route) {
+        let lanes = match snapshot.route(tenant, self.ingest.rules.default_route) {
             Err(taken) => Err(taken.to_string()),
             Ok(route) => {
                 let destinations = snapshot.destinations(&route, tenant, event_type);

@@ -23,12 +23,12 @@
 //! - [`app`]: the composition root. Opens, connects, starts and ends everything; the real clock.
 //! - [`cli`]: the command line, one file a command.
 //! - [`config`]: every setting with its default; file and environment.
-//! - [`directory`]: who is who. Tenants' routes and API keys, in memory, read again when they change.
+//! - [`directory`]: who is who. Tenants, API keys, partners, in memory, read again when they change.
 //! - [`dispatcher`]: the one loop. Claims, sends, settles; decides nothing itself.
 //! - [`domain`]: the rules, as plain data: parsing, keys, retry, gates, the scheduler, what an attempt means.
 //! - [`endpoints`]: what attempts mean for an endpoint as a whole; test events and challenges.
-//! - [`http`]: the server. Accept loop, ingest, administration, health, problems.
-//! - [`ingest`]: the doorway of the ledger, for HTTP and for sources to come.
+//! - [`http`]: the server. Accept loop, ingest, administration, health, metrics, problems.
+//! - [`ingest`]: the doorway of the ledger, for HTTP and for sources to come; how fast tenants may put events in.
 //! - [`ledger`]: every event once, every delivery until it is done. The only place that knows SQL. Its writer commits
 //!   together what waits; `sqlite` and `postgres` are the hot path; `sql`, `registry`,
 //!   `partners` and `endpoints` are the text they share.
@@ -37,7 +37,7 @@
 //! - [`reconnect`]: waiting for a neighbour that is away.
 //! - [`secrets`]: what partners share with us, sealed; the master key and where it comes from.
 //! - [`send`]: one attempt of one delivery, and its signature.
-//! - [`telemetry`]: how log lines look.
+//! - [`telemetry`]: how log lines look, and every metric by name.
 //!
 //! # Invariants, as what never happens
 //!

@@ -1,10 +1,49 @@
-//! What the program says of itself: log lines, in one place how they look.
+//! What the program says of itself: how log lines look, and every metric there is, by name.
+//!
+//! Metrics have a recorder of their own in every [`App`](crate::app::App), never the process-wide one: a process may
+//! run several relays. What only counts up is kept; what stands somewhere else already (gates, what waits) is read
+//! when somebody asks. No label has a value for each event, tenant or partner; gates are told up to a bound.
 
+use std::sync::Arc;
+
+use metrics::{Counter, Gauge, Histogram, Unit, with_local_recorder};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::config::{LogConfig, LogFormat};
+use crate::dispatcher::GateStatus;
+use crate::domain::scheduler::GateId;
+use crate::ingest::{ItemResult, Status};
+
+/// Events taken in, by verdict.
+const INGEST_EVENTS: &str = "posthaste_ingest_events_total";
+/// Requests to take events in that were refused whole, by the problem's code.
+const INGEST_REFUSED: &str = "posthaste_ingest_refused_total";
+/// What a group commit took, until it was durable.
+const COMMIT_SECONDS: &str = "posthaste_ledger_commit_seconds";
+/// New events in a group commit.
+const COMMIT_EVENTS: &str = "posthaste_ledger_commit_events";
+/// Deliveries that wait, as far as this node knows.
+const WAITING: &str = "posthaste_deliveries_waiting";
+/// Requests in flight, over all destinations.
+const IN_FLIGHT: &str = "posthaste_dispatcher_in_flight";
+/// How many gates are in a state.
+const GATES: &str = "posthaste_gates";
+/// How many requests a gate lets through at once.
+const GATE_WINDOW: &str = "posthaste_gate_window";
+/// Requests in flight through a gate.
+const GATE_IN_FLIGHT: &str = "posthaste_gate_in_flight";
+/// 1 for the state that a gate is in, 0 for the others.
+const GATE_STATE: &str = "posthaste_gate_state";
+
+/// Most gates with series of their own: Svix's, then those that are not open, then others.
+const GATES_SHOWN: usize = 1_000;
+const GATE_STATES: [&str; 3] = ["open", "closed", "probing"];
+const COMMIT_SECONDS_BUCKETS: &[f64] =
+    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+const COMMIT_EVENTS_BUCKETS: &[f64] = &[1.0, 4.0, 16.0, 64.0, 256.0, 1_024.0, 4_096.0];
 
 /// Starts logging to standard error. Called once, by `main`.
 ///
@@ -23,4 +62,196 @@ pub fn init(config: &LogConfig) -> Result<(), String> {
         }
     }
     .map_err(|error| error.to_string())
+}
+
+/// The metrics of one relay. Cheap to clone.
+#[derive(Clone)]
+pub struct Metrics {
+    kept: Arc<Kept>,
+}
+
+struct Kept {
+    recorder: PrometheusRecorder,
+    handle: PrometheusHandle,
+    accepted: Counter,
+    duplicates: Counter,
+    conflicts: Counter,
+    invalid: Counter,
+    commits: CommitMetrics,
+}
+
+/// What the ledger's writer tells of its commits.
+#[derive(Clone)]
+pub struct CommitMetrics {
+    /// Seconds.
+    pub seconds: Histogram,
+    /// New events.
+    pub events: Histogram,
+}
+
+/// What is read when somebody asks.
+#[derive(Debug)]
+pub struct Standing {
+    /// Every gate.
+    pub gates: Vec<GateStatus>,
+    /// Requests in flight.
+    pub in_flight: usize,
+    /// Deliveries that wait.
+    pub waiting: u64,
+}
+
+impl Metrics {
+    /// Metrics that have counted nothing.
+    ///
+    /// # Errors
+    /// None that is known: the buckets are constants.
+    pub fn new() -> Result<Self, String> {
+        let buckets = PrometheusBuilder::new()
+            .set_buckets_for_metric(Matcher::Full(COMMIT_SECONDS.into()), COMMIT_SECONDS_BUCKETS)
+            .and_then(|builder| {
+                builder.set_buckets_for_metric(Matcher::Full(COMMIT_EVENTS.into()), COMMIT_EVENTS_BUCKETS)
+            });
+        let recorder = buckets.map_err(|error| error.to_string())?.build_recorder();
+        let verdict = |name: &'static str| metrics::counter!(INGEST_EVENTS, "verdict" => name);
+        let kept = with_local_recorder(&recorder, || {
+            metrics::describe_counter!(INGEST_EVENTS, "Events taken in, by verdict");
+            metrics::describe_counter!(INGEST_REFUSED, "Requests refused whole, by the problem's code");
+            metrics::describe_histogram!(
+                COMMIT_SECONDS,
+                Unit::Seconds,
+                "Group commits until they are durable"
+            );
+            metrics::describe_histogram!(COMMIT_EVENTS, "New events in a group commit");
+            let commits = CommitMetrics {
+                seconds: metrics::histogram!(COMMIT_SECONDS),
+                events: metrics::histogram!(COMMIT_EVENTS),
+            };
+            let handle = recorder.handle();
+            let (accepted, duplicates) = (verdict("accepted"), verdict("duplicate"));
+            let (conflicts, invalid) = (verdict("conflict"), verdict("invalid"));
+            (handle, accepted, duplicates, conflicts, invalid, commits)
+        });
+        let (handle, accepted, duplicates, conflicts, invalid, commits) = kept;
+        let kept = Kept { recorder, handle, accepted, duplicates, conflicts, invalid, commits };
+        let metrics = Self { kept: Arc::new(kept) };
+        // There from the start, for whoever alerts on its growth.
+        metrics.refusals("tenant_ingest_limit").absolute(0);
+        Ok(metrics)
+    }
+
+    /// Counts the verdicts on a request's events. Of a request of which nothing is `stored` only what was wrong.
+    pub fn judged(&self, results: &[ItemResult], stored: bool) {
+        let count = |status| results.iter().filter(|result| result.status == status).count() as u64;
+        let kept = &self.kept;
+        if stored {
+            kept.accepted.increment(count(Status::Accepted));
+            kept.duplicates.increment(count(Status::Duplicate));
+        }
+        kept.conflicts.increment(count(Status::Conflict));
+        kept.invalid.increment(count(Status::Invalid));
+    }
+
+    /// Counts a request that was refused whole, by the problem's `code`.
+    pub fn refused(&self, code: &'static str) {
+        self.refusals(code).increment(1);
+    }
+
+    fn refusals(&self, code: &'static str) -> Counter {
+        with_local_recorder(&self.kept.recorder, || metrics::counter!(INGEST_REFUSED, "code" => code))
+    }
+
+    /// For the ledger's writer.
+    pub fn commits(&self) -> CommitMetrics {
+        self.kept.commits.clone()
+    }
+
+    /// Sums up what histograms have gathered. To be called every few seconds: until then every value is kept.
+    pub fn upkeep(&self) {
+        self.kept.handle.run_upkeep();
+    }
+
+    /// All metrics in Prometheus' text format, with how things stand now.
+    pub fn render(&self, standing: Standing) -> String {
+        let mut text = self.kept.handle.render();
+        // A recorder for this once: a gate that is gone leaves nothing behind.
+        let recorder = PrometheusBuilder::new().build_recorder();
+        with_local_recorder(&recorder, || tell(standing));
+        text.push_str(&recorder.handle().render());
+        text
+    }
+}
+
+fn tell(standing: Standing) {
+    metrics::describe_gauge!(WAITING, "Deliveries that wait");
+    metrics::describe_gauge!(IN_FLIGHT, "Requests in flight");
+    metrics::describe_gauge!(GATES, "Gates by state");
+    metrics::describe_gauge!(GATE_WINDOW, "Requests that a gate lets through at once");
+    metrics::describe_gauge!(GATE_IN_FLIGHT, "Requests in flight through a gate");
+    metrics::describe_gauge!(GATE_STATE, "1 for the state that a gate is in");
+    set(&metrics::gauge!(WAITING), standing.waiting);
+    set(&metrics::gauge!(IN_FLIGHT), standing.in_flight as u64);
+    let mut gates = standing.gates;
+    for state in GATE_STATES {
+        let count = gates.iter().filter(|gate| gate.state() == state).count();
+        set(&metrics::gauge!(GATES, "state" => state), count as u64);
+    }
+    gates.sort_by_key(|gate| (gate.gate != GateId::Svix, gate.reason.is_none()));
+    for gate in gates.iter().take(GATES_SHOWN) {
+        let name = gate.gate.as_str().to_owned();
+        set(&metrics::gauge!(GATE_WINDOW, "gate" => name.clone()), u64::from(gate.width));
+        set(&metrics::gauge!(GATE_IN_FLIGHT, "gate" => name.clone()), u64::from(gate.in_flight));
+        for state in GATE_STATES {
+            let is_in = u64::from(gate.state() == state);
+            set(&metrics::gauge!(GATE_STATE, "gate" => name.clone(), "state" => state), is_in);
+        }
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts below 2^53")]
+fn set(gauge: &Gauge, value: u64) {
+    gauge.set(value as f64);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::domain::gate::CloseReason;
+
+    #[test]
+    fn relays_count_apart_and_gates_are_bounded() {
+        let (one, other) = (Metrics::new().unwrap(), Metrics::new().unwrap());
+        one.refused("tenant_ingest_limit");
+        one.commits().seconds.record(0.002);
+        one.upkeep();
+        let gate = |n: usize| GateStatus {
+            gate: GateId::Endpoint(format!("ep_{n:05}").into()),
+            reason: (n == 4_999).then_some(CloseReason::Failing),
+            opens_in: (n == 4_999).then_some(Duration::from_secs(1)),
+            width: 64,
+            in_flight: 3,
+        };
+        let svix = GateStatus { gate: GateId::Svix, ..gate(0) };
+        let gates = || (0..5_000).map(gate).chain([svix.clone()]).collect();
+        let text = one.render(Standing { gates: gates(), in_flight: 7, waiting: 9 });
+        for line in [
+            "posthaste_ingest_refused_total{code=\"tenant_ingest_limit\"} 1",
+            "posthaste_ledger_commit_seconds_bucket{le=\"0.0025\"} 1",
+            "posthaste_ledger_commit_seconds_bucket{le=\"0.001\"} 0",
+            "posthaste_deliveries_waiting 9",
+            "posthaste_dispatcher_in_flight 7",
+            "posthaste_gates{state=\"open\"} 5000",
+            "posthaste_gates{state=\"closed\"} 1",
+            "posthaste_gate_window{gate=\"svix\"} 64",
+            "posthaste_gate_state{gate=\"ep_04999\",state=\"closed\"} 1",
+            "posthaste_gate_state{gate=\"ep_04999\",state=\"open\"} 0",
+        ] {
+            assert!(text.lines().any(|there| there == line), "{line} is not in\n{}", &text[..3_000]);
+        }
+        assert_eq!(text.matches("posthaste_gate_window{").count(), GATES_SHOWN);
+        let text = other.render(Standing { gates: Vec::new(), in_flight: 0, waiting: 0 });
+        assert!(text.contains("posthaste_ingest_refused_total{code=\"tenant_ingest_limit\"} 0"), "{text}");
+        assert!(!text.contains("posthaste_gate_window{"));
+    }
 }

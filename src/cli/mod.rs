@@ -69,6 +69,9 @@ enum Command {
     /// The key that seals partners' secrets
     #[command(subcommand)]
     MasterKey(master_key::MasterKeyCommand),
+    /// Tenants: where their events go, and what they may take (through a running relay)
+    #[command(subcommand)]
+    Tenant(admin::tenant::TenantCommand),
     /// Partners: receiver organisations without Svix (through a running relay)
     #[command(subcommand)]
     Partner(admin::partner::PartnerCommand),
@@ -135,6 +138,7 @@ impl Command {
             Self::Send(args) => block_on(send::run(args, config)),
             Self::Key(command) => block_on(key::run(command, config)),
             Self::MasterKey(command) => block_on(master_key::run(command, config)),
+            Self::Tenant(command) => block_on(admin::tenant::run(command, config)),
             Self::Partner(command) => block_on(admin::partner::run(command, config)),
             Self::Endpoint(command) => block_on(admin::endpoint::run(command, config)),
             Self::EventType(command) => block_on(admin::event_type::run(command, config)),

@@ -1,6 +1,7 @@
 use rstest::rstest;
 
 use super::*;
+use crate::domain::event::Relay;
 
 /// 32 bytes in base64 in which the word can be seen.
 const CANARY_KEY: &str = "canarycanarycanarycanarycanarycanarycanary4=";

@@ -8,10 +8,16 @@
 //! ```
 //!
 //! Concurrency follows additive increase, multiplicative decrease: a throttle halves what is worth reaching
-//! again, and the way back begins at one.
+//! again, and the way back begins at one. An adaptive gate also halves its window for a failure, and takes a tenth
+//! from it where answers take much longer than they do when little is in flight, each at most once for a window of
+//! answers and not below a bound.
+
+mod adaptive;
 
 use std::time::Duration;
 
+pub use self::adaptive::AdaptiveLimits;
+use self::adaptive::Measure;
 use super::clock::Moment;
 use super::retry::spread;
 
@@ -30,6 +36,16 @@ pub struct GateLimits {
     pub first_wait: Duration,
     /// Longest such wait.
     pub max_wait: Duration,
+    /// Follows failures and latency too. Such a gate begins narrow, to learn how fast an idle receiver answers.
+    pub adaptive: Option<AdaptiveLimits>,
+}
+
+impl GateLimits {
+    /// Where failures and latency stop to narrow the gate.
+    fn least(&self) -> f64 {
+        let least = self.adaptive.map_or(1, |adaptive| adaptive.min_in_flight);
+        f64::from(least.clamp(1, self.max_in_flight.max(1)))
+    }
 }
 
 /// Why a gate is closed.
@@ -105,6 +121,15 @@ pub struct Ticket {
     epoch: u32,
     /// Whether this request is the probe.
     probe: bool,
+    /// When it began.
+    entered_at: Moment,
+}
+
+impl Ticket {
+    /// The same for a request that only begins at `now`: the place was taken ahead.
+    pub const fn begun_at(self, now: Moment) -> Self {
+        Self { entered_at: now, ..self }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,12 +157,15 @@ pub struct Gate {
     unproven: bool,
     /// Closings since the last success: doubles the wait.
     closings: u32,
+    /// What the last answers told of the receiver's load.
+    measure: Measure,
 }
 
 impl Gate {
     /// An open gate.
     pub fn new(limits: GateLimits) -> Self {
-        let window = f64::from(limits.unproven_in_flight.clamp(1, limits.max_in_flight.max(1)));
+        let unproven = f64::from(limits.unproven_in_flight.clamp(1, limits.max_in_flight.max(1)));
+        let window = if limits.adaptive.is_some() { unproven.min(limits.least()) } else { unproven };
         Self {
             limits,
             state: State::Open,
@@ -149,6 +177,7 @@ impl Gate {
             failing_since: None,
             unproven: limits.unproven_in_flight < limits.max_in_flight,
             closings: 0,
+            measure: Measure::default(),
         }
     }
 
@@ -194,7 +223,7 @@ impl Gate {
             _ => return None,
         };
         self.in_flight += 1;
-        Some(Ticket { epoch: self.epoch, probe })
+        Some(Ticket { epoch: self.epoch, probe, entered_at: now })
     }
 
     /// Whether a request with this ticket may still go out: false once the gate has closed behind it.
@@ -215,7 +244,13 @@ impl Gate {
             }
             Signal::Throttled(wait) => self.throttled(wait, current, now, chance),
             _ if !current => Change::None,
-            Signal::Success | Signal::Alive => self.succeeded(signal == Signal::Success),
+            Signal::Success | Signal::Alive => {
+                let worked = signal == Signal::Success;
+                let change = self.succeeded(worked);
+                let latency = worked.then(|| ticket.entered_at.until(now));
+                self.follow(latency);
+                change
+            }
             Signal::Unauthorized => self.close(CloseReason::Unauthorized, None, now, chance),
             Signal::Failure => {
                 self.failures_in_a_row += 1;
@@ -226,7 +261,10 @@ impl Gate {
                     _ if many && since + self.limits.failing_for <= now => {
                         self.close(CloseReason::Failing, None, now, chance)
                     }
-                    _ => Change::None,
+                    _ => {
+                        self.halve();
+                        Change::None
+                    }
                 }
             }
         }
@@ -278,13 +316,41 @@ impl Gate {
         if reopened {
             self.state = State::Open;
             self.narrow();
-        } else if worked {
+        } else if worked && !self.measure.is_slow() {
             self.window += if self.window < self.threshold { 1.0 } else { 1.0 / self.window };
             self.window = self.window.min(f64::from(self.limits.max_in_flight.max(1)));
         }
         let was_closed = self.closings > 0;
         self.closings = 0;
         if reopened || was_closed { Change::Opened } else { Change::None }
+    }
+
+    /// Counts an answer, with its latency where that tells something, and narrows the window where they are slow.
+    fn follow(&mut self, latency: Option<Duration>) {
+        let Some(adaptive) = self.limits.adaptive else { return };
+        let at_least = self.window <= self.limits.least();
+        let answers = self.width().max(adaptive.min_in_flight);
+        if self.measure.answer(latency, answers, &adaptive, at_least) && !at_least {
+            self.shrink(self.window * adaptive::SLOW_FACTOR);
+        }
+    }
+
+    /// A failure of an open gate: once for a window of answers.
+    fn halve(&mut self) {
+        if self.limits.adaptive.is_some() && self.measure.fail() {
+            self.shrink(self.window / 2.0);
+        }
+    }
+
+    /// Narrows the window to `to`, as far as the bound lets it; from there it grows slowly.
+    fn shrink(&mut self, to: f64) {
+        // Whoever is in flight now tells of the time before.
+        self.measure.begin_after(self.in_flight);
+        let to = to.max(self.limits.least());
+        if to < self.window {
+            self.window = to;
+            self.threshold = to;
+        }
     }
 
     fn throttled(&mut self, wait: Option<Duration>, current: bool, now: Moment, chance: f64) -> Change {
@@ -320,126 +386,9 @@ impl Gate {
             self.threshold = (self.window / 2.0).max(1.0);
         }
         self.window = 1.0;
+        self.measure.begin_after(0);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const LIMITS: GateLimits = GateLimits {
-        max_in_flight: 8,
-        unproven_in_flight: 8,
-        failures_to_close: 3,
-        failing_for: Duration::ZERO,
-        first_wait: Duration::from_secs(1),
-        max_wait: Duration::from_secs(60),
-    };
-
-    fn at(ms: u64) -> Moment {
-        Moment::after_start(Duration::from_millis(ms))
-    }
-
-    fn tickets(gate: &mut Gate, now: Moment) -> Vec<Ticket> {
-        std::iter::from_fn(|| gate.enter(now)).collect()
-    }
-
-    #[test]
-    fn a_throttle_closes_for_everyone_and_reopens_gently() {
-        // holds: 25
-        let mut gate = Gate::new(LIMITS);
-        let burst = tickets(&mut gate, at(0));
-        assert_eq!(burst.len(), 8);
-        let wait = Signal::Throttled(Some(Duration::from_secs(2)));
-        let closed = gate.finish(burst[0], wait, at(10), 0.5);
-        assert_eq!(closed, Change::Closed { until: at(2_010), reason: CloseReason::Throttled });
-        assert!(!gate.still_admits(burst[1]), "what was picked but not sent stays");
-        // The rest of the burst asks for less, then for more.
-        let less = gate.finish(burst[1], Signal::Throttled(Some(Duration::from_secs(1))), at(20), 0.5);
-        assert_eq!(less, Change::None);
-        let more = gate.finish(burst[2], wait, at(30), 0.5);
-        assert_eq!(more, Change::Closed { until: at(2_030), reason: CloseReason::Throttled });
-        // A success from before the closing opens nothing.
-        assert_eq!(gate.finish(burst[3], Signal::Success, at(40), 0.5), Change::None);
-        for ticket in &burst[4..] {
-            let _ = gate.finish(*ticket, Signal::NotSent, at(40), 0.5);
-        }
-        assert_eq!(gate.enter(at(2_029)), None);
-        // One at a time, then two, four: up to half of what was too much; then slowly.
-        let mut widths = Vec::new();
-        for _ in 0..4 {
-            let now = tickets(&mut gate, at(2_030));
-            widths.push(now.len());
-            for ticket in now {
-                let _ = gate.finish(ticket, Signal::Success, at(2_030), 0.5);
-            }
-        }
-        assert_eq!(widths, [1, 2, 4, 4]);
-    }
-
-    #[test]
-    fn bad_credentials_close_the_gate_and_are_probed_slowly() {
-        // holds: 30
-        let mut gate = Gate::new(LIMITS);
-        let mut now = at(0);
-        let mut waits = Vec::new();
-        for _ in 0..8 {
-            let ticket = gate.enter(now).expect("a probe is let through");
-            assert_eq!(gate.enter(now).is_some(), waits.is_empty(), "one probe at a time");
-            let Change::Closed { until, reason } = gate.finish(ticket, Signal::Unauthorized, now, 0.5) else {
-                panic!("stays closed");
-            };
-            assert_eq!(reason, CloseReason::Unauthorized);
-            waits.push(now.until(until).as_secs());
-            now = until;
-        }
-        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60]);
-        let probe = gate.enter(now).expect("probe");
-        assert!(!Gate::failure_counts(probe));
-        assert_eq!(gate.finish(probe, Signal::Success, now, 0.5), Change::Opened);
-        assert_eq!(gate.reason(), None);
-    }
-
-    #[test]
-    fn failures_in_a_row_close_it_and_a_success_between_does_not() {
-        // holds: 29, 37
-        let mut gate = Gate::new(LIMITS);
-        let mut send = |signal| {
-            let ticket = gate.enter(at(0)).expect("open");
-            gate.finish(ticket, signal, at(0), 0.5)
-        };
-        for signal in [Signal::Failure, Signal::Failure, Signal::Success, Signal::Failure, Signal::Failure] {
-            assert_eq!(send(signal), Change::None);
-        }
-        assert_eq!(send(Signal::Failure), Change::Closed { until: at(1_000), reason: CloseReason::Failing });
-    }
-
-    #[test]
-    fn an_unproven_receiver_gets_little_and_a_burst_of_failures_is_one_event() {
-        // holds: 37
-        let limits = GateLimits { unproven_in_flight: 4, failing_for: Duration::from_secs(30), ..LIMITS };
-        let mut gate = Gate::new(limits);
-        let first = tickets(&mut gate, at(0));
-        assert_eq!(first.len(), 4);
-        for ticket in first {
-            assert_eq!(gate.finish(ticket, Signal::Failure, at(0), 0.5), Change::None, "all at once");
-        }
-        let ticket = gate.enter(at(30_000)).expect("still open");
-        let closed = gate.finish(ticket, Signal::Failure, at(30_000), 0.5);
-        assert_eq!(closed, Change::Closed { until: at(31_000), reason: CloseReason::Failing });
-        let mut gate = Gate::new(limits);
-        let ticket = gate.enter(at(0)).expect("open");
-        let _ = gate.finish(ticket, Signal::Success, at(0), 0.5);
-        assert_eq!(tickets(&mut gate, at(0)).len(), 8);
-    }
-
-    #[test]
-    fn a_probe_that_was_not_sent_leaves_room_for_another() {
-        let mut gate = Gate::new(LIMITS);
-        gate.close_until(at(100), CloseReason::Failing);
-        let probe = gate.enter(at(100)).expect("probe");
-        assert_eq!(gate.enter(at(100)), None);
-        assert_eq!(gate.finish(probe, Signal::NotSent, at(100), 0.5), Change::None);
-        assert!(gate.enter(at(100)).is_some());
-    }
-}
+mod tests;

@@ -55,21 +55,40 @@ const MAX_IN_FLIGHT: std::ops::RangeInclusive<u32> = 1..=10_000;
 const PER_SECOND: std::ops::RangeInclusive<f64> = 0.001..=100_000.0;
 const BURST: std::ops::RangeInclusive<u32> = 1..=1_000_000;
 
-/// How fast a partner may be sent to: a bucket of `burst` tokens that fills at `per_second`.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+/// How fast a partner may be sent to, or a tenant may put events in: a bucket of `burst` tokens that fills at
+/// `per_second`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct RateLimit {
-    /// Requests a second, over time; 0.5 is one every two seconds.
+    /// Requests or events a second, over time; 0.5 is one every two seconds.
     pub per_second: f64,
-    /// Most requests at once after a pause: at least those of a tenth of a second, since closer than that nodes can't
-    /// agree through a database. By default those of one second, at least one.
+    /// Most at once after a pause. By default those of one second, at least one.
     pub burst: u32,
 }
 
 impl RateLimit {
-    /// The least burst that can be held at this rate.
+    /// The least burst that can be held at this rate over several nodes: closer than a tenth of a second they can't
+    /// agree through a database.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
     pub fn least_burst(&self) -> u32 {
         ((self.per_second / 10.0).ceil() as u32).max(1)
+    }
+
+    /// A limit within what makes sense; without a `burst`, what one second brings, at least one.
+    ///
+    /// # Errors
+    /// What is wrong, below `/per_second` or `/burst`.
+    pub fn new(per_second: f64, burst: Option<u32>) -> Result<Self, SettingFault> {
+        let fault = |pointer: &str, detail| SettingFault { pointer: pointer.into(), detail };
+        if !PER_SECOND.contains(&per_second) {
+            let (least, most) = (PER_SECOND.start(), PER_SECOND.end());
+            return Err(fault("/per_second", format!("`per_second` must be from {least} to {most}")));
+        }
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked just above")]
+        let burst = burst.unwrap_or_else(|| (per_second.ceil() as u32).max(1));
+        if !BURST.contains(&burst) {
+            return Err(fault("/burst", format!("`burst` must be {}", whole_number(&BURST))));
+        }
+        Ok(Self { per_second, burst })
     }
 }
 
@@ -226,19 +245,9 @@ struct RateLimitText {
 
 impl RateLimitText {
     fn check(&self) -> Checked<RateLimit> {
-        let per_second = self.per_second;
-        if !PER_SECOND.contains(&per_second) {
-            let (least, most) = (PER_SECOND.start(), PER_SECOND.end());
-            return at("/per_second", format!("`per_second` must be from {least} to {most}"));
-        }
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked just above")]
-        let burst = self.burst.unwrap_or_else(|| (per_second.ceil() as u32).max(1));
-        if !BURST.contains(&burst) {
-            return at("/burst", format!("`burst` must be {}", whole_number(&BURST)));
-        }
-        let limit = RateLimit { per_second, burst };
-        if burst < limit.least_burst() {
-            let least = limit.least_burst();
+        let limit = RateLimit::new(self.per_second, self.burst).map_err(|fault| vec![fault])?;
+        let least = limit.least_burst();
+        if limit.burst < least {
             return at("/burst", format!("`burst` must be at least {least}, a tenth of `per_second`"));
         }
         Ok(limit)

@@ -1,9 +1,15 @@
 //! A token bucket: at most rate × time + burst.
+//!
+//! What comes in batches can be larger than the burst and must not be refused for ever: it needs a full bucket, and
+//! leaves a debt behind that the next one waits for. So over time the rate holds all the same.
 
 use std::time::Duration;
 
 use super::clock::Moment;
 use super::partner::RateLimit;
+
+/// Parts of a token that rounding may have cost.
+const ROUNDING: f64 = 1e-6;
 
 /// See the module's own words.
 #[derive(Debug, Clone)]
@@ -53,6 +59,34 @@ impl TokenBucket {
         self.tokens = (self.tokens + 1.0).min(f64::from(self.limit.burst));
     }
 
+    /// How long until `count` tokens may be spent at once; zero where they may be now. More than the burst may be
+    /// once the bucket is full.
+    pub fn wait_for(&mut self, count: u32, now: Moment) -> Duration {
+        self.fill(now);
+        let missing = f64::from(count.min(self.limit.burst)) - self.tokens;
+        // A wait that was served to the letter is not refused for a rounding error.
+        if missing <= ROUNDING {
+            return Duration::ZERO;
+        }
+        Duration::try_from_secs_f64(missing / self.limit.per_second).unwrap_or(Duration::MAX)
+    }
+
+    /// Spends `count` tokens, those that are not there as a debt. Ask [`Self::wait_for`] first.
+    pub fn spend(&mut self, count: u32) {
+        self.tokens -= f64::from(count);
+    }
+
+    /// Gives `count` tokens back that were spent for nothing.
+    pub fn refund(&mut self, count: u32) {
+        self.tokens = (self.tokens + f64::from(count)).min(f64::from(self.limit.burst));
+    }
+
+    /// Whether it is as good as new at `now`.
+    pub fn is_full(&mut self, now: Moment) -> bool {
+        self.fill(now);
+        self.tokens >= f64::from(self.limit.burst)
+    }
+
     /// When the next token is there.
     pub fn next_at(&mut self, now: Moment) -> Moment {
         self.fill(now);
@@ -92,6 +126,47 @@ mod tests {
             now = bucket.next_at(now);
         }
         assert!((600..=605).contains(&taken), "{taken} by waiting for each token");
+    }
+
+    #[test]
+    fn batches_of_any_size_pass_and_over_time_the_rate_holds() {
+        for (batch, burst) in [(1, 5), (5, 5), (7, 20), (100, 5), (1_000, 50)] {
+            let mut bucket = TokenBucket::new(RateLimit { per_second: 10.0, burst }, at(0));
+            let (mut now, mut taken, mut batches) = (at(0), 0, 0);
+            while batches < 50 {
+                let wait = bucket.wait_for(batch, now);
+                if wait.is_zero() {
+                    bucket.spend(batch);
+                    taken += batch;
+                    batches += 1;
+                    let allowed =
+                        10.0 * now.since_start().as_secs_f64() + f64::from(burst.max(batch)) + 0.001;
+                    assert!(f64::from(taken) <= allowed, "{batch} with {burst}: {taken} at {now:?}");
+                    continue;
+                }
+                let early = now + wait.mul_f64(0.99);
+                assert!(
+                    bucket.clone().wait_for(batch, early) > Duration::ZERO,
+                    "the wait is no longer than needed"
+                );
+                now = now + wait;
+                assert_eq!(bucket.wait_for(batch, now), Duration::ZERO, "and not too short");
+            }
+        }
+    }
+
+    #[test]
+    fn a_debt_is_waited_for_and_a_refund_is_no_gain() {
+        let mut bucket = TokenBucket::new(RateLimit { per_second: 10.0, burst: 5 }, at(0));
+        assert_eq!(bucket.wait_for(100, at(0)), Duration::ZERO);
+        bucket.spend(100);
+        assert_eq!((bucket.available(at(0)), bucket.is_full(at(0))), (0, false));
+        assert_eq!(bucket.wait_for(1, at(0)), Duration::from_millis(9_600));
+        assert_eq!(bucket.wait_for(100, at(0)), Duration::from_secs(10), "a full bucket is enough");
+        bucket.refund(100);
+        assert!(bucket.is_full(at(0)));
+        bucket.refund(100);
+        assert_eq!(bucket.available(at(0)), 5);
     }
 
     #[test]

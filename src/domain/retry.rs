@@ -89,4 +89,29 @@ mod tests {
         assert_eq!(schedule.delay(3, 0.5), None);
         assert_eq!(schedule.delay(0, 0.5), None);
     }
+
+    #[test]
+    fn failures_of_one_moment_come_back_apart() {
+        // holds: 41
+        let schedule = RetrySchedule::new([5, 30, 120].map(Duration::from_secs).into());
+        let mut drawn: u64 = 41;
+        let mut chance = || {
+            drawn = drawn.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            f64::from(u32::try_from(drawn >> 32).unwrap()) / f64::from(u32::MAX)
+        };
+        for failures in 1..=3 {
+            let mut bins = std::collections::HashMap::<_, u32>::new();
+            for _ in 0..10_000 {
+                let delay = schedule.delay(failures, chance()).unwrap();
+                *bins.entry(delay.as_millis() / 100).or_default() += 1;
+            }
+            let fullest = f64::from(*bins.values().max().unwrap()) / 10_000.0;
+            println!(
+                "failure {failures}: {} bins of 100 ms, the fullest holds {:.2} %",
+                bins.len(),
+                100.0 * fullest
+            );
+            assert!(fullest <= 0.08, "{fullest}");
+        }
+    }
 }

@@ -6,6 +6,11 @@ use std::sync::Arc;
 /// Longest tenant, source, id and type, in bytes (Svix takes 256 characters).
 pub const NAME_LIMIT_BYTES: usize = 256;
 
+/// A tenant's share beside others at the same destination, as far as it may be set.
+pub const WEIGHTS: std::ops::RangeInclusive<u32> = 1..=100;
+/// The share of a tenant for which none was set.
+pub const DEFAULT_WEIGHT: u32 = 1;
+
 /// Where a tenant's events go. Routing, never failover: a tenant is on Svix or direct.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route {

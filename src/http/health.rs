@@ -64,11 +64,7 @@ pub async fn ready(State(state): State<HttpState>) -> Response {
     let told = |gate: &GateStatus| gate.gate == GateId::Svix || gate.reason.is_some();
     let gates = state.dispatcher.gates().into_iter().filter(told).take(GATES_SHOWN).map(|gate| GateView {
         gate: gate.gate.as_str().to_owned(),
-        state: match (gate.reason, gate.opens_in) {
-            (None, _) => "open",
-            (Some(_), None) => "probing",
-            (Some(_), Some(_)) => "closed",
-        },
+        state: gate.state(),
         reason: gate.reason.map(crate::domain::gate::CloseReason::as_str),
         opens_in_ms: gate.opens_in.and_then(|wait| u64::try_from(wait.as_millis()).ok()),
         max_in_flight: gate.width,

@@ -1,8 +1,9 @@
-//! The HTTP side: ingest, administration, health. It records and answers; it never sends.
+//! The HTTP side: ingest, administration, health, metrics. It records and answers; it never sends.
 
 mod admin;
 mod auth;
 mod health;
+mod metrics;
 mod notifications;
 mod openapi;
 mod problem;
@@ -50,6 +51,7 @@ pub fn router(state: HttpState) -> Router {
         .merge(SwaggerUi::new("/docs").url("/openapi.json", document))
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))
+        .route("/metrics", get(metrics::metrics))
         .layer(CatchPanicLayer::new())
         .layer(map_response(problem::normalize))
         .with_state(state)

@@ -55,8 +55,13 @@ pub async fn take(
     caller: Caller,
     request: Request,
 ) -> Result<Response, Problem> {
+    let taken = record(&state, &caller, request).await;
+    taken.inspect_err(|problem| state.metrics.refused(problem.code))
+}
+
+async fn record(state: &HttpState, caller: &Caller, request: Request) -> Result<Response, Problem> {
     caller.require(Scope::Ingest)?;
-    admit(&state)?;
+    admit(state)?;
     let (parts, body) = request.into_parts();
     let lenient = prefers_lenient(&parts.headers);
     let request_key = request_key(&parts.headers)?;
@@ -64,7 +69,7 @@ pub async fn take(
     if let Some(tenant) = tenant {
         caller.require_tenant(tenant)?;
     }
-    let body = read(&state, body).await?;
+    let body = read(state, body).await?;
     let incoming = Incoming {
         body,
         content_type: header(&parts.headers, CONTENT_TYPE.as_str())?,

@@ -7,7 +7,7 @@ use utoipa::openapi::{Content, OpenApi as Document, Ref, RefOr, Response, Respon
 use utoipa::{IntoResponses, Modify, OpenApi};
 
 use super::problem::{FieldError, PROBLEM_JSON, Problem};
-use super::{health, notifications};
+use super::{health, metrics, notifications};
 
 /// The refusals that every operation may answer.
 pub(super) struct Problems;
@@ -25,7 +25,7 @@ impl IntoResponses for Problems {
 #[openapi(
     info(title = "Posthaste", description = "A webhook relay: batches of events in, each once in a ledger, one \
         message each out, to Svix or straight to partners."),
-    paths(notifications::take, health::live, health::ready),
+    paths(notifications::take, health::live, health::ready, metrics::metrics),
     components(schemas(Problem, FieldError)),
     modifiers(&Keys),
     security(("bearer" = []), ("api_key" = []), ()),
@@ -35,9 +35,9 @@ impl IntoResponses for Problems {
         (name = "endpoints", description = "The URLs of partners"),
         (name = "event types", description = "What events there are; Svix is told for the portal of its tenants"),
         (name = "transforms", description = "How a receiver wants its payload"),
-        (name = "tenants", description = "Where a tenant's events go"),
+        (name = "tenants", description = "Where a tenant's events go, and what it may take"),
         (name = "keys", description = "Who may do what"),
-        (name = "health", description = "Alive, and able to take events")))]
+        (name = "health", description = "Alive, able to take events, and how things stand")))]
 struct Base;
 
 /// How callers show who they are.

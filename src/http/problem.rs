@@ -92,6 +92,12 @@ impl Problem {
 
         let status = match error {
             IngestError::Ledger(error) => return Self::of_ledger(error, retry_after_s),
+            // Not jittered: it is when this very request would be taken.
+            IngestError::OverLimit(over) => {
+                let problem =
+                    Self::new(StatusCode::TOO_MANY_REQUESTS, "tenant_ingest_limit", error.to_string());
+                return problem.retry_after(over.retry_after_s());
+            }
             IngestError::Parse(ParseError::Malformed { .. }) => (StatusCode::BAD_REQUEST, "malformed"),
             IngestError::Parse(ParseError::TooDeep) => (StatusCode::BAD_REQUEST, "too_deep"),
             IngestError::Parse(ParseError::TooManyEvents { .. }) => {

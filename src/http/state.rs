@@ -15,6 +15,7 @@ use crate::ledger::Ledger;
 use crate::secrets::Vault;
 use crate::send::EndpointTester;
 use crate::send::address_guard::DialPolicy;
+use crate::telemetry::Metrics;
 
 /// Settings of the HTTP side.
 #[derive(Debug, Clone)]
@@ -54,6 +55,8 @@ pub struct HttpState {
     pub endpoint_tester: Option<Arc<dyn EndpointTester>>,
     /// Rung when there is an event type that Svix was not told of.
     pub event_types_changed: Arc<tokio::sync::Notify>,
+    /// What is counted.
+    pub metrics: Metrics,
     /// Time and chance.
     pub clock: Arc<dyn Clock>,
 }

@@ -40,6 +40,7 @@ use crate::domain::event::Identity;
 use crate::domain::gate::CloseReason;
 use crate::domain::scheduler::{LaneClaim, Permit, Remaining};
 use crate::domain::tenant::{Destination, Lane, LaneId};
+use crate::telemetry::CommitMetrics;
 
 /// Why the ledger could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -200,6 +201,7 @@ struct Shared {
     writer: Mutex<Option<tokio::task::JoinHandle<()>>>,
     backlog: Arc<Backlog>,
     outlet: Arc<OnceLock<Box<dyn Outlet>>>,
+    meter: Arc<OnceLock<CommitMetrics>>,
     health: tokio::sync::watch::Receiver<Option<String>>,
     lanes: Mutex<LaneCache>,
     lease: Duration,
@@ -242,7 +244,7 @@ impl Ledger {
         };
         // Before anyone writes: what is committed during a count might be counted twice.
         let backlog = Arc::new(Backlog::new(options.backlog, database.count_waiting().await?));
-        let outlet = Arc::new(OnceLock::new());
+        let (outlet, meter) = (Arc::new(OnceLock::new()), Arc::new(OnceLock::new()));
         let (health_sender, health) = tokio::sync::watch::channel(None);
         let (commands, queue) = tokio::sync::mpsc::channel(writer::QUEUE_LIMIT);
         let writer = Writer {
@@ -250,6 +252,7 @@ impl Ledger {
             sequence,
             backlog: backlog.clone(),
             outlet: outlet.clone(),
+            meter: meter.clone(),
             health: health_sender,
             last_beat: clock.moment(),
             clock: clock.clone(),
@@ -265,6 +268,7 @@ impl Ledger {
                 writer,
                 backlog,
                 outlet,
+                meter,
                 health,
                 lanes,
                 lease,
@@ -279,6 +283,12 @@ impl Ledger {
     pub fn connect(&self, outlet: Box<dyn Outlet>) {
         // A second outlet would be a second dispatcher in one process; the first stays.
         let _ = self.shared.outlet.set(outlet);
+    }
+
+    /// Names where commits are told of. Without one, nobody hears of them.
+    pub fn meter(&self, metrics: CommitMetrics) {
+        // The first stays, as with the outlet.
+        let _ = self.shared.meter.set(metrics);
     }
 
     /// Records a request's events, each once, and answers after the commit is durable.

@@ -32,6 +32,7 @@ const MIGRATIONS: Migrations = &[
     (1, "ledger", include_str!("../../migrations/postgres/0001_ledger.sql")),
     (2, "partners", include_str!("../../migrations/postgres/0002_partners.sql")),
     (3, "fairness", include_str!("../../migrations/postgres/0003_fairness.sql")),
+    (5, "tenants", include_str!("../../migrations/postgres/0005_tenants.sql")),
 ];
 const CONNECTIONS: u32 = 8;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -3,17 +3,29 @@
 use super::sql::{Database, on};
 use super::{LedgerError, Result};
 use crate::domain::clock::Timestamp;
-use crate::domain::tenant::{Destination, Route};
+use crate::domain::partner::RateLimit;
+use crate::domain::tenant::{DEFAULT_WEIGHT, Destination, Route};
 
-/// A tenant that has a route of its own.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A tenant of which something was set.
+#[derive(Debug, Clone, PartialEq)]
 pub struct TenantRow {
     /// The tenant.
     pub id: String,
-    /// Where its events go.
-    pub route: Route,
+    /// Where its events go; the default route where `None`.
+    pub route: Option<Route>,
     /// How the payload is reshaped on its way to Svix, as JSON text.
     pub transform: Option<String>,
+    /// Its share beside others at the same destination.
+    pub weight: u32,
+    /// Events that it may put in on one node; the configured default where `None`.
+    pub ingest_limit: Option<RateLimit>,
+}
+
+impl TenantRow {
+    /// A tenant of which nothing but its route is set.
+    pub fn new(id: impl Into<String>, route: Option<Route>) -> Self {
+        Self { id: id.into(), route, transform: None, weight: DEFAULT_WEIGHT, ingest_limit: None }
+    }
 }
 
 /// An API key as the server checks it.
@@ -42,36 +54,50 @@ pub struct KeyInfo {
     pub revoked_at: Option<i64>,
 }
 
-type TenantTuple = (String, String, Option<String>, Option<String>);
+type TenantTuple = (String, Option<String>, Option<String>, Option<String>, Option<i64>, Option<String>);
 type KeyRow = (String, String, Vec<u8>, String, Option<String>, i64, Option<i64>);
 
-fn tenant((id, route, app, transform): TenantTuple) -> TenantRow {
-    let route = match (route.as_str(), app) {
+/// Routes and limits lie apart; a tenant may have either.
+macro_rules! tenants {
+    ($where:literal) => {
+        concat!(
+            "SELECT COALESCE(tenant.id, tenant_limit.tenant), route, svix_app, transform, weight, ingest_limit
+             FROM tenant FULL JOIN tenant_limit ON tenant_limit.tenant = tenant.id ",
+            $where
+        )
+    };
+}
+
+fn tenant((id, route, app, transform, weight, limit): TenantTuple) -> TenantRow {
+    let route = route.map(|route| match (route.as_str(), app) {
         ("svix", Some(app)) => Route::Svix { app },
         _ => Route::Direct,
-    };
-    TenantRow { id, route, transform }
+    });
+    let weight = weight.and_then(|weight| u32::try_from(weight).ok()).unwrap_or(DEFAULT_WEIGHT);
+    // Checked when it was saved; what a newer version has written is passed over.
+    let ingest_limit = limit.and_then(|limit| serde_json::from_str(&limit).ok());
+    TenantRow { id, route, transform, weight, ingest_limit }
 }
 
 impl Database {
-    /// Tenants with a route of their own.
+    /// Tenants of which something was set.
     ///
     /// # Errors
     /// [`LedgerError::Unavailable`].
     pub async fn tenants(&self) -> Result<Vec<TenantRow>> {
         let rows: Vec<TenantTuple> = on!(self, reads, pool => {
-            sqlx::query_as("SELECT id, route, svix_app, transform FROM tenant").fetch_all(pool).await?
+            sqlx::query_as(tenants!("")).fetch_all(pool).await?
         });
         Ok(rows.into_iter().map(tenant).collect())
     }
 
-    /// The tenant, where it has a route of its own.
+    /// The tenant, where something was set of it.
     ///
     /// # Errors
     /// [`LedgerError::Unavailable`].
     pub async fn tenant(&self, id: &str) -> Result<Option<TenantRow>> {
         let row: Option<TenantTuple> = on!(self, reads, pool => {
-            sqlx::query_as("SELECT id, route, svix_app, transform FROM tenant WHERE id = $1")
+            sqlx::query_as(tenants!("WHERE tenant.id = $1 OR tenant_limit.tenant = $1"))
                 .bind(id)
                 .fetch_optional(pool)
                 .await?
@@ -79,15 +105,16 @@ impl Database {
         Ok(row.map(tenant))
     }
 
-    /// Sets a tenant's route and transform; whether the tenant is new here.
+    /// Sets what a tenant is, whole; whether it is new here.
     ///
     /// # Errors
     /// [`LedgerError::Taken`] where the Svix application belongs to another tenant.
     pub async fn put_tenant(&self, tenant: &TenantRow) -> Result<bool> {
-        let (route, app) = match &tenant.route {
+        let route = tenant.route.as_ref().map(|route| match route {
             Route::Svix { app } => ("svix", Some(app.as_str())),
             Route::Direct => ("direct", None),
-        };
+        });
+        let app = route.and_then(|(_, app)| app);
         if let Some(app) = app {
             let destination = Destination::Svix { app: app.to_owned() }.to_string();
             let others = self.lane_tenants(&destination).await?;
@@ -95,30 +122,50 @@ impl Database {
                 return Err(taken(app, other));
             }
         }
+        let limit = tenant.ingest_limit.as_ref().map(serde_json::to_string).transpose();
+        let limit = limit.map_err(|error| LedgerError::Refused(error.to_string()))?;
         on!(self, writes, pool => {
             let mut transaction = pool.begin().await?;
+            // First of all: it puts changes in a row, one after another.
             sqlx::query("UPDATE revision SET number = number + 1").execute(&mut *transaction).await?;
-            let known: Option<(String,)> = sqlx::query_as("SELECT id FROM tenant WHERE id = $1")
+            let gone = sqlx::query("DELETE FROM tenant WHERE id = $1")
                 .bind(&tenant.id)
-                .fetch_optional(&mut *transaction)
+                .execute(&mut *transaction)
+                .await?
+                .rows_affected();
+            let unlimited = sqlx::query("DELETE FROM tenant_limit WHERE tenant = $1")
+                .bind(&tenant.id)
+                .execute(&mut *transaction)
+                .await?
+                .rows_affected();
+            sqlx::query("INSERT INTO tenant_limit (tenant, weight, ingest_limit) VALUES ($1, $2, $3)")
+                .bind(&tenant.id)
+                .bind(i64::from(tenant.weight))
+                .bind(&limit)
+                .execute(&mut *transaction)
                 .await?;
-            let written = sqlx::query(
-                "INSERT INTO tenant (id, route, svix_app, transform) VALUES ($1, $2, $3, $4)
-                 ON CONFLICT (id) DO UPDATE SET route = excluded.route, svix_app = excluded.svix_app,
-                     transform = excluded.transform",
-            )
-            .bind(&tenant.id)
-            .bind(route)
-            .bind(app)
-            .bind(&tenant.transform)
-            .execute(&mut *transaction)
-            .await;
-            if let Err(error) = written {
-                let unique = error.as_database_error().is_some_and(sqlx::error::DatabaseError::is_unique_violation);
-                return Err(if unique { taken(app.unwrap_or_default(), "another tenant") } else { error.into() });
+            if let Some((route, app)) = route {
+                let written = sqlx::query(
+                    "INSERT INTO tenant (id, route, svix_app, transform) VALUES ($1, $2, $3, $4)",
+                )
+                .bind(&tenant.id)
+                .bind(route)
+                .bind(app)
+                .bind(&tenant.transform)
+                .execute(&mut *transaction)
+                .await;
+                if let Err(error) = written {
+                    let unique =
+                        error.as_database_error().is_some_and(sqlx::error::DatabaseError::is_unique_violation);
+                    return Err(if unique {
+                        taken(app.unwrap_or_default(), "another tenant")
+                    } else {
+                        error.into()
+                    });
+                }
             }
             transaction.commit().await?;
-            Ok(known.is_none())
+            Ok(gone + unlimited == 0)
         })
     }
 

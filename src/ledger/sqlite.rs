@@ -41,6 +41,7 @@ const MIGRATIONS: Migrations = &[
     (1, "ledger", include_str!("../../migrations/sqlite/0001_ledger.sql")),
     (2, "partners", include_str!("../../migrations/sqlite/0002_partners.sql")),
     (3, "fairness", include_str!("../../migrations/sqlite/0003_fairness.sql")),
+    (5, "tenants", include_str!("../../migrations/sqlite/0005_tenants.sql")),
 ];
 
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

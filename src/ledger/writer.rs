@@ -16,6 +16,7 @@ use crate::domain::delivery::{Class, Delivery, DeliveryId, NextState, Settlement
 use crate::domain::scheduler::Permit;
 use crate::domain::sequence::Sequence;
 use crate::reconnect::Pauses;
+use crate::telemetry::CommitMetrics;
 
 /// Most commands that wait; senders wait beyond it.
 pub(super) const QUEUE_LIMIT: usize = 4_096;
@@ -45,6 +46,8 @@ pub(super) struct Writer {
     pub sequence: Sequence,
     pub backlog: Arc<Backlog>,
     pub outlet: Arc<OnceLock<Box<dyn Outlet>>>,
+    /// Hears of every commit.
+    pub meter: Arc<OnceLock<CommitMetrics>>,
     /// Why writes fail; `None` while they work.
     pub health: watch::Sender<Option<String>>,
     pub last_beat: Moment,
@@ -172,8 +175,10 @@ impl Writer {
                 return Ok((plan.answers, HashSet::new()));
             }
             let reserved = reserve(self.outlet(), &mut plan.deliveries);
+            let began = self.clock.moment();
             match self.store.commit(&plan, settlements).await {
                 Ok(Committed::Done { stale }) => {
+                    self.measure(began, plan.inserts.len());
                     self.committed(&plan, reserved);
                     return Ok((plan.answers, stale));
                 }
@@ -188,6 +193,16 @@ impl Writer {
             }
         }
         Err(LedgerError::Unavailable("too many nodes write the same events at once".into()))
+    }
+
+    fn measure(&self, began: Moment, events: usize) {
+        let Some(meter) = self.meter.get() else { return };
+        meter.seconds.record(began.until(self.clock.moment()));
+        // A group that only settles has none.
+        if events > 0 {
+            #[expect(clippy::cast_precision_loss, reason = "a few thousand")]
+            meter.events.record(events as f64);
+        }
     }
 
     /// What the ledger knows of these requests. Of all they name, not only of what was about to be written: who is
@@ -350,6 +365,7 @@ mod tests {
             sequence: Sequence::new(0, None),
             backlog: Arc::new(Backlog::new(limits, HashMap::new())),
             outlet: Arc::default(),
+            meter: Arc::default(),
             health: watch::channel(None).0,
             last_beat: Moment::default(),
             clock: Arc::new(StandingClock),

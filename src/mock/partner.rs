@@ -1,6 +1,6 @@
 //! A mock partner: an endpoint that keeps what it gets and answers as it is told.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -67,6 +67,8 @@ struct State {
     standing: Option<PartnerAnswer>,
     /// Every n-th request is answered with this.
     every_nth: Option<(u64, PartnerAnswer)>,
+    /// The first request of every `webhook-id` is answered with this; the ids that have come.
+    first: Option<(PartnerAnswer, HashSet<String>)>,
     /// Says challenges back.
     answers_challenges: bool,
     requests: VecDeque<PartnerRequest>,
@@ -120,6 +122,12 @@ impl MockPartner {
         self.state().every_nth = (nth > 0).then_some((nth, answer));
     }
 
+    /// Answers the first request of every `webhook-id` from now on with this, before the script is asked; `None` ends
+    /// that.
+    pub fn answer_first(&self, answer: Option<PartnerAnswer>) {
+        self.state().first = answer.map(|answer| (answer, HashSet::new()));
+    }
+
     /// Whether ownership challenges are said back; they are, to begin with.
     pub fn set_answers_challenges(&self, answers: bool) {
         self.state().answers_challenges = answers;
@@ -170,7 +178,8 @@ fn answer(state: &Mutex<State>, count: &watch::Sender<u64>, request: &Request) -
     let answer = match challenge {
         Some(word) => PartnerAnswer { body: word, ..PartnerAnswer::status(200) },
         None => {
-            let scripted = state.script.pop_front();
+            let first = state.first_answer(request);
+            let scripted = first.or_else(|| state.script.pop_front());
             let periodic = || state.every_nth.as_ref().filter(|(every, _)| nth.is_multiple_of(*every));
             let periodic = periodic().map(|(_, answer)| answer.clone());
             scripted.or(periodic).or_else(|| state.standing.clone()).unwrap_or(PartnerAnswer::status(204))
@@ -195,6 +204,15 @@ fn answer(state: &Mutex<State>, count: &watch::Sender<u64>, request: &Request) -
         .headers
         .iter()
         .fold(template, |template, (name, value)| template.insert_header(name.as_str(), value.as_str()))
+}
+
+impl State {
+    /// The answer to the first request of a `webhook-id`, where it is one and has one.
+    fn first_answer(&mut self, request: &Request) -> Option<PartnerAnswer> {
+        let id = request.headers.get("webhook-id")?.to_str().ok()?;
+        let (answer, seen) = self.first.as_mut()?;
+        seen.insert(id.to_owned()).then(|| answer.clone())
+    }
 }
 
 /// The word of an ownership challenge.

@@ -63,7 +63,8 @@ async fn tenants_have_routes(database: TestDatabase) {
     let default = relay.get("/v1/tenants/acme").await;
     assert_eq!(
         default.json(),
-        json!({"tenant": "acme", "route": "svix", "svix_app": "acme", "default": true})
+        json!({"tenant": "acme", "route": "svix", "svix_app": "acme", "default": true, "weight": 1,
+            "ingest_limit": null})
     );
     assert_eq!(put("acme", json!({"route": "svix", "svix_app": "app-one"})).await.status, 201);
     assert_eq!(put("acme", json!({"route": "svix", "svix_app": "app-one"})).await.status, 200);

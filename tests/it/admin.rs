@@ -297,6 +297,26 @@ async fn event_types_transforms_and_tenants(database: TestDatabase) {
     assert_eq!(got.json()["transform"], json!({"omit": ["/a"]}));
     assert_eq!(pointers(&tenant(json!({"route": "svix", "transform": {"x": 1}})).await), ["/transform/x"]);
     assert_eq!(pointers(&tenant(json!({"route": "direct", "transform": {}})).await), ["/transform"]);
+    let limited = tenant(json!({"weight": 3, "ingest_limit": {"per_second": 2.5}})).await.json();
+    assert_eq!(
+        (&limited["route"], &limited["default"]),
+        (&json!("direct"), &json!(true)),
+        "it needs no route"
+    );
+    assert_eq!(limited["weight"], 3);
+    assert_eq!(limited["ingest_limit"], json!({"per_second": 2.5, "burst": 3}));
+    let got = admin.call(Method::GET, "/v1/tenants/{tenant}", "/v1/tenants/acme", &[], Value::Null).await;
+    assert_eq!(got.json(), limited);
+    for (wrong, pointer) in [
+        (json!({"weight": 0}), "/weight"),
+        (json!({"weight": 101}), "/weight"),
+        (json!({"ingest_limit": {"per_second": 0}}), "/ingest_limit/per_second"),
+        (json!({"ingest_limit": {"per_second": 1, "burst": 0}}), "/ingest_limit/burst"),
+        (json!({"svix_app": "a"}), "/svix_app"),
+        (json!({"transform": {}}), "/transform"),
+    ] {
+        assert_eq!(pointers(&tenant(wrong.clone()).await), [pointer], "{wrong}");
+    }
     for path in ["/health/live", "/health/ready"] {
         admin.call(Method::GET, path, path, &[], Value::Null).await;
     }
@@ -330,9 +350,7 @@ on_both_databases!(
 async fn every_route_is_described_and_the_page_needs_nobody_else() {
     let admin = Admin::start(&TestDatabase::sqlite()).await;
     let paths = admin.document.0["paths"].as_object().expect("paths");
-    for path in
-        ["/notifications", "/api/v1/events", "/health/live", "/v1/keys/{id}", "/v1/endpoints/{id}/test"]
-    {
+    for path in ["/notifications", "/api/v1/events", "/metrics", "/v1/keys/{id}", "/v1/endpoints/{id}/test"] {
         assert!(paths.contains_key(path), "{path}");
     }
     let page = admin.relay.get("/docs/").await;

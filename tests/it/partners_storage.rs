@@ -226,7 +226,8 @@ async fn a_tenants_transform_is_kept(database: TestDatabase) {
     let ledger = database.open(&clock).await;
     let db = ledger.database();
     let transform = Some(r#"{"set":{"/total":19.90}}"#.to_owned());
-    let mut row = TenantRow { id: "acme".into(), route: Route::Svix { app: "acme".into() }, transform };
+    let route = Some(Route::Svix { app: "acme".into() });
+    let mut row = TenantRow { transform, ..TenantRow::new("acme", route) };
     assert!(db.put_tenant(&row).await.unwrap());
     assert_eq!(db.tenant("acme").await.unwrap().as_ref(), Some(&row));
     assert_eq!(db.tenants().await.unwrap(), [row.clone()]);

@@ -1,8 +1,9 @@
-//! Partners, endpoints, event types and transforms: always through a running relay's API.
+//! Tenants, partners, endpoints, event types and transforms: always through a running relay's API.
 
 pub(super) mod endpoint;
 pub(super) mod event_type;
 pub(super) mod partner;
+pub(super) mod tenant;
 pub(super) mod transform;
 
 use std::io::Read as _;

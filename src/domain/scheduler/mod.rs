@@ -86,6 +86,11 @@ pub struct Permit {
 }
 
 impl Permit {
+    /// The same, where its request begins only now.
+    pub const fn begun_at(self, now: Moment) -> Self {
+        Self { gate: self.gate.begun_at(now), ..self }
+    }
+
     /// Whether a failure counts against the event; see [`Gate::failure_counts`].
     pub const fn failure_counts(self) -> bool {
         Gate::failure_counts(self.gate)

@@ -70,7 +70,7 @@ pub struct Policies {
     pub endpoints: HashMap<Arc<str>, EndpointPolicy>,
     /// By partner.
     pub partners: HashMap<Arc<str>, PartnerPolicy>,
-    /// Shares of tenants beside others, where they are not 1.
+    /// Shares of tenants beside others at the same destination; 1 where a tenant is not in it.
     pub weights: HashMap<Arc<str>, u32>,
 }
 

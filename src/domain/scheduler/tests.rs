@@ -12,6 +12,7 @@ const GATE: GateLimits = GateLimits {
     failing_for: Duration::ZERO,
     first_wait: Duration::from_secs(1),
     max_wait: Duration::from_secs(60),
+    adaptive: None,
 };
 const NOW: Timestamp = Timestamp::from_millis(1_000);
 

@@ -1,4 +1,4 @@
-//! Tenants: where their events go.
+//! Tenants: where their events go, and what they may take.
 
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
@@ -10,7 +10,8 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::{bad_field, check_tenant, faults, ledger, read, reload};
-use crate::domain::tenant::{Route, svix_name_is_valid};
+use crate::domain::partner::RateLimit;
+use crate::domain::tenant::{DEFAULT_WEIGHT, Route, WEIGHTS, svix_name_is_valid};
 use crate::http::auth::{Caller, Scope};
 use crate::http::openapi::Problems;
 use crate::http::problem::Problem;
@@ -18,16 +19,33 @@ use crate::http::state::HttpState;
 use crate::ledger::TenantRow;
 use crate::provisioning;
 
-/// A tenant's route, as it is set.
+/// A tenant as it is set.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TenantBody {
-    route: RouteName,
+    /// By default Svix where a token is configured, else direct.
+    route: Option<RouteName>,
     /// Only for `svix`; by default the tenant's own name.
     svix_app: Option<String>,
     /// Only for `svix`: how the payload is reshaped (`omit`, `rename`, `set`, `map`).
     #[schema(value_type = Option<Object>)]
     transform: Option<Box<RawValue>>,
+    /// Its share beside other tenants at the same destination; 1 where absent.
+    #[schema(minimum = 1, maximum = 100)]
+    weight: Option<u32>,
+    /// How fast it may put events in on one node; the configured default where absent.
+    ingest_limit: Option<IngestLimitBody>,
+}
+
+/// A bucket of tokens, one for each event.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct IngestLimitBody {
+    /// Events a second, over time; 0.5 is one every two seconds.
+    per_second: f64,
+    /// Most events at once after a pause; a larger batch is taken too, and waited for afterwards. By default those of
+    /// one second, at least one.
+    burst: Option<u32>,
 }
 
 /// Where events go: to a Svix application, or to the endpoints of partners.
@@ -40,7 +58,7 @@ pub(crate) enum RouteName {
     Direct,
 }
 
-/// A tenant's route, as it is told.
+/// A tenant as it is told.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct TenantView {
     tenant: String,
@@ -54,19 +72,99 @@ pub(crate) struct TenantView {
     transform: Option<Box<RawValue>>,
     /// It has no route of its own: this is the default one.
     default: bool,
+    /// Its share beside other tenants at the same destination.
+    weight: u32,
+    /// How fast it may put events in on one node; the configured default where null.
+    ingest_limit: Option<IngestLimitView>,
+}
+
+/// A bucket of tokens, one for each event.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct IngestLimitView {
+    /// Events a second, over time.
+    per_second: f64,
+    /// Most events at once after a pause.
+    burst: u32,
 }
 
 impl TenantView {
-    fn new(tenant: String, route: Route, transform: Option<Box<RawValue>>, default: bool) -> Self {
+    /// What is told of `row`, which goes to `route`.
+    fn new(row: TenantRow, route: Route) -> Self {
         let (route, svix_app) = match route {
             Route::Svix { app } => (RouteName::Svix, Some(app)),
             Route::Direct => (RouteName::Direct, None),
         };
-        Self { tenant, route, svix_app, transform, default }
+        let limit = |RateLimit { per_second, burst }| IngestLimitView { per_second, burst };
+        Self {
+            default: row.route.is_none(),
+            tenant: row.id,
+            route,
+            svix_app,
+            transform: row.transform.and_then(|text| RawValue::from_string(text).ok()),
+            weight: row.weight,
+            ingest_limit: row.ingest_limit.map(limit),
+        }
     }
 }
 
-/// Where a tenant's events go.
+impl TenantBody {
+    /// The row that this sets.
+    fn check(self, tenant: &str) -> Result<TenantRow, Problem> {
+        let route = self.route(tenant)?;
+        if let Some(transform) = &self.transform {
+            match &route {
+                Some(Route::Svix { .. }) => {}
+                Some(Route::Direct) => {
+                    return Err(bad_field(
+                        "/transform",
+                        "a direct route has no transform: its endpoints have",
+                    ));
+                }
+                None => return Err(bad_field("/transform", "needs `route` to be `svix`")),
+            }
+            provisioning::vet_transform(transform.get()).map_err(|fault| faults(&[fault]))?;
+        }
+        let weight = self.weight.unwrap_or(DEFAULT_WEIGHT);
+        if !WEIGHTS.contains(&weight) {
+            let detail =
+                format!("`weight` must be a whole number from {} to {}", WEIGHTS.start(), WEIGHTS.end());
+            return Err(bad_field("/weight", &detail));
+        }
+        let limit = self.ingest_limit.map(|limit| RateLimit::new(limit.per_second, limit.burst));
+        let ingest_limit = limit
+            .transpose()
+            .map_err(|fault| bad_field(&format!("/ingest_limit{}", fault.pointer), &fault.detail))?;
+        let transform = self.transform.map(|transform| transform.get().to_owned());
+        Ok(TenantRow { id: tenant.to_owned(), route, transform, weight, ingest_limit })
+    }
+
+    fn route(&self, tenant: &str) -> Result<Option<Route>, Problem> {
+        let app = self.svix_app.clone();
+        let app = match (self.route, app) {
+            (None, None) => return Ok(None),
+            (Some(RouteName::Direct), None) => return Ok(Some(Route::Direct)),
+            (Some(RouteName::Svix), app) => app.unwrap_or_else(|| tenant.to_owned()),
+            (Some(RouteName::Direct), Some(_)) => {
+                return Err(bad_field("/svix_app", "a direct route has no Svix application"));
+            }
+            (None, Some(_)) => return Err(bad_field("/svix_app", "needs `route` to be `svix`")),
+        };
+        if !svix_name_is_valid(&app) {
+            let detail = "a Svix application has 1 to 256 of a-z, A-Z, 0-9, `-`, `_`, `.`";
+            return Err(bad_field("/svix_app", detail));
+        }
+        Ok(Some(Route::Svix { app }))
+    }
+}
+
+/// The route of a tenant that has none of its own.
+fn default_route(state: &HttpState, tenant: &str) -> Result<Route, Problem> {
+    let snapshot = state.directory.snapshot();
+    let route = snapshot.route(tenant, state.options.default_route);
+    route.map_err(|taken| Problem::new(StatusCode::CONFLICT, "taken", taken.to_string()))
+}
+
+/// A tenant: where its events go, and what it may take.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}", tag = "tenants",
     params(("tenant" = String, Path, description = "The tenant")),
     responses((status = 200, body = TenantView), Problems))]
@@ -78,17 +176,13 @@ pub(super) async fn get_tenant(
     caller.require(Scope::Read)?;
     caller.require_tenant(&tenant)?;
     check_tenant(&tenant)?;
-    let snapshot = state.directory.snapshot();
-    let default = snapshot.own_route(&tenant).is_none();
-    let route = snapshot
-        .route(&tenant, state.options.default_route)
-        .map_err(|taken| Problem::new(StatusCode::CONFLICT, "taken", taken.to_string()))?;
     let row = state.ledger.database().tenant(&tenant).await.map_err(|error| ledger(&state, &error))?;
-    let transform = row.and_then(|row| RawValue::from_string(row.transform?).ok());
-    Ok(Json(TenantView::new(tenant, route, transform, default)).into_response())
+    let row = row.unwrap_or_else(|| TenantRow::new(tenant, None));
+    let route = row.route.clone().map_or_else(|| default_route(&state, &row.id), Ok)?;
+    Ok(Json(TenantView::new(row, route)).into_response())
 }
 
-/// Sets where a tenant's events go from now on, whole.
+/// Sets where a tenant's events go and what it may take from now on, whole: what is absent gets its default.
 #[utoipa::path(put, path = "/v1/tenants/{tenant}", tag = "tenants",
     params(("tenant" = String, Path, description = "The tenant")),
     request_body = TenantBody,
@@ -105,32 +199,10 @@ pub(super) async fn put_tenant(
     caller.require(Scope::Admin)?;
     caller.require_tenant(&tenant)?;
     check_tenant(&tenant)?;
-    let body = read(body)?;
-    let route = match (body.route, body.svix_app) {
-        (RouteName::Direct, None) => Route::Direct,
-        (RouteName::Direct, Some(_)) => {
-            return Err(bad_field("/svix_app", "a direct route has no Svix application"));
-        }
-        (RouteName::Svix, app) => Route::Svix { app: app.unwrap_or_else(|| tenant.clone()) },
-    };
-    if let Route::Svix { app } = &route
-        && !svix_name_is_valid(app)
-    {
-        return Err(bad_field(
-            "/svix_app",
-            "a Svix application has 1 to 256 of a-z, A-Z, 0-9, `-`, `_`, `.`",
-        ));
-    }
-    if let Some(transform) = &body.transform {
-        if route == Route::Direct {
-            return Err(bad_field("/transform", "a direct route has no transform: its endpoints have"));
-        }
-        provisioning::vet_transform(transform.get()).map_err(|fault| faults(&[fault]))?;
-    }
-    let transform = body.transform.as_ref().map(|transform| transform.get().to_owned());
-    let row = TenantRow { id: tenant.clone(), route: route.clone(), transform };
+    let row = read(body)?.check(&tenant)?;
     let new = state.ledger.database().put_tenant(&row).await.map_err(|error| ledger(&state, &error))?;
     reload(&state).await?;
+    let route = row.route.clone().map_or_else(|| default_route(&state, &row.id), Ok)?;
     let status = if new { StatusCode::CREATED } else { StatusCode::OK };
-    Ok((status, Json(TenantView::new(tenant, route, body.transform, false))).into_response())
+    Ok((status, Json(TenantView::new(row, route))).into_response())
 }

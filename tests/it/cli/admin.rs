@@ -55,6 +55,12 @@ async fn partners_and_endpoints_from_the_command_line() {
     good(&["partner", "delete", "globex"]).await;
     good(&["event-type", "put", "order.paid", "--description", "Paid", "--example", &payload]).await;
     assert!(good(&["event-type", "list"]).await.contains("order.paid"));
+    let tenant = json(&["tenant", "put", "acme", "--weight", "5", "--per-second", "0.5"]).await;
+    assert_eq!((&tenant["weight"], &tenant["ingest_limit"]["burst"]), (&5.into(), &1.into()));
+    assert_eq!((&tenant["route"], &tenant["default"]), (&"svix".into(), &true.into()));
+    let direct = json(&["tenant", "put", "acme", "--route", "direct"]).await;
+    assert_eq!((&direct["route"], &direct["weight"]), (&"direct".into(), &1.into()), "whole");
+    assert!(good(&["tenant", "get", "acme"]).await.contains("direct"));
     relay.kill();
     let away = call(&["partner", "list"]).await;
     assert!(away.code == Some(1) && away.err.contains("is the relay running?"), "{}", away.err);

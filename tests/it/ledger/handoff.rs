@@ -48,6 +48,7 @@ impl Desk {
             failures_to_close: 1_000,
             first_wait: Duration::from_secs(1),
             max_wait: Duration::from_secs(1),
+            adaptive: None,
         };
         let wide = SchedulerLimits {
             max_in_flight: 1_000_000,

@@ -2,6 +2,7 @@
 
 use posthaste::domain::clock::{Clock as _, Timestamp};
 use posthaste::domain::gate::CloseReason;
+use posthaste::domain::partner::RateLimit;
 use posthaste::domain::tenant::Route;
 use posthaste::ledger::{ApiKey, KeyInfo, LedgerError, NewRejected, TenantRow};
 
@@ -10,6 +11,7 @@ use crate::support::{TestClock, TestDatabase};
 
 on_both_databases! {
     tenants_are_set_and_an_application_belongs_to_one,
+    a_tenants_limits_need_no_route,
     an_application_whose_lane_is_anothers_is_taken,
     api_keys_are_added_listed_and_revoked,
     closed_gates_are_remembered,
@@ -17,7 +19,7 @@ on_both_databases! {
 }
 
 fn tenant(id: &str, route: Route) -> TenantRow {
-    TenantRow { id: id.into(), route, transform: None }
+    TenantRow::new(id, Some(route))
 }
 
 fn to_svix(id: &str, app: &str) -> TenantRow {
@@ -48,6 +50,30 @@ async fn tenants_are_set_and_an_application_belongs_to_one(database: TestDatabas
     let expected =
         [to_svix("acme", "app_2"), to_svix("globex", "app_1"), tenant("Ünï 🦀 '\"", Route::Direct)];
     assert_eq!(rows, expected);
+}
+
+async fn a_tenants_limits_need_no_route(database: TestDatabase) {
+    let clock = TestClock::new();
+    let ledger = database.open(&clock).await;
+    let limit = RateLimit { per_second: 0.1, burst: 7 };
+    let mut limited = TenantRow { weight: 100, ingest_limit: Some(limit), ..TenantRow::new("Ünï", None) };
+    assert!(ledger.database().put_tenant(&limited).await.expect("set"));
+    assert_eq!(ledger.database().tenant("Ünï").await.expect("an answer").as_ref(), Some(&limited));
+    close(ledger).await;
+    // What an older version has written has a route and nothing else.
+    database.execute("INSERT INTO tenant (id, route) VALUES ('acme', 'direct')").await;
+    let ledger = database.open(&clock).await;
+    let mut rows = ledger.database().tenants().await.expect("an answer");
+    rows.sort_by(|one, other| one.id.cmp(&other.id));
+    assert_eq!(rows, [tenant("acme", Route::Direct), limited.clone()]);
+    // A route comes and goes; limits that are not named go back to their defaults.
+    limited.route = Some(Route::Svix { app: "uni".into() });
+    assert!(!ledger.database().put_tenant(&limited).await.expect("set"));
+    assert_eq!(ledger.database().tenant("Ünï").await.expect("an answer").as_ref(), Some(&limited));
+    let bare = TenantRow::new("Ünï", None);
+    assert!(!ledger.database().put_tenant(&bare).await.expect("set"));
+    assert_eq!(ledger.database().tenant("Ünï").await.expect("an answer"), Some(bare));
+    assert!(ledger.database().put_tenant(&to_svix("globex", "uni")).await.expect("it was given up"));
 }
 
 async fn an_application_whose_lane_is_anothers_is_taken(database: TestDatabase) {

@@ -60,7 +60,7 @@ async fn what_is_rare_is_written_while_the_ledger_is_busy(database: TestDatabase
     let writing = side_by_side((0..60).map(|n| {
         let (ledger, now) = (ledger.clone(), clock.now());
         async move {
-            let tenant = TenantRow { id: n.to_string(), route: Route::Direct, transform: None };
+            let tenant = TenantRow::new(n.to_string(), Some(Route::Direct));
             assert!(ledger.database().put_tenant(&tenant).await.expect("set"));
             ledger.lane(&svix(&tenant.id), &tenant.id.into()).await.expect("made");
             ledger.save_gate("svix", CloseReason::Failing, now).await.expect("saved");
