@@ -386,7 +386,7 @@ impl Gate {
             self.threshold = (self.window / 2.0).max(1.0);
         }
         self.window = 1.0;
-        self.measure.begin_after(0);
+        self.measure.restart();
     }
 }
 

@@ -49,6 +49,11 @@ impl Measure {
         *self = Self { old, lowest: self.lowest, slow: self.slow, ..Self::default() };
     }
 
+    /// Begins anew with a window that is as narrow as can be: only the lowest latency is still true.
+    pub(super) fn restart(&mut self) {
+        *self = Self { lowest: self.lowest, ..Self::default() };
+    }
+
     /// Whether the last window of answers was slow: none to be widened for.
     pub(super) const fn is_slow(&self) -> bool {
         self.slow

@@ -188,6 +188,22 @@ fn slow_answers_take_a_tenth_once_a_window() {
     assert!(widths.windows(2).any(|pair| pair == [4, 5]), "grows again from there: {widths:?}");
 }
 
+#[test]
+fn after_a_throttle_slowness_of_before_is_forgotten() {
+    let (mut gate, mut now) = (Gate::new(ADAPTIVE), 0);
+    for latency_ms in [100, 100, 100, 100, 100, 300, 300] {
+        round(&mut gate, &mut now, latency_ms, Signal::Success);
+    }
+    let narrowed = gate.width();
+    assert!((50..64).contains(&narrowed), "{narrowed}");
+    gate.close_until(at(now), CloseReason::Throttled);
+    let ticket = gate.enter(at(now)).expect("open again");
+    let _ = gate.finish(ticket, Signal::Success, at(now + 100), 0.5);
+    let wider: Vec<_> = (0..4).map(|_| round(&mut gate, &mut now, 100, Signal::Success)).collect();
+    assert_eq!(wider[..3], [4, 8, 16], "it doubles at once");
+    assert!((narrowed / 2..=narrowed / 2 + 1).contains(&wider[3]), "up to half of what it was: {wider:?}");
+}
+
 /// A receiver that works on `capacity` requests at once; the others wait in its queue.
 struct Receiver {
     free_at_us: BinaryHeap<Reverse<u64>>,
