@@ -6,7 +6,7 @@ use posthaste::domain::clock::{Clock as _, Timestamp};
 use posthaste::domain::partner::{DisableReason, EndpointState, PartnerSettings};
 use posthaste::domain::tenant::Route;
 use posthaste::ledger::{
-    Ledger, LedgerError, NewEndpoint, Put, Sealed, SealedColumn, StoredSettings, TenantRow,
+    EndpointMark, Ledger, LedgerError, NewEndpoint, Put, Sealed, SealedColumn, StoredSettings, TenantRow,
 };
 
 use crate::support::{TestClock, TestDatabase, side_by_side};
@@ -111,6 +111,9 @@ async fn an_endpoint_is_added_changed_and_deleted(database: TestDatabase) {
     assert_eq!(ids(db.endpoints_of("globex", None, 2).await.unwrap()), ["ep_1", "ep_2"]);
     assert_eq!(ids(db.endpoints_of("globex", Some("ep_2"), 2).await.unwrap()), ["ep_3"]);
     assert_eq!(ids(db.all_endpoints().await.unwrap()), ["ep_0", "ep_1", "ep_2", "ep_3"]);
+    assert_eq!(ids(db.endpoints_since(0).await.unwrap()), ["ep_0", "ep_1", "ep_2", "ep_3"]);
+    assert_eq!(ids(db.endpoints_since(second).await.unwrap()), ["ep_0", "ep_2", "ep_3"]);
+    assert_eq!(ids(db.endpoints_since(db.revision().await.unwrap()).await.unwrap()), [""; 0]);
 
     let refused = db.delete_partner("globex", None).await;
     assert!(matches!(&refused, Err(LedgerError::Taken(why)) if why.contains('3')), "{refused:?}");
@@ -168,6 +171,12 @@ async fn an_endpoints_state_keeps_its_first_reason(database: TestDatabase) {
     assert_eq!((again.unwrap(), grew, state().await.failing_since), (false, 0, Some(one)));
     assert!(db.set_proven("ep_1", one).await.unwrap() && !db.set_proven("ep_1", two).await.unwrap());
     assert_eq!(state().await.proven_at, Some(one));
+    let mark = db.endpoint_marks().await.unwrap().pop().expect("one");
+    let version = state().await.version;
+    assert_eq!(
+        mark,
+        EndpointMark { id: "ep_1".into(), version, failing_since: Some(one), proven_at: Some(one) }
+    );
     let before = state().await.version;
     let (disabled, grew) =
         grown(&ledger, db.set_endpoint_state("ep_1", Some((DisableReason::Gone, one)))).await;
