@@ -4,6 +4,7 @@
 //! case, `__` between levels, lists comma-separated (`POSTHASTE_HTTP__INGEST_PATHS=/notifications,/events`).
 
 mod direct;
+mod role;
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -18,6 +19,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use self::direct::DirectConfig;
+pub use self::role::Role;
 use crate::domain::event::Relay;
 use crate::domain::tenant::DefaultRoute;
 use crate::ledger::{BacklogLimits, LedgerOptions};
@@ -36,6 +38,8 @@ pub struct Config {
     pub database_url: String,
     /// Name of this installation: part of every idempotency key, so that staging and production never meet.
     pub environment: String,
+    /// What this node does of the work: `all`, `ingest` or `worker`; on SQLite always `all`.
+    pub role: Role,
     /// What seals partners' secrets: 32 random bytes in base64. On SQLite `<database>.key` is made where it is missing.
     #[serde(serialize_with = "redacted")]
     pub master_key: Option<SecretString>,
@@ -195,6 +199,7 @@ impl Default for Config {
         Self {
             database_url: "sqlite:posthaste.db".into(),
             environment: "default".into(),
+            role: Role::All,
             master_key: None,
             master_key_previous: Vec::new(),
             http: HttpConfig::default(),
