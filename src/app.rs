@@ -268,7 +268,7 @@ pub(crate) fn load_vault(config: &Config, clock: &dyn Clock) -> anyhow::Result<V
 }
 
 /// Starts what stands beside the dispatcher of a node that sends, until `stop` is cancelled: what it knows of
-/// receivers, the challenges of endpoints, and Svix's event types where there is a Svix.
+/// receivers, what other nodes tell, the challenges of endpoints, and Svix's event types where there is a Svix.
 fn send_on(
     background: &mut JoinSet<()>,
     ledger: &Ledger,
@@ -281,6 +281,10 @@ fn send_on(
     dispatcher.set_policies(directory.snapshot().policies().clone());
     let changed = event_types.as_ref().map(|(_, changed)| changed.clone());
     background.spawn(pass_policies_on(directory.clone(), dispatcher.clone(), changed, stop.clone()));
+    background.spawn({
+        let (dispatcher, stop) = (dispatcher.clone(), stop.clone());
+        async move { dispatcher.follow_neighbours(stop).await }
+    });
     background.spawn({
         let stop = stop.clone();
         async move { keeper.challenge(stop).await }

@@ -1,14 +1,15 @@
 //! Who is who: tenants' routes, API keys, partners and their endpoints, held in memory and read again when they change.
 //!
-//! On SQLite every change passes through this process. On Postgres any node may make one: a revision number in the
-//! ledger is looked at twice a second.
+//! On SQLite every change passes through this process. On Postgres any node may make one: it tells the others, and a
+//! revision number in the ledger is looked at twice a second for what was not heard.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
-use tokio::sync::watch;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::gate::GateLimits;
@@ -19,7 +20,7 @@ use crate::domain::partner::{
 use crate::domain::scheduler::{EndpointPolicy, PartnerPolicy, Policies};
 use crate::domain::tenant::{DefaultRoute, Destination, Route, svix_name_is_valid};
 use crate::domain::transform::Transform;
-use crate::ledger::{ApiKey, EndpointRow, Ledger, LedgerError};
+use crate::ledger::{ApiKey, EndpointRow, Ledger, LedgerError, Notice};
 use crate::provisioning;
 use crate::secrets::{Place, Purpose, Vault};
 use crate::send::direct::{Endpoints, LiveEndpoint};
@@ -167,7 +168,7 @@ impl Directory {
     ) -> Result<Self, LedgerError> {
         let current = Arc::new(watch::Sender::new(Arc::default()));
         let directory = Self { ledger, vault, endpoint_gate, current };
-        directory.reload().await?;
+        directory.read().await?;
         Ok(directory)
     }
 
@@ -181,11 +182,16 @@ impl Directory {
         self.current.subscribe()
     }
 
-    /// Reads all again: after a change by this process.
+    /// Reads all again after a change by this process, and tells other nodes of it.
     ///
     /// # Errors
     /// [`LedgerError::Unavailable`]: the old snapshot stays.
     pub async fn reload(&self) -> Result<(), LedgerError> {
+        self.ledger.tell_revision();
+        self.read().await
+    }
+
+    async fn read(&self) -> Result<(), LedgerError> {
         let database = self.ledger.database();
         // The number first: a change during the reading makes it read once more, not never.
         let revision = database.revision().await?;
@@ -320,9 +326,10 @@ impl Directory {
         if !self.ledger.database().is_shared() {
             return;
         }
-        while stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
+        let mut notices = self.ledger.notices();
+        while stop.run_until_cancelled(told_or_time(&mut notices)).await.is_some() {
             let changed = match self.ledger.database().revision().await {
-                Ok(revision) if revision != self.snapshot().revision => self.reload().await,
+                Ok(revision) if revision != self.snapshot().revision => self.read().await,
                 Ok(_) => Ok(()),
                 Err(error) => Err(error),
             };
@@ -331,6 +338,22 @@ impl Directory {
             }
         }
     }
+}
+
+/// Waits until another node has told of a change, or until it is time to look whether one has.
+async fn told_or_time(notices: &mut broadcast::Receiver<Notice>) {
+    let told = async {
+        loop {
+            match notices.recv().await {
+                // Missed some: one of them may have told.
+                Ok(Notice::Revision) | Err(RecvError::Lagged(_)) => return,
+                Ok(_) => {}
+                // The ledger, which the directory holds, keeps the other end.
+                Err(RecvError::Closed) => std::future::pending().await,
+            }
+        }
+    };
+    let _ = tokio::time::timeout(LOOK_EVERY, told).await;
 }
 
 impl Endpoints for Directory {

@@ -39,6 +39,7 @@ use crate::domain::tenant::{Lane, LaneId};
 const MIGRATIONS: Migrations = &[
     (1, "ledger", include_str!("../../migrations/sqlite/0001_ledger.sql")),
     (2, "partners", include_str!("../../migrations/sqlite/0002_partners.sql")),
+    (4, "nodes", include_str!("../../migrations/sqlite/0004_nodes.sql")),
 ];
 
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -113,7 +114,7 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
         checkpointer,
         lock,
     };
-    Ok(Opened { store, database, sequence: Sequence::new(0, largest) })
+    Ok(Opened { store, database, sequence: Sequence::new(0, largest), node: 0, notices: None })
 }
 
 impl SqliteStore {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::backlog::Backlog;
+use super::notices::Bell;
 use super::plan::{self, AcceptRequest, Accepted, Known, Plan, Waiting};
 use super::{ClaimId, Committed, LedgerError, Outlet, Result, Store, claim_of};
 use crate::domain::clock::{Clock, Moment, Timestamp};
@@ -45,6 +46,8 @@ pub(super) struct Writer {
     pub sequence: Sequence,
     pub backlog: Arc<Backlog>,
     pub outlet: Arc<OnceLock<Box<dyn Outlet>>>,
+    /// Tells other nodes; `None` where there can't be any.
+    pub bell: Option<Arc<Bell>>,
     /// Why writes fail; `None` while they work.
     pub health: watch::Sender<Option<String>>,
     pub last_beat: Moment,
@@ -211,6 +214,10 @@ impl Writer {
                 None => outlet.wake(waiting.lane, plan.now),
             }
         }
+        if let Some(bell) = &self.bell {
+            let waiting = plan.deliveries.iter().filter(|waiting| !waiting.handed_over);
+            bell.lanes(waiting.map(|waiting| waiting.lane.id));
+        }
     }
 
     /// After the commit: what is done leaves the backlog, what waits again is told to the dispatcher. Not earlier: a
@@ -350,6 +357,7 @@ mod tests {
             sequence: Sequence::new(0, None),
             backlog: Arc::new(Backlog::new(limits, HashMap::new())),
             outlet: Arc::default(),
+            bell: None,
             health: watch::channel(None).0,
             last_beat: Moment::default(),
             clock: Arc::new(StandingClock),
