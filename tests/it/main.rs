@@ -10,6 +10,7 @@ mod direct;
 mod ingest;
 mod kill;
 mod ledger;
+mod nodes;
 mod partners_storage;
 mod shutdown;
 mod svix;
