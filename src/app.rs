@@ -29,6 +29,7 @@ use crate::secrets::{KeySources, Vault};
 use crate::send::address_guard::{DialPolicy, GuardedConnector, GuardedHttps, SystemResolver};
 use crate::send::direct::{DirectOptions, DirectSender};
 use crate::send::svix::{SvixOptions, SvixSender};
+use crate::send::svix_event_types::SvixEventTypes;
 use crate::send::{Senders, tls};
 use crate::telemetry::Metrics;
 
@@ -94,12 +95,13 @@ pub struct App {
     draining: Arc<AtomicBool>,
     stop_dispatcher: CancellationToken,
     stop_server: CancellationToken,
-    dispatcher: JoinHandle<()>,
+    /// `None` where the role is to take events only.
+    dispatcher: Option<JoinHandle<()>>,
     server: JoinHandle<()>,
     /// What ends with the server.
     background: JoinSet<()>,
     ledger: Ledger,
-    handle: Dispatcher,
+    handle: Option<Dispatcher>,
     shutdown_timeout: Duration,
 }
 
@@ -109,6 +111,7 @@ impl App {
     /// # Errors
     /// Whatever keeps it from doing so, in one line.
     pub async fn start(config: &Config, clock: Arc<dyn Clock>) -> anyhow::Result<Self> {
+        config.check_role()?;
         let ledger = Ledger::open(&config.ledger_options(), clock.clone()).await?;
         match Self::start_with(config, clock, &ledger).await {
             Ok(app) => Ok(app),
@@ -147,9 +150,10 @@ impl App {
             Keeper::new(ledger.clone(), directory.clone(), ingest.clone(), direct.clone(), clock.clone());
         let options = dispatcher_options(config, svix.is_some());
         let senders = Arc::new(Senders { svix, direct });
-        let handle =
-            Dispatcher::new(ledger.clone(), senders, Arc::new(keeper.clone()), options, clock.clone());
-        handle.set_policies(directory.snapshot().policies().clone());
+        let handle = config.role.sends().then(|| {
+            let observer = Arc::new(keeper.clone());
+            Dispatcher::new(ledger.clone(), senders, observer, options, clock.clone())
+        });
         let draining = Arc::new(AtomicBool::new(false));
         let event_types_changed = Arc::new(Notify::new());
         let state = HttpState {
@@ -173,17 +177,19 @@ impl App {
         };
         ledger.announce(&address.to_string()).await?;
         let (stop_dispatcher, stop_server) = (CancellationToken::new(), CancellationToken::new());
-        let dispatcher = tokio::spawn({
-            let (dispatcher, stop) = (handle.clone(), stop_dispatcher.clone());
-            async move { dispatcher.run(stop).await }
-        });
         let server = tokio::spawn(http::serve(listener, http::router(state), limits, stop_server.clone()));
-        let mut background = follow(directory, handle.clone(), keeper, &stop_server);
+        let mut background = JoinSet::new();
+        background.spawn({
+            let (directory, stop) = (directory.clone(), stop_server.clone());
+            async move { directory.follow(stop).await }
+        });
         background.spawn(keep_metrics(metrics, stop_server.clone()));
-        if let Some(svix) = event_types {
-            let (ledger, stop) = (ledger.clone(), stop_server.clone());
-            background.spawn(provisioning::sync_with_svix(ledger, svix, event_types_changed, stop));
-        }
+        let dispatcher = handle.clone().map(|dispatcher| {
+            let event_types = event_types.map(|svix| (svix, event_types_changed));
+            send_on(&mut background, ledger, &directory, &dispatcher, keeper, event_types, &stop_server);
+            let stop = stop_dispatcher.clone();
+            tokio::spawn(async move { dispatcher.run(stop).await })
+        });
         Ok(Self {
             address,
             draining,
@@ -208,20 +214,22 @@ impl App {
         &self.ledger
     }
 
-    /// The dispatcher, likewise.
-    pub const fn dispatcher(&self) -> &Dispatcher {
-        &self.handle
+    /// The dispatcher, likewise; `None` where the role is to take events only.
+    pub const fn dispatcher(&self) -> Option<&Dispatcher> {
+        self.handle.as_ref()
     }
 
     /// Ends in good order: new events are refused, what is in flight is finished and recorded, the server's answers
     /// are given, the ledger is closed. What takes longer than `http.shutdown_timeout_ms` is left: it is sent again at
     /// the next start, under the same keys.
     pub async fn stop(self) {
-        let Self { mut dispatcher, mut server, mut background, ledger, .. } = self;
+        let Self { dispatcher, mut server, mut background, ledger, .. } = self;
         self.draining.store(true, Ordering::Relaxed);
         self.stop_dispatcher.cancel();
         let for_sends = self.shutdown_timeout.saturating_sub(AFTER_DISPATCHER);
-        if tokio::time::timeout(for_sends, &mut dispatcher).await.is_err() {
+        if let Some(mut dispatcher) = dispatcher
+            && tokio::time::timeout(for_sends, &mut dispatcher).await.is_err()
+        {
             tracing::warn!("some requests are still under way; they will be sent again");
             dispatcher.abort();
         }
@@ -266,32 +274,48 @@ pub(crate) fn load_vault(config: &Config, clock: &dyn Clock) -> anyhow::Result<V
     Ok(Vault::load(&sources, clock)?)
 }
 
-/// Starts what keeps up with changes of partners and endpoints, until `stop` is cancelled.
-fn follow(
-    directory: Directory,
-    dispatcher: Dispatcher,
+/// Starts what stands beside the dispatcher of a node that sends, until `stop` is cancelled: what it knows of
+/// receivers, what other nodes tell, the challenges of endpoints, and Svix's event types where there is a Svix.
+fn send_on(
+    background: &mut JoinSet<()>,
+    ledger: &Ledger,
+    directory: &Directory,
+    dispatcher: &Dispatcher,
     keeper: Keeper,
+    event_types: Option<(SvixEventTypes, Arc<Notify>)>,
     stop: &CancellationToken,
-) -> JoinSet<()> {
-    let mut background = JoinSet::new();
+) {
+    dispatcher.set_policies(directory.snapshot().policies().clone());
+    let changed = event_types.as_ref().map(|(_, changed)| changed.clone());
+    background.spawn(pass_policies_on(directory.clone(), dispatcher.clone(), changed, stop.clone()));
     background.spawn({
-        let (directory, stop) = (directory.clone(), stop.clone());
-        async move { directory.follow(stop).await }
+        let (dispatcher, stop) = (dispatcher.clone(), stop.clone());
+        async move { dispatcher.follow_neighbours(stop).await }
     });
-    background.spawn(pass_policies_on(directory, dispatcher, stop.clone()));
     background.spawn({
         let stop = stop.clone();
         async move { keeper.challenge(stop).await }
     });
-    background
+    if let Some((svix, changed)) = event_types {
+        background.spawn(provisioning::sync_with_svix(ledger.clone(), svix, changed, stop.clone()));
+    }
 }
 
-/// Tells the dispatcher of every change of partners and endpoints.
-async fn pass_policies_on(directory: Directory, dispatcher: Dispatcher, stop: CancellationToken) {
+/// Tells the dispatcher of every change of partners and endpoints, and whoever tells Svix of event types that there
+/// may be one: another node may have made it.
+async fn pass_policies_on(
+    directory: Directory,
+    dispatcher: Dispatcher,
+    event_types_changed: Option<Arc<Notify>>,
+    stop: CancellationToken,
+) {
     let mut changes = directory.changes();
     while let Some(Ok(())) = stop.run_until_cancelled(changes.changed()).await {
         let snapshot = changes.borrow_and_update().clone();
         dispatcher.set_policies(snapshot.policies().clone());
+        if let Some(changed) = &event_types_changed {
+            changed.notify_one();
+        }
     }
 }
 
@@ -386,6 +410,7 @@ async fn keep_metrics(metrics: Metrics, stop: CancellationToken) {
 
 fn http_options(config: &Config) -> HttpOptions {
     HttpOptions {
+        role: config.role,
         ingest_paths: config.http.ingest_paths.clone(),
         body_limit_bytes: config.http.body_limit_bytes,
         body_timeout: Duration::from_millis(config.http.body_timeout_ms),

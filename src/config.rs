@@ -6,6 +6,7 @@
 mod direct;
 mod ingest;
 mod redact;
+mod role;
 mod variables;
 
 use std::net::SocketAddr;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 pub use self::direct::DirectConfig;
 pub use self::ingest::{IngestConfig, UnknownEventTypes};
 use self::redact::{all_redacted, listed, one_line, redacted, without_password};
+pub use self::role::Role;
 use self::variables::Variable;
 use crate::domain::tenant::DefaultRoute;
 use crate::ledger::{BacklogLimits, LedgerOptions};
@@ -35,6 +37,8 @@ pub struct Config {
     pub database_url: String,
     /// Name of this installation: part of every idempotency key, so that staging and production never meet.
     pub environment: String,
+    /// What this node does of the work: `all`, `ingest` or `worker`; on SQLite always `all`.
+    pub role: Role,
     /// What seals partners' secrets: 32 random bytes in base64. On SQLite `<database>.key` is made where it is missing.
     #[serde(serialize_with = "redacted")]
     pub master_key: Option<SecretString>,
@@ -166,6 +170,7 @@ impl Default for Config {
         Self {
             database_url: "sqlite:posthaste.db".into(),
             environment: "default".into(),
+            role: Role::All,
             master_key: None,
             master_key_previous: Vec::new(),
             http: HttpConfig::default(),

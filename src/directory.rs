@@ -1,14 +1,15 @@
 //! Who is who: tenants with their routes and limits, API keys, partners and their endpoints, held in memory and read again when they change.
 //!
-//! On SQLite every change passes through this process. On Postgres any node may make one: a revision number in the
-//! ledger is looked at four times a second.
+//! On SQLite every change passes through this process. On Postgres any node may make one: it tells the others, and a
+//! revision number in the ledger is looked at four times a second for what was not heard.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{Mutex, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::gate::GateLimits;
@@ -19,7 +20,7 @@ use crate::domain::partner::{
 use crate::domain::scheduler::{EndpointPolicy, PartnerPolicy, Policies};
 use crate::domain::tenant::{DEFAULT_WEIGHT, DefaultRoute, Destination, Route, svix_name_is_valid};
 use crate::domain::transform::Transform;
-use crate::ledger::{ApiKey, Ledger, LedgerError, TenantRow};
+use crate::ledger::{ApiKey, Ledger, LedgerError, Notice, TenantRow};
 use crate::secrets::Vault;
 use crate::send::direct::{Endpoints, LiveEndpoint};
 
@@ -232,11 +233,16 @@ impl Directory {
         self.current.subscribe()
     }
 
-    /// Reads what has changed, where something has: after a change by this process, and when it may have been others'.
+    /// Reads what has changed, where something has, after a change by this process, and tells other nodes of it.
     ///
     /// # Errors
     /// [`LedgerError::Unavailable`]: the old snapshot stays.
     pub async fn reload(&self) -> Result<(), LedgerError> {
+        self.ledger.tell_revision();
+        self.catch_up().await
+    }
+
+    async fn catch_up(&self) -> Result<(), LedgerError> {
         let _alone = self.reading.lock().await;
         // The number first: a change during the reading makes it read once more, not never.
         let revision = self.ledger.database().revision().await?;
@@ -295,12 +301,29 @@ impl Directory {
         if !self.ledger.database().is_shared() {
             return;
         }
-        while stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
-            if let Err(error) = self.reload().await {
+        let mut notices = self.ledger.notices();
+        while stop.run_until_cancelled(told_or_time(&mut notices)).await.is_some() {
+            if let Err(error) = self.catch_up().await {
                 tracing::debug!(%error, "what has changed could not be read; the old reading stays");
             }
         }
     }
+}
+
+/// Waits until another node has told of a change, or until it is time to look whether one has.
+async fn told_or_time(notices: &mut broadcast::Receiver<Notice>) {
+    let told = async {
+        loop {
+            match notices.recv().await {
+                // Missed some: one of them may have told.
+                Ok(Notice::Revision) | Err(RecvError::Lagged(_)) => return,
+                Ok(_) => {}
+                // The ledger, which the directory holds, keeps the other end.
+                Err(RecvError::Closed) => std::future::pending().await,
+            }
+        }
+    };
+    let _ = tokio::time::timeout(LOOK_EVERY, told).await;
 }
 
 impl Endpoints for Directory {

@@ -3,6 +3,8 @@
 //! It decides nothing itself. Who may send is the scheduler's word, what an attempt means is
 //! [`delivery::settle`]'s, and both are plain data. No transaction is open while a request is under way.
 
+mod neighbours;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -12,6 +14,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::neighbours::SeenGates;
 use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::delivery::{self, Class, DeadReason, Delivery, Failure, Outcome, Timing};
 use crate::domain::gate::{Change, CloseReason, Gate, GateLimits, Signal};
@@ -26,6 +29,8 @@ use crate::send::Sender;
 /// SQLite nothing that should be there.
 const POLL_SHARED: Duration = Duration::from_secs(1);
 const POLL_OWN: Duration = Duration::from_secs(30);
+/// Shortest time between two such looks where other nodes ask for them.
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
 /// Lanes read at once.
 const LANES_PAGE: u32 = 1_000;
 /// Wait after the ledger failed to answer.
@@ -87,6 +92,9 @@ pub struct Dispatcher {
 
 struct Shared {
     scheduler: Mutex<Scheduler<Delivery>>,
+    seen_gates: Mutex<SeenGates>,
+    /// The ledger is to be asked for lanes with work soon.
+    look: AtomicBool,
     changed: Notify,
     ledger: Ledger,
     sender: Arc<dyn Sender>,
@@ -117,6 +125,8 @@ impl Dispatcher {
         }
         let shared = Shared {
             scheduler: Mutex::new(scheduler),
+            seen_gates: Mutex::default(),
+            look: AtomicBool::new(false),
             changed: Notify::new(),
             ledger: ledger.clone(),
             sender,
@@ -136,16 +146,21 @@ impl Dispatcher {
     ///
     /// Whoever loses patience drops the future: what is in flight is then sent again, under the same keys.
     pub async fn run(&self, stop: CancellationToken) {
-        self.restore_gates().await;
+        self.look_at_gates(true).await;
         let poll = if self.shared.ledger.database().is_shared() { POLL_SHARED } else { POLL_OWN };
         let mut next_poll = self.shared.clock.moment();
+        let mut looked_at = Moment::default();
         while !stop.is_cancelled() {
             // Registered before the look at what there is to do: a wake-up in between is not lost.
             let changed = self.shared.changed.notified();
             let now = self.shared.clock.moment();
+            if self.shared.look.swap(false, Ordering::Relaxed) {
+                next_poll = next_poll.min(looked_at + LOOK_PAUSE);
+            }
             if next_poll <= now {
                 self.find_work(&stop).await;
-                next_poll = self.shared.clock.moment() + poll;
+                looked_at = self.shared.clock.moment();
+                next_poll = looked_at + poll;
             }
             self.start_sends();
             self.reserve_tokens();
@@ -185,22 +200,6 @@ impl Dispatcher {
     /// Requests in flight.
     pub fn in_flight(&self) -> usize {
         self.shared.scheduler().in_flight()
-    }
-
-    /// Closes the gates that were closed when the process last ran.
-    async fn restore_gates(&self) {
-        let now = self.shared.clock.now();
-        let gates = match self.shared.ledger.closed_gates(now).await {
-            Ok(gates) => gates,
-            Err(error) => return tracing::warn!(%error, "closed gates could not be read"),
-        };
-        for (gate, reason, until) in gates {
-            let (Some(gate), Some(reason)) = (GateId::parse(&gate), CloseReason::parse(&reason)) else {
-                continue;
-            };
-            let until = self.shared.clock.moment() + until.since(now);
-            self.shared.scheduler().close_gate(gate, until, reason);
-        }
     }
 
     /// Asks the ledger which lanes have work, and wakes them.
@@ -286,6 +285,16 @@ impl Shared {
         self.scheduler.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn seen_gates(&self) -> MutexGuard<'_, SeenGates> {
+        self.seen_gates.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets the ledger be asked for lanes with work.
+    fn look(&self) {
+        self.look.store(true, Ordering::Relaxed);
+        self.changed.notify_one();
+    }
+
     async fn claim(&self, claims: &[LaneClaim]) {
         match self.ledger.claim(claims).await {
             Ok((claimed, leased_until)) => self.claimed(claims, claimed, leased_until),
@@ -363,7 +372,7 @@ impl Shared {
         if let Change::Closed { until, reason } = change {
             self.gate_closed(&delivery.lane, until, reason, &outcome).await;
         } else if change == Change::Opened {
-            tracing::info!(gate = GateId::of(&delivery.lane.destination).as_str(), "gate open again");
+            self.gate_opened(&delivery.lane).await;
         }
         self.observer.observe(&delivery, &outcome).await;
         let timing =
@@ -420,11 +429,20 @@ impl Shared {
             }
         }
         let recalled = self.scheduler().recall(&gate);
+        // Before the release: others know of the gate when they hear of the work.
+        if let Err(error) = self.ledger.save_gate(gate.as_str(), reason, wait).await {
+            tracing::debug!(%error, "a closed gate could not be recorded");
+        }
         if !recalled.is_empty() {
             self.release(&recalled).await;
         }
-        if let Err(error) = self.ledger.save_gate(gate.as_str(), reason, self.clock.now() + wait).await {
-            tracing::debug!(%error, "a closed gate could not be recorded");
+    }
+
+    async fn gate_opened(&self, lane: &Lane) {
+        let gate = GateId::of(&lane.destination);
+        tracing::info!(gate = gate.as_str(), "gate open again");
+        if let Err(error) = self.ledger.gate_opened(gate.as_str()).await {
+            tracing::debug!(%error, "an open gate could not be recorded");
         }
     }
 }

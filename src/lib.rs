@@ -24,14 +24,14 @@
 //! - [`cli`]: the command line, one file a command.
 //! - [`config`]: every setting with its default; file and environment.
 //! - [`directory`]: who is who. Tenants, API keys, partners, in memory, read again when they change.
-//! - [`dispatcher`]: the one loop. Claims, sends, settles; decides nothing itself.
+//! - [`dispatcher`]: the one loop. Claims, sends, settles; decides nothing itself. Its `neighbours` hears other nodes.
 //! - [`domain`]: the rules, as plain data: parsing, keys, retry, gates, the scheduler, what an attempt means.
 //! - [`endpoints`]: what attempts mean for an endpoint as a whole; test events and challenges.
 //! - [`http`]: the server. Accept loop, ingest, administration, health, metrics, problems.
 //! - [`ingest`]: the doorway of the ledger, for HTTP and for sources to come; how fast tenants may put events in.
 //! - [`ledger`]: every event once, every delivery until it is done. The only place that knows SQL. Its writer commits
 //!   together what waits; `sqlite` and `postgres` are the hot path; `sql`, `registry`,
-//!   `partners` and `endpoints` are the text they share.
+//!   `partners`, `endpoints` and `gates` are the text they share; `notices` is what nodes tell one another.
 //! - `mock` (feature `mock`): a mock Svix and a mock partner for tests, ours and yours, and for `posthaste dev`.
 //! - [`provisioning`]: checking, sealing and opening what an administrator sets; seeds of the configuration.
 //! - [`reconnect`]: waiting for a neighbour that is away.
@@ -50,6 +50,8 @@
 //! - A settlement that names an old claim changes no row.
 //! - Two attempts of one delivery never carry different idempotency keys.
 //! - Nothing in memory grows with the backlog: lanes are remembered while they have work, deliveries up to a bound.
+//! - Nothing depends on a notice from another node being heard: what it tells is in the ledger, which is looked at anyway.
+//! - No node's clock decides about another's lease or gate.
 //! - Nothing pending is ever given up because the process, the network or Svix was away.
 
 pub mod app;

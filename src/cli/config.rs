@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
-use super::output::say;
+use super::BAD_CONFIG;
+use super::output::{complain, say};
 use crate::config::Config;
 
 #[derive(Debug, Subcommand)]
@@ -15,10 +16,16 @@ pub(super) enum ConfigCommand {
     Show,
 }
 
-/// The configuration has been read by now: a bad one never gets here.
+/// The configuration has been read by now: one that is bad in itself never gets here.
 pub(super) fn run(command: &ConfigCommand, config: &Config) -> anyhow::Result<ExitCode> {
     match command {
-        ConfigCommand::Check => say("the configuration is good")?,
+        ConfigCommand::Check => {
+            if let Err(error) = config.check_role() {
+                complain(error);
+                return Ok(ExitCode::from(BAD_CONFIG));
+            }
+            say("the configuration is good")?;
+        }
         ConfigCommand::Show => say(config.show()?.trim_end())?,
     }
     Ok(ExitCode::SUCCESS)

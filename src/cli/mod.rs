@@ -57,7 +57,7 @@ struct Server {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the relay
-    Serve,
+    Serve(serve::ServeArgs),
     /// Run the relay on this machine against a mock Svix, with a stream of sample events: no account, no network
     #[cfg(feature = "mock")]
     Dev(dev::DevArgs),
@@ -132,7 +132,7 @@ impl Command {
     fn run(self, loaded: Loaded) -> anyhow::Result<ExitCode> {
         let config = loaded.config;
         match self {
-            Self::Serve => block_on(serve::run(config)),
+            Self::Serve(args) => block_on(serve::run(args, config)),
             #[cfg(feature = "mock")]
             Self::Dev(args) => block_on(dev::run(args, config)),
             Self::Send(args) => block_on(send::run(args, config)),

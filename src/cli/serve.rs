@@ -3,14 +3,31 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use clap::Args;
+
+use super::BAD_CONFIG;
+use super::output::complain;
 use crate::app::{App, SystemClock};
-use crate::config::Config;
+use crate::config::{Config, Role};
 use crate::telemetry;
 
-pub(super) async fn run(config: Config) -> anyhow::Result<ExitCode> {
+#[derive(Debug, Args)]
+pub(super) struct ServeArgs {
+    /// What this node does of the work [default: as the configuration says, which is `all`]
+    #[arg(long, value_enum)]
+    role: Option<Role>,
+}
+
+pub(super) async fn run(args: ServeArgs, mut config: Config) -> anyhow::Result<ExitCode> {
+    config.role = args.role.unwrap_or(config.role);
+    if let Err(error) = config.check_role() {
+        complain(error);
+        return Ok(ExitCode::from(BAD_CONFIG));
+    }
     telemetry::init(&config.log).map_err(anyhow::Error::msg)?;
     let app = App::start(&config, Arc::new(SystemClock::new())).await?;
-    tracing::info!(address = %app.address(), version = env!("CARGO_PKG_VERSION"), "listening");
+    let (address, role) = (app.address(), config.role);
+    tracing::info!(%address, %role, version = env!("CARGO_PKG_VERSION"), "listening");
     super::stop_signal().await?;
     tracing::info!("stopping; once more to end at once");
     app.stop().await;

@@ -7,7 +7,8 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::state::HttpState;
-use crate::dispatcher::GateStatus;
+use crate::config::Role;
+use crate::dispatcher::{Dispatcher, GateStatus};
 use crate::domain::scheduler::GateId;
 
 /// Most gates that readiness tells of.
@@ -16,17 +17,21 @@ const GATES_SHOWN: usize = 100;
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 struct Live {
     status: &'static str,
+    /// What this node does of the work.
+    role: Role,
     version: &'static str,
 }
 
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 struct Ready {
     status: &'static str,
-    /// Why no events are taken. Empty while they are.
+    /// What this node does of the work. A `worker` takes no events, ready or not.
+    role: Role,
+    /// Why it can't do its work. Empty while it can.
     reasons: Vec<String>,
     /// Deliveries that wait.
     waiting: u64,
-    /// The ways out. A closed one is shown, and events are taken all the same.
+    /// The ways out; a node that only takes events has none. A closed one is shown, and events are taken all the same.
     gates: Vec<GateView>,
 }
 
@@ -44,25 +49,31 @@ struct GateView {
 
 /// `GET /health/live`: 200 as long as the process answers.
 #[utoipa::path(get, path = "/health/live", tag = "health", responses((status = 200, body = Live)))]
-pub async fn live() -> Response {
-    Json(Live { status: "ok", version: env!("CARGO_PKG_VERSION") }).into_response()
+pub async fn live(State(state): State<HttpState>) -> Response {
+    Json(Live { status: "ok", role: state.options.role, version: env!("CARGO_PKG_VERSION") }).into_response()
 }
 
-/// `GET /health/ready`: 200 where events are taken, 503 with the reasons where not.
+/// `GET /health/ready`: 200 where the node does the work of its role (takes events; a worker: sends), 503 with the
+/// reasons where not.
 #[utoipa::path(get, path = "/health/ready", tag = "health", responses(
-    (status = 200, description = "Events are taken", body = Ready),
-    (status = 503, description = "No events are taken", body = Ready)))]
+    (status = 200, description = "Events are taken (a worker: sent)", body = Ready),
+    (status = 503, description = "Not so", body = Ready)))]
 pub async fn ready(State(state): State<HttpState>) -> Response {
     let mut reasons = Vec::new();
     if state.is_draining() {
         reasons.push("draining: this process is about to end".to_owned());
     }
-    if let Err(error) = state.ledger.admits() {
-        reasons.push(error.to_string());
+    let role = state.options.role;
+    if role.takes_events() {
+        reasons.extend(state.ledger.admits().err().map(|error| error.to_string()));
+    } else {
+        // A full backlog is what a worker is there for.
+        reasons.extend(state.ledger.trouble());
     }
     // Svix's always; of endpoints' only those that are not open, and not all of ten thousand.
     let told = |gate: &GateStatus| gate.gate == GateId::Svix || gate.reason.is_some();
-    let gates = state.dispatcher.gates().into_iter().filter(told).take(GATES_SHOWN).map(|gate| GateView {
+    let gates = state.dispatcher.as_ref().map(Dispatcher::gates).unwrap_or_default();
+    let gates = gates.into_iter().filter(told).take(GATES_SHOWN).map(|gate| GateView {
         gate: gate.gate.as_str().to_owned(),
         state: gate.state(),
         reason: gate.reason.map(crate::domain::gate::CloseReason::as_str),
@@ -75,6 +86,7 @@ pub async fn ready(State(state): State<HttpState>) -> Response {
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = Ready {
         status: if ready { "ready" } else { "not_ready" },
+        role,
         reasons,
         waiting: state.ledger.waiting(),
         gates,

@@ -8,6 +8,7 @@ use super::auth::{Caller, Scope};
 use super::openapi::Problems;
 use super::problem::Problem;
 use super::state::HttpState;
+use crate::dispatcher::Dispatcher;
 use crate::telemetry::Standing;
 
 /// The text format, as its scrapers know it.
@@ -20,9 +21,11 @@ const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub async fn metrics(State(state): State<HttpState>, caller: Caller) -> Result<Response, Problem> {
     caller.require(Scope::Read)?;
     caller.require_unbound()?;
+    // A node that only takes events sends none.
+    let dispatcher = state.dispatcher.as_ref();
     let standing = Standing {
-        gates: state.dispatcher.gates(),
-        in_flight: state.dispatcher.in_flight(),
+        gates: dispatcher.map(Dispatcher::gates).unwrap_or_default(),
+        in_flight: dispatcher.map_or(0, Dispatcher::in_flight),
         waiting: state.ledger.waiting(),
     };
     Ok(([(CONTENT_TYPE, TEXT)], state.metrics.render(standing)).into_response())

@@ -92,6 +92,12 @@ async fn record(state: &HttpState, caller: &Caller, request: Request) -> Result<
 
 /// Refuses what can't be taken now, before a byte of the body is read.
 fn admit(state: &HttpState) -> Result<(), Problem> {
+    if !state.options.role.takes_events() {
+        // 503 and not 404: a producer that is sent here by mistake comes again, and may meet a node that does.
+        let detail = "this node does not take events: its role is worker; send them to one that does";
+        let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "takes_no_events", detail);
+        return Err(problem.retry_after(state.retry_after_s()));
+    }
     if state.is_draining() {
         let problem = Problem::new(
             StatusCode::SERVICE_UNAVAILABLE,

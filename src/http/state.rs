@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
+use crate::config::Role;
 use crate::directory::Directory;
 use crate::dispatcher::Dispatcher;
 use crate::domain::clock::Clock;
@@ -20,6 +21,8 @@ use crate::telemetry::Metrics;
 /// Settings of the HTTP side.
 #[derive(Debug, Clone)]
 pub struct HttpOptions {
+    /// What this node does of the work.
+    pub role: Role,
     /// Paths that take events.
     pub ingest_paths: Vec<String>,
     /// Longest body, before and after decompression.
@@ -39,8 +42,8 @@ pub struct HttpState {
     pub directory: Directory,
     /// The doorway for events.
     pub ingest: Ingest,
-    /// For the state of its gates.
-    pub dispatcher: Dispatcher,
+    /// For the state of its gates; `None` where nothing is sent.
+    pub dispatcher: Option<Dispatcher>,
     /// A key that is always good.
     pub bootstrap_admin_key: Option<SecretString>,
     /// Settings.

@@ -6,6 +6,8 @@
 
 mod backlog;
 mod endpoints;
+mod gates;
+mod notices;
 mod partners;
 mod plan;
 mod postgres;
@@ -27,6 +29,9 @@ use tokio::sync::oneshot;
 use self::backlog::Backlog;
 pub use self::backlog::BacklogLimits;
 pub use self::endpoints::{EndpointMark, EndpointRow, NewEndpoint, Sealed, SealedColumn, StoredSettings};
+pub use self::gates::ClosedGate;
+pub use self::notices::Notice;
+use self::notices::Notices;
 pub use self::partners::{EventTypeRow, PartnerRow, Put};
 use self::plan::{AcceptRequest, Known, Plan};
 pub use self::plan::{Accepted, ItemVerdict, NewEvent, RequestKey};
@@ -37,7 +42,6 @@ use self::writer::{Command, Writer};
 use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::delivery::{Class, Delivery, DeliveryId, Settlement};
 use crate::domain::event::Identity;
-use crate::domain::gate::CloseReason;
 use crate::domain::scheduler::{LaneClaim, Permit, Remaining};
 use crate::domain::tenant::{Destination, Lane, LaneId};
 use crate::telemetry::CommitMetrics;
@@ -202,6 +206,12 @@ struct Shared {
     backlog: Arc<Backlog>,
     outlet: Arc<OnceLock<Box<dyn Outlet>>>,
     meter: Arc<OnceLock<CommitMetrics>>,
+    /// This node's number.
+    node: i64,
+    /// `None` where the ledger is not shared.
+    notices: Option<Notices>,
+    /// What is heard then.
+    silence: tokio::sync::broadcast::Sender<Notice>,
     health: tokio::sync::watch::Receiver<Option<String>>,
     lanes: Mutex<LaneCache>,
     lease: Duration,
@@ -235,13 +245,12 @@ impl Ledger {
     /// [`LedgerError::Refused`] where the database does not keep what it acknowledges, is too old or too new, or
     /// (SQLite) belongs to another process; [`LedgerError::Unavailable`] where it can't be reached.
     pub async fn open(options: &LedgerOptions, clock: Arc<dyn Clock>) -> Result<Self> {
-        let (store, database, sequence): (Arc<dyn Store>, _, _) = if is_sqlite(&options.url) {
-            let opened = sqlite::open(options, &clock).await?;
-            (Arc::new(opened.store), opened.database, opened.sequence)
+        let (store, opened): (Arc<dyn Store>, _) = if is_sqlite(&options.url) {
+            sqlite::open(options, &clock).await?.apart()
         } else {
-            let opened = postgres::open(options, &clock).await?;
-            (Arc::new(opened.store), opened.database, opened.sequence)
+            postgres::open(options, &clock).await?.apart()
         };
+        let Opened { database, sequence, node, notices, .. } = opened;
         // Before anyone writes: what is committed during a count might be counted twice.
         let backlog = Arc::new(Backlog::new(options.backlog, database.count_waiting().await?));
         let (outlet, meter) = (Arc::new(OnceLock::new()), Arc::new(OnceLock::new()));
@@ -253,6 +262,7 @@ impl Ledger {
             backlog: backlog.clone(),
             outlet: outlet.clone(),
             meter: meter.clone(),
+            bell: notices.as_ref().map(|notices| notices.bell().clone()),
             health: health_sender,
             last_beat: clock.moment(),
             clock: clock.clone(),
@@ -269,6 +279,9 @@ impl Ledger {
                 backlog,
                 outlet,
                 meter,
+                node,
+                notices,
+                silence: tokio::sync::broadcast::Sender::new(1),
                 health,
                 lanes,
                 lease,
@@ -338,7 +351,11 @@ impl Ledger {
     /// [`LedgerError::Unavailable`]: the leases will end by themselves.
     pub async fn release(&self, deliveries: &[Delivery]) -> Result<()> {
         let held: Vec<_> = deliveries.iter().map(Held::from).collect();
-        self.shared.store.release(&held).await
+        self.shared.store.release(&held).await?;
+        if let Some(notices) = &self.shared.notices {
+            notices.bell().lanes(deliveries.iter().map(|delivery| delivery.id.lane));
+        }
+        Ok(())
     }
 
     /// Lanes with work, by number, from the one after `after`.
@@ -349,15 +366,23 @@ impl Ledger {
         let heads = self.shared.database.busy_lanes(after, limit).await?;
         let mut lanes = Vec::with_capacity(heads.len());
         for (id, first_due) in heads {
-            let cached = self.lanes().by_id.get(&id).cloned();
-            let lane = match cached {
-                Some(lane) => Some(lane),
-                None => self.shared.database.lane(id).await?.map(|lane| self.lanes().insert(Arc::new(lane))),
-            };
             // A lane of a kind that this version does not know is left for one that does.
-            lanes.extend(lane.map(|lane| BusyLane { lane, first_due }));
+            lanes.extend(self.lane_by_id(id).await?.map(|lane| BusyLane { lane, first_due }));
         }
         Ok(lanes)
+    }
+
+    /// The lane with this number; `None` where its destination is of a kind that this version does not know.
+    ///
+    /// # Errors
+    /// [`LedgerError::Unavailable`].
+    pub async fn lane_by_id(&self, id: LaneId) -> Result<Option<Arc<Lane>>> {
+        let cached = self.lanes().by_id.get(&id).cloned();
+        if cached.is_some() {
+            return Ok(cached);
+        }
+        let lane = self.shared.database.lane(id).await?;
+        Ok(lane.map(|lane| self.lanes().insert(Arc::new(lane))))
     }
 
     /// The lane of `tenant` for `destination`, made when it is new.
@@ -396,20 +421,20 @@ impl Ledger {
         self.shared.backlog.total()
     }
 
-    /// Remembers that a gate is closed until `until`, so that a restart does not go early.
-    ///
-    /// # Errors
-    /// [`LedgerError::Unavailable`].
-    pub async fn save_gate(&self, gate: &str, reason: CloseReason, until: Timestamp) -> Result<()> {
-        self.shared.database.save_gate(gate, reason.as_str(), until).await
+    /// What other nodes tell from now on. Nothing ever comes where the ledger is not shared. Whoever reads too slowly
+    /// misses some ([`tokio::sync::broadcast::error::RecvError::Lagged`]) and has to look at everything.
+    pub fn notices(&self) -> tokio::sync::broadcast::Receiver<Notice> {
+        match &self.shared.notices {
+            Some(notices) => notices.subscribe(),
+            None => self.shared.silence.subscribe(),
+        }
     }
 
-    /// Gates that are closed beyond `now`.
-    ///
-    /// # Errors
-    /// [`LedgerError::Unavailable`].
-    pub async fn closed_gates(&self, now: Timestamp) -> Result<Vec<(String, String, Timestamp)>> {
-        self.shared.database.closed_gates(now).await
+    /// Tells other nodes that this one has changed tenants, keys, partners, endpoints or event types.
+    pub fn tell_revision(&self) {
+        if let Some(notices) = &self.shared.notices {
+            notices.bell().revision();
+        }
     }
 
     /// Tenants, keys and rejected messages: see [`sql::Database`].
@@ -432,6 +457,9 @@ impl Ledger {
         let writer = self.shared.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(writer) = writer {
             let _ = writer.await;
+        }
+        if let Some(notices) = &self.shared.notices {
+            notices.stop();
         }
         self.shared.store.close(&self.shared.database).await;
     }
@@ -459,6 +487,18 @@ struct Opened<S> {
     store: S,
     database: Database,
     sequence: crate::domain::sequence::Sequence,
+    /// This node's number.
+    node: i64,
+    /// `None` where the ledger is not shared.
+    notices: Option<Notices>,
+}
+
+impl<S: Store + 'static> Opened<S> {
+    /// The store, and the rest.
+    fn apart(self) -> (Arc<dyn Store>, Opened<()>) {
+        let Self { store, database, sequence, node, notices } = self;
+        (Arc::new(store), Opened { store: (), database, sequence, node, notices })
+    }
 }
 
 /// The migrations of one database: number, name, text. Append-only.

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{PgConnection, PgExecutor, PgPool};
 
+use super::notices::Notices;
 use super::plan::{Known, Plan, RequestKey};
 use super::rows::{self, AttemptColumns, OutcomeColumns, WaitingColumns};
 use super::sql::Database;
@@ -32,6 +33,7 @@ const MIGRATIONS: Migrations = &[
     (1, "ledger", include_str!("../../migrations/postgres/0001_ledger.sql")),
     (2, "partners", include_str!("../../migrations/postgres/0002_partners.sql")),
     (3, "fairness", include_str!("../../migrations/postgres/0003_fairness.sql")),
+    (4, "nodes", include_str!("../../migrations/postgres/0004_nodes.sql")),
     (5, "tenants", include_str!("../../migrations/postgres/0005_tenants.sql")),
 ];
 const CONNECTIONS: u32 = 8;
@@ -82,8 +84,9 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
     let node = take_node(&pool, &epoch).await?;
     let largest = database.largest_seq().await?;
     let lease_ms = i64::try_from(options.lease.as_millis()).unwrap_or(i64::MAX);
+    let notices = Some(Notices::new(node, pool.clone(), &connect));
     let store = PostgresStore { pool, lease_ms, node, epoch };
-    Ok(Opened { store, database, sequence: Sequence::new(node, largest) })
+    Ok(Opened { store, database, sequence: Sequence::new(node, largest), node, notices })
 }
 
 /// Whether waiting does not help: the server answered, and it is not just starting (57P03) or crowded (53300).

@@ -323,31 +323,6 @@ impl Database {
         })
     }
 
-    pub(super) async fn save_gate(&self, gate: &str, reason: &str, until: Timestamp) -> Result<()> {
-        on!(self, writes, pool => {
-            sqlx::query(
-                "INSERT INTO gate (id, reason, closed_until) VALUES ($1, $2, $3)
-                 ON CONFLICT (id) DO UPDATE SET reason = excluded.reason, closed_until = excluded.closed_until",
-            )
-            .bind(gate)
-            .bind(reason)
-            .bind(until.as_millis())
-            .execute(pool)
-            .await?;
-            Ok(())
-        })
-    }
-
-    pub(super) async fn closed_gates(&self, now: Timestamp) -> Result<Vec<(String, String, Timestamp)>> {
-        let rows: Vec<(String, String, i64)> = on!(self, reads, pool => {
-            sqlx::query_as("SELECT id, reason, closed_until FROM gate WHERE closed_until > $1")
-                .bind(now.as_millis())
-                .fetch_all(pool)
-                .await?
-        });
-        Ok(rows.into_iter().map(|(id, reason, until)| (id, reason, Timestamp::from_millis(until))).collect())
-    }
-
     /// Keeps what can never be accepted; durable before it returns.
     ///
     /// # Errors

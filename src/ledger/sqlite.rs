@@ -41,6 +41,7 @@ const MIGRATIONS: Migrations = &[
     (1, "ledger", include_str!("../../migrations/sqlite/0001_ledger.sql")),
     (2, "partners", include_str!("../../migrations/sqlite/0002_partners.sql")),
     (3, "fairness", include_str!("../../migrations/sqlite/0003_fairness.sql")),
+    (4, "nodes", include_str!("../../migrations/sqlite/0004_nodes.sql")),
     (5, "tenants", include_str!("../../migrations/sqlite/0005_tenants.sql")),
 ];
 
@@ -117,7 +118,7 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
         checkpointer,
         lock,
     };
-    Ok(Opened { store, database, sequence: Sequence::new(0, largest) })
+    Ok(Opened { store, database, sequence: Sequence::new(0, largest), node: 0, notices: None })
 }
 
 impl SqliteStore {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::backlog::Backlog;
+use super::notices::Bell;
 use super::plan::{self, AcceptRequest, Accepted, Known, Plan, Waiting};
 use super::{ClaimId, Committed, LedgerError, Outlet, Result, Store, claim_of};
 use crate::domain::clock::{Clock, Moment, Timestamp};
@@ -48,6 +49,8 @@ pub(super) struct Writer {
     pub outlet: Arc<OnceLock<Box<dyn Outlet>>>,
     /// Hears of every commit.
     pub meter: Arc<OnceLock<CommitMetrics>>,
+    /// Tells other nodes; `None` where there can't be any.
+    pub bell: Option<Arc<Bell>>,
     /// Why writes fail; `None` while they work.
     pub health: watch::Sender<Option<String>>,
     pub last_beat: Moment,
@@ -226,6 +229,10 @@ impl Writer {
                 None => outlet.wake(waiting.lane, Class::Fresh, plan.now),
             }
         }
+        if let Some(bell) = &self.bell {
+            let waiting = plan.deliveries.iter().filter(|waiting| !waiting.handed_over);
+            bell.lanes(waiting.map(|waiting| waiting.lane.id));
+        }
     }
 
     /// After the commit: what is done leaves the backlog, what waits again is told to the dispatcher. Not earlier: a
@@ -366,6 +373,7 @@ mod tests {
             backlog: Arc::new(Backlog::new(limits, HashMap::new())),
             outlet: Arc::default(),
             meter: Arc::default(),
+            bell: None,
             health: watch::channel(None).0,
             last_beat: Moment::default(),
             clock: Arc::new(StandingClock),

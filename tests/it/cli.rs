@@ -173,3 +173,30 @@ async fn a_sqlite_file_belongs_to_one_process() {
         assert!(tells && second.err.lines().count() == 1, "{}", second.err);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sqlite_file_can_not_be_shared_by_roles() {
+    let (database, nowhere) = (TestDatabase::sqlite(), ("POSTHASTE_HTTP__LISTEN", "127.0.0.1:0"));
+    let url = ("POSTHASTE_DATABASE_URL", database.url());
+    let worker = ("POSTHASTE_ROLE", "worker");
+    for (arguments, variables, role) in [
+        (vec!["serve", "--role", "ingest"], vec![url, nowhere], "ingest"),
+        (vec!["serve", "--role", "ingest"], vec![url, nowhere, worker], "ingest"),
+        (vec!["serve"], vec![url, nowhere, worker], "worker"),
+        (vec!["config", "check"], vec![url, worker], "worker"),
+    ] {
+        let refused = run(&arguments, &variables).await;
+        assert_eq!((refused.code, refused.out.as_str()), (Some(2), ""), "{arguments:?}");
+        let tells = refused.err.contains(&format!("role {role} needs a ledger on Postgres"));
+        assert!(tells && refused.err.lines().count() == 1, "{}", refused.err);
+    }
+    assert!(!database.file().exists(), "nothing was made");
+    let unknown = run(&["serve"], &[url, nowhere, ("POSTHASTE_ROLE", "boss")]).await;
+    assert_eq!(unknown.code, Some(2));
+    assert!(unknown.err.contains("boss") && unknown.err.lines().count() == 1, "{}", unknown.err);
+    // The command line has the last word.
+    let all = Running::start(&["serve", "--role", "all"], &[url, nowhere, worker]);
+    all.complains("listening").await;
+    all.signal("TERM");
+    assert_eq!(all.end().await.code, Some(0));
+}

@@ -16,6 +16,7 @@ mod ledger;
 mod limits;
 mod metrics;
 mod neighbours;
+mod nodes;
 mod partners_storage;
 mod retries;
 mod shutdown;

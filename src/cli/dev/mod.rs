@@ -32,7 +32,8 @@ use self::sink::Sink;
 use super::client::{Client, url_of};
 use super::output::OutputClosed;
 use crate::app::{App, SystemClock};
-use crate::config::{Config, HttpConfig, LogConfig};
+use crate::config::{Config, HttpConfig, LogConfig, Role};
+use crate::dispatcher::Dispatcher;
 use crate::domain::clock::{Clock, Moment};
 use crate::mock::{MockSvix, Trouble};
 use crate::telemetry;
@@ -248,7 +249,8 @@ impl Stage {
         };
         self.screen.lines(&lines)?;
         if self.summary.is_none() {
-            let pause = self.app.dispatcher().gates().iter().find_map(|gate| gate.opens_in);
+            let gates = self.app.dispatcher().map(Dispatcher::gates).unwrap_or_default();
+            let pause = gates.iter().find_map(|gate| gate.opens_in);
             self.screen.progress(counts, at_sink, pause);
         }
         Ok(())
@@ -335,6 +337,7 @@ fn derive(config: &mut Config, mock_url: &str, database: &Path) -> anyhow::Resul
     // What has a meaning in a URL.
     let path = path.replace('%', "%25").replace('?', "%3F").replace('#', "%23");
     config.database_url = format!("sqlite:{path}");
+    config.role = Role::All;
     config.svix.token = Some(SecretString::from(MOCK_TOKEN));
     config.svix.server_url = Some(mock_url.to_owned());
     config.svix.create_applications = true;

@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use posthaste::domain::clock::Clock as _;
 use posthaste::domain::delivery::{Class, Delivery};
+use posthaste::domain::gate::CloseReason;
 use posthaste::domain::scheduler::LaneClaim;
 use posthaste::domain::sequence::NODES;
 use posthaste::ledger::ItemVerdict::{Accepted as New, Duplicate};
-use posthaste::ledger::{Ledger, LedgerError, LedgerOptions};
+use posthaste::ledger::{Ledger, LedgerError, LedgerOptions, Notice};
 
+use super::handoff::Desk;
 use super::{accept, claim, close, delivered, fill, ids, lane, open_with_lane, settlement};
 use crate::support::{TestClock, TestDatabase, bounded, event, eventually, side_by_side};
 
@@ -285,4 +287,57 @@ async fn finding_busy_lanes_looks_once_into_each() {
         let one = one.iter().any(|rows| line.contains(&format!("actual {rows}")));
         assert!(one || !line.contains("actual"), "{plan}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_tell_one_another_what_there_is_and_not_themselves() {
+    let database = TestDatabase::postgres().await;
+    let clock = TestClock::new();
+    let (one, two) = (database.open(&clock).await, database.open(&clock).await);
+    let (mut at_one, mut at_two) = (one.notices(), two.notices());
+    // Whoever begins to listen looks at everything once.
+    for heard in [&mut at_one, &mut at_two] {
+        for expected in [Notice::Gates, Notice::Revision, Notice::Look] {
+            assert_eq!(bounded(heard.recv()).await, Ok(expected));
+        }
+    }
+    let mut next = async || bounded(at_two.recv()).await.expect("heard");
+    let lane_of_one = lane(&one, "acme", "acme").await;
+    fill(&one, &lane_of_one, "e", 3).await;
+    assert_eq!(next().await, Notice::Lanes(vec![lane_of_one.id]));
+    one.save_gate("svix", CloseReason::Throttled, Duration::from_secs(1)).await.expect("saved");
+    assert_eq!(next().await, Notice::Gates);
+    one.tell_revision();
+    assert_eq!(next().await, Notice::Revision);
+    let claimed = claim(&one, &lane_of_one, 3).await.deliveries;
+    one.release(&claimed).await.expect("released");
+    assert_eq!(next().await, Notice::Lanes(vec![lane_of_one.id]));
+    two.tell_revision();
+    assert_eq!(bounded(at_one.recv()).await, Ok(Notice::Revision), "and nothing of its own before");
+    // A file is nobody else's.
+    let file = TestDatabase::sqlite();
+    let alone = file.open(&clock).await;
+    let mut silence = alone.notices();
+    fill(&alone, &lane(&alone, "acme", "acme").await, "e", 3).await;
+    alone.tell_revision();
+    assert!(silence.try_recv().is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_handed_over_is_not_told() {
+    let database = TestDatabase::postgres().await;
+    let clock = TestClock::new();
+    let (one, two) = (database.open(&clock).await, database.open(&clock).await);
+    let lane = lane(&one, "acme", "acme").await;
+    let mut heard = two.notices();
+    for _ in 0..3 {
+        bounded(heard.recv()).await.expect("heard");
+    }
+    let desk = Desk::connected_to(&one, 3);
+    fill(&one, &lane, "handed over ", 3).await;
+    assert_eq!(desk.taken().len(), 3);
+    one.tell_revision();
+    assert_eq!(bounded(heard.recv()).await, Ok(Notice::Revision));
+    fill(&one, &lane, "left ", 1).await;
+    assert_eq!(bounded(heard.recv()).await, Ok(Notice::Lanes(vec![lane.id])));
 }

@@ -1,10 +1,12 @@
 //! What is not hot: tenants, API keys, gates, rejected messages.
 
+use std::time::Duration;
+
 use posthaste::domain::clock::{Clock as _, Timestamp};
 use posthaste::domain::gate::CloseReason;
 use posthaste::domain::partner::RateLimit;
 use posthaste::domain::tenant::Route;
-use posthaste::ledger::{ApiKey, KeyInfo, LedgerError, NewRejected, TenantRow};
+use posthaste::ledger::{ApiKey, KeyInfo, Ledger, LedgerError, NewRejected, TenantRow};
 
 use super::{close, lane};
 use crate::support::{TestClock, TestDatabase};
@@ -15,6 +17,7 @@ on_both_databases! {
     an_application_whose_lane_is_anothers_is_taken,
     api_keys_are_added_listed_and_revoked,
     closed_gates_are_remembered,
+    an_open_gate_is_forgotten_but_no_throttle_before_its_time,
     rejected_messages_are_kept_byte_for_byte,
 }
 
@@ -131,24 +134,75 @@ async fn api_keys_are_added_listed_and_revoked(database: TestDatabase) {
     assert_eq!((all[0].info.id.as_str(), all[0].info.revoked_at), ("k1", Some(now.as_millis())));
 }
 
+/// Gate and reason of each that is closed, whether this node wrote it, and for how many seconds, rounded up.
+async fn closed_gates(ledger: &Ledger) -> Vec<(String, String, bool, u64)> {
+    let closed = ledger.closed_gates().await.expect("an answer");
+    let mut gates: Vec<_> = closed
+        .into_iter()
+        .map(|closed| {
+            (closed.gate, closed.reason, closed.own, closed.remaining.as_millis().div_ceil(1_000) as u64)
+        })
+        .collect();
+    gates.sort();
+    gates
+}
+
 async fn closed_gates_are_remembered(database: TestDatabase) {
     let clock = TestClock::new();
     let ledger = database.open(&clock).await;
-    let at = |ms: i64| Timestamp::from_millis(clock.now().as_millis() + ms);
-    ledger.save_gate("svix", CloseReason::Throttled, at(1_000)).await.expect("saved");
-    ledger.save_gate("other", CloseReason::Failing, at(5_000)).await.expect("saved");
-    ledger.save_gate("svix", CloseReason::Unauthorized, at(2_000)).await.expect("saved");
+    let close_gate = async |gate: &str, reason, wait_s| {
+        ledger.save_gate(gate, reason, Duration::from_secs(wait_s)).await.expect("saved");
+    };
+    close_gate("svix", CloseReason::Throttled, 1_000).await;
+    close_gate("ep_1", CloseReason::Failing, 5_000).await;
+    close_gate("ep_2", CloseReason::Failing, 0).await;
+    // Its own word may also become shorter.
+    close_gate("svix", CloseReason::Unauthorized, 500).await;
+    let gate = |gate: &str, reason: &str, own, wait_s| (gate.to_owned(), reason.to_owned(), own, wait_s);
+    let expected = [gate("ep_1", "failing", true, 5_000), gate("svix", "unauthorized", true, 500)];
+    assert_eq!(closed_gates(&ledger).await, expected);
     close(ledger).await;
+    assert_eq!(closed_gates(&database.open(&clock).await).await, expected);
+}
+
+async fn an_open_gate_is_forgotten_but_no_throttle_before_its_time(database: TestDatabase) {
+    let clock = TestClock::new();
     let ledger = database.open(&clock).await;
-    let mut gates = ledger.closed_gates(clock.now()).await.expect("an answer");
-    gates.sort();
-    let expected = [
-        ("other".to_owned(), "failing".to_owned(), at(5_000)),
-        ("svix".to_owned(), "unauthorized".to_owned(), at(2_000)),
-    ];
-    assert_eq!(gates, expected);
-    let later = ledger.closed_gates(at(2_000)).await.expect("an answer");
-    assert_eq!(later, expected[..1]);
+    for (gate, reason) in [
+        ("svix", CloseReason::Throttled),
+        ("ep_1", CloseReason::Failing),
+        ("ep_2", CloseReason::Unauthorized),
+    ] {
+        ledger.save_gate(gate, reason, Duration::from_secs(60)).await.expect("saved");
+    }
+    for gate in ["svix", "ep_1", "ep_2", "ep_3"] {
+        ledger.gate_opened(gate).await.expect("recorded");
+    }
+    let expected = [("svix".to_owned(), "throttled".to_owned(), true, 60)];
+    assert_eq!(closed_gates(&ledger).await, expected);
+    database.execute("UPDATE gate SET closed_until = 1").await;
+    ledger.gate_opened("svix").await.expect("recorded");
+    assert_eq!(database.text("SELECT CAST(count(*) AS TEXT) FROM gate").await, "0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_longer_of_two_nodes_closings_stands_by_the_databases_clock() {
+    // holds: 52
+    let database = TestDatabase::postgres().await;
+    let (clock, ahead) = (TestClock::new(), TestClock::new());
+    ahead.move_wall(3_600_000);
+    let (one, two) = (database.open(&clock).await, database.open(&ahead).await);
+    let close_gate = async |ledger: &Ledger, reason, wait_s| {
+        ledger.save_gate("svix", reason, Duration::from_secs(wait_s)).await.expect("saved");
+    };
+    close_gate(&one, CloseReason::Throttled, 60).await;
+    close_gate(&two, CloseReason::Failing, 30).await;
+    let gate = |reason: &str, own, wait_s| [("svix".to_owned(), reason.to_owned(), own, wait_s)];
+    assert_eq!(closed_gates(&one).await, gate("throttled", true, 60));
+    assert_eq!(closed_gates(&two).await, gate("throttled", false, 60));
+    close_gate(&two, CloseReason::Failing, 90).await;
+    assert_eq!(closed_gates(&one).await, gate("failing", false, 90));
+    assert_eq!(closed_gates(&two).await, gate("failing", true, 90));
 }
 
 async fn rejected_messages_are_kept_byte_for_byte(database: TestDatabase) {
