@@ -425,26 +425,28 @@ impl Store for PostgresStore {
         let classes = column(claims, |claim| rows::class_column(claim.class));
         let limits = column(claims, |claim| rows::count(claim.limit));
         let rows: Vec<QueueRow> = sqlx::query_as(
-            "WITH picked AS MATERIALIZED (
-                 SELECT wanted.claim, head.lane, head.retry, head.due_at, head.event
-                 FROM UNNEST($1::bigint[], $2::bigint[], $5::bigint[]) WITH ORDINALITY AS wanted (lane, n, retry, claim)
-                 CROSS JOIN LATERAL (
-                     SELECT queue.lane, queue.retry, queue.due_at, queue.event FROM queue
-                     WHERE queue.lane = wanted.lane AND queue.retry = wanted.retry AND queue.due_at <= $3
-                       AND queue.lease_until <= (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint
-                     ORDER BY queue.due_at, queue.event LIMIT wanted.n FOR UPDATE SKIP LOCKED
-                 ) AS head
+            // By their place in the table: a join with what was picked, whose number the planner can only guess, became
+            // a scan of a large queue.
+            "WITH wanted AS (
+                 SELECT * FROM UNNEST($1::bigint[], $2::bigint[], $5::bigint[]) WITH ORDINALITY
+                     AS wanted (lane, n, retry, claim)
              ), held AS (
-                 UPDATE queue SET attempt = queue.attempt + 1,
+                 UPDATE queue SET attempt = attempt + 1,
                      lease_until = (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint + $4
-                 FROM picked
-                 WHERE queue.lane = picked.lane AND queue.retry = picked.retry AND queue.due_at = picked.due_at
-                   AND queue.event = picked.event
-                 RETURNING picked.claim, queue.due_at, queue.event, queue.attempt, queue.failures, queue.uncertain
+                 WHERE ctid = ANY (ARRAY(
+                     SELECT head.place FROM wanted CROSS JOIN LATERAL (
+                         SELECT queue.ctid AS place FROM queue
+                         WHERE queue.lane = wanted.lane AND queue.retry = wanted.retry AND queue.due_at <= $3
+                           AND queue.lease_until <= (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint
+                         ORDER BY queue.due_at, queue.event LIMIT wanted.n FOR UPDATE SKIP LOCKED
+                     ) AS head
+                 ))
+                 RETURNING lane, retry, due_at, event, attempt, failures, uncertain
              )
-             SELECT held.claim, held.due_at, held.event, held.attempt, held.failures, held.uncertain, event.source,
+             SELECT wanted.claim, held.due_at, held.event, held.attempt, held.failures, held.uncertain, event.source,
                     event.id, event.type, event.received_at, event.body, event.data_start, event.data_end
-             FROM held JOIN event ON event.seq = held.event ORDER BY held.claim, held.due_at, held.event",
+             FROM held JOIN wanted USING (lane, retry) JOIN event ON event.seq = held.event
+             ORDER BY wanted.claim, held.due_at, held.event",
         )
         .bind(&lanes)
         .bind(&limits)
