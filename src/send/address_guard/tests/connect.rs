@@ -32,9 +32,14 @@ struct Scene {
 
 impl Scene {
     async fn set() -> Self {
-        let listener = TcpListener::bind((PARTNER, 0)).await.expect("listens");
-        let port = listener.local_addr().expect("address").port();
-        let inside = std::net::TcpListener::bind((INSIDE, port)).expect("listens");
+        // One port on both addresses: what is free on the one may be taken on the other.
+        let (listener, port, inside) = loop {
+            let listener = TcpListener::bind((PARTNER, 0)).await.expect("listens");
+            let port = listener.local_addr().expect("address").port();
+            if let Ok(inside) = std::net::TcpListener::bind((INSIDE, port)) {
+                break (listener, port, inside);
+            }
+        };
         inside.set_nonblocking(true).expect("set");
         let served = Arc::new(AtomicUsize::new(0));
         let counter = served.clone();
