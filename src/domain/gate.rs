@@ -187,7 +187,8 @@ impl Gate {
         let room = self.in_flight < self.width();
         let probe = match &mut self.state {
             State::Open if room => false,
-            State::Probing { under_way, .. } if !*under_way => {
+            // Requests from before it closed may still be under way.
+            State::Probing { under_way, .. } if !*under_way && self.in_flight < self.limits.max_in_flight => {
                 *under_way = true;
                 true
             }
@@ -431,6 +432,18 @@ mod tests {
         let ticket = gate.enter(at(0)).expect("open");
         let _ = gate.finish(ticket, Signal::Success, at(0), 0.5);
         assert_eq!(tickets(&mut gate, at(0)).len(), 8);
+    }
+
+    #[test]
+    fn a_probe_waits_for_a_place_too() {
+        let limits = GateLimits { max_in_flight: 2, unproven_in_flight: 2, ..LIMITS };
+        let mut gate = Gate::new(limits);
+        let hanging = tickets(&mut gate, at(0));
+        // Another node has seen it fail.
+        gate.close_until(at(100), CloseReason::Failing);
+        assert_eq!(gate.enter(at(100)), None);
+        let _ = gate.finish(hanging[0], Signal::Failure, at(200), 0.5);
+        assert!(gate.enter(at(200)).is_some());
     }
 
     #[test]
