@@ -216,7 +216,8 @@ impl Gate {
         let room = self.in_flight < self.width();
         let probe = match &mut self.state {
             State::Open if room => false,
-            State::Probing { under_way, .. } if !*under_way => {
+            // Requests from before it closed may still be under way.
+            State::Probing { under_way, .. } if !*under_way && self.in_flight < self.limits.max_in_flight => {
                 *under_way = true;
                 true
             }

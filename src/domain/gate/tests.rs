@@ -111,6 +111,18 @@ fn an_unproven_receiver_gets_little_and_a_burst_of_failures_is_one_event() {
 }
 
 #[test]
+fn a_probe_waits_for_a_place_too() {
+    let limits = GateLimits { max_in_flight: 2, unproven_in_flight: 2, ..LIMITS };
+    let mut gate = Gate::new(limits);
+    let hanging = tickets(&mut gate, at(0));
+    // Another node has seen it fail.
+    gate.close_until(at(100), CloseReason::Failing);
+    assert_eq!(gate.enter(at(100)), None);
+    let _ = gate.finish(hanging[0], Signal::Failure, at(200), 0.5);
+    assert!(gate.enter(at(200)).is_some());
+}
+
+#[test]
 fn a_probe_that_was_not_sent_leaves_room_for_another() {
     let mut gate = Gate::new(LIMITS);
     gate.close_until(at(100), CloseReason::Failing);

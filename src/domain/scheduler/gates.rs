@@ -64,6 +64,8 @@ impl Gates {
             }
             needed
         });
+        // The same calls must lead to the same decisions in every process.
+        waiting.sort_unstable();
         waiting
     }
 
@@ -144,6 +146,14 @@ impl Gates {
         }
     }
 
+    /// A place is free, and whoever was roused for it did not take it.
+    pub fn pass_on(&mut self, id: &GateId, now: Moment) -> Option<Arc<Destination>> {
+        let state = self.states.get_mut(id)?;
+        let closed = state.gate.opens_at().is_some_and(|opens_at| now < opens_at);
+        let full = state.gate.reason().is_none() && state.gate.in_flight() >= state.gate.width();
+        if closed || full { None } else { state.parked.pop_front() }
+    }
+
     /// Holds a queue's claim back until the gate opens, or holds less.
     pub fn wait(&mut self, id: &GateId, queue: Queue) {
         if let Some(state) = self.states.get_mut(id) {
@@ -178,7 +188,8 @@ impl Gates {
         state.held = state.held.saturating_sub(count);
         let count = match (state.gate.reason(), state.gate.opens_at()) {
             (None, _) => count.min(state.waiting.len()),
-            (Some(_), None) if state.held == 0 => state.waiting.len().min(1),
+            // Whether it is time to try again is asked where the queue is to be claimed from.
+            (Some(_), _) if state.held == 0 => state.waiting.len().min(1),
             (Some(_), _) => 0,
         };
         state.waiting.drain(..count).collect()

@@ -140,11 +140,11 @@ pub struct Scheduler<T> {
     held: usize,
 }
 
-/// Why a queue can't be claimed from now.
+/// Why a queue can't be claimed from now, or a destination can't be sent to.
 enum Hold {
     /// It has enough for now: it asks again when some of that goes out.
     Enough,
-    /// Its gate is closed, or holds enough.
+    /// Its gate is closed, or has or holds enough.
     Gate,
     /// Its partner is paused, or has enough.
     Partner,
@@ -235,11 +235,7 @@ impl<T> Scheduler<T> {
     /// Each wish must be answered with [`Self::claimed`].
     pub fn claims(&mut self, now: Moment) -> Vec<LaneClaim> {
         let mut claims = Vec::new();
-        for _ in 0..self.hungry.len() {
-            let free = self.limits.max_buffered.saturating_sub(self.held);
-            if free == 0 {
-                break;
-            }
+        while let free @ 1.. = self.limits.max_buffered.saturating_sub(self.held) {
             let Some(queue) = self.hungry.pop_front() else { break };
             let Some(lane) = self.lanes.get(&queue.0).map(|state| state.lane.clone()) else { continue };
             let partner = self.partner_of(&lane.destination);
@@ -261,7 +257,11 @@ impl<T> Scheduler<T> {
                     }
                     claims.push(LaneClaim { lane, class: queue.1, limit });
                 }
-                Err(Hold::Gate) => self.gates.wait(&gate, queue),
+                Err(Hold::Gate) => {
+                    self.gates.wait(&gate, queue);
+                    // It leaves what its partner may have ahead to another.
+                    self.hungry.extend(self.partners.pass_on_claim(partner.as_ref()));
+                }
                 Err(Hold::Partner) => self.partners.wait(partner.as_ref(), queue),
                 Err(Hold::Enough) => {
                     if let Some(state) = self.lanes.get_mut(&queue.0) {
@@ -328,36 +328,61 @@ impl<T> Scheduler<T> {
     pub fn next(&mut self, now: Moment) -> Option<Start<T>> {
         while self.in_flight < self.limits.max_in_flight {
             let destination = self.ring.pop_front()?;
-            let Some(state) = self.destinations.get_mut(&destination) else { continue };
-            state.queued = false;
-            if state.in_flight >= self.limits.max_in_flight_per_destination {
-                state.credit = 0;
-                continue;
-            }
-            let Some(lane_id) = state.ring.pop_front() else { continue };
-            if !self.drop_expired(lane_id, &destination, now) {
-                self.queue_destination(&destination);
-                continue;
-            }
-            let partner = self.partner_of(&destination);
-            if let Some(partner) = &partner
-                && !self.partners.admits(Some(partner), now)
-            {
-                self.hold_back(&destination, lane_id);
-                self.partners.park(partner, destination, now);
-                continue;
-            }
-            let Some(gate) = self.gates.enter(&GateId::of(&destination), &self.policies, now) else {
-                self.hold_back(&destination, lane_id);
-                self.gates.park(&GateId::of(&destination), destination);
-                continue;
-            };
-            let start_by = self.partners.enter(partner.as_ref(), now);
-            if let Some(item) = self.take(lane_id, &destination) {
-                return Some(Start { item, permit: Permit { gate, start_by } });
+            match self.start(&destination, now) {
+                Ok(start) => return Some(start),
+                Err(held) => self.pass_on(&destination, held, now),
             }
         }
         None
+    }
+
+    /// The next delivery to a destination, or by what it is held back.
+    fn start(&mut self, destination: &Arc<Destination>, now: Moment) -> Result<Start<T>, Option<Hold>> {
+        let state = self.destinations.get_mut(destination).ok_or(None)?;
+        state.queued = false;
+        if state.in_flight >= self.limits.max_in_flight_per_destination {
+            state.credit = 0;
+            return Err(None);
+        }
+        let lane_id = self.first_lane(destination, now).ok_or(None)?;
+        let partner = self.partner_of(destination);
+        if let Some(partner) = &partner
+            && !self.partners.admits(Some(partner), now)
+        {
+            self.hold_back(destination, lane_id);
+            self.partners.park(partner, destination.clone(), now);
+            return Err(Some(Hold::Partner));
+        }
+        let id = GateId::of(destination);
+        let Some(gate) = self.gates.enter(&id, &self.policies, now) else {
+            self.hold_back(destination, lane_id);
+            self.gates.park(&id, destination.clone());
+            return Err(Some(Hold::Gate));
+        };
+        let start_by = self.partners.enter(partner.as_ref(), now);
+        let item = self.take(lane_id, destination).ok_or(None)?;
+        Ok(Start { item, permit: Permit { gate, start_by } })
+    }
+
+    /// The lane whose turn it is at a destination; those whose leases have run out on the way do not cost it its turn.
+    fn first_lane(&mut self, destination: &Arc<Destination>, now: Moment) -> Option<LaneId> {
+        loop {
+            let lane = self.destinations.get_mut(destination)?.ring.pop_front()?;
+            if self.drop_expired(lane, destination, now) {
+                return Some(lane);
+            }
+        }
+    }
+
+    /// Who was roused for a place, or a token, and does not take it leaves it to the next who waits for one.
+    fn pass_on(&mut self, destination: &Arc<Destination>, held: Option<Hold>, now: Moment) {
+        if !matches!(held, Some(Hold::Partner)) {
+            let partner = self.partner_of(destination);
+            self.ring.extend(self.partners.pass_on(partner.as_ref(), now));
+        }
+        if !matches!(held, Some(Hold::Gate)) {
+            self.ring.extend(self.gates.pass_on(&GateId::of(destination), now));
+        }
     }
 
     /// Whether a request with this permit may still go out at `now`: not once its gate has closed behind it, or its
@@ -419,17 +444,15 @@ impl<T> Scheduler<T> {
     /// Takes back what is buffered behind a closed gate, to be released into the ledger.
     pub fn recall(&mut self, id: &GateId) -> Vec<T> {
         let mut recalled = Vec::new();
-        let mut emptied = Vec::new();
-        for (lane_id, state) in &mut self.lanes {
-            if GateId::of(&state.lane.destination) == *id && state.has_buffered() {
-                let items = state.empty();
-                state.queued = false;
-                state.credit = 0;
-                emptied.push((*lane_id, state.lane.destination.clone(), items.len()));
-                recalled.extend(items);
-            }
-        }
-        for (lane_id, destination, count) in emptied {
+        let behind =
+            |state: &LaneState<T>| GateId::of(&state.lane.destination) == *id && state.has_buffered();
+        for lane_id in self.lanes_where(behind) {
+            let Some(state) = self.lanes.get_mut(&lane_id) else { continue };
+            let items = state.empty();
+            state.queued = false;
+            state.credit = 0;
+            let (destination, count) = (state.lane.destination.clone(), items.len());
+            recalled.extend(items);
             if let Some(state) = self.destinations.get_mut(&destination) {
                 state.ring.clear();
                 state.credit = 0;
@@ -489,7 +512,17 @@ impl<T> Scheduler<T> {
         self.limits.max_in_flight = 0;
         self.held = 0;
         self.ring.clear();
-        self.lanes.values_mut().flat_map(LaneState::empty).collect()
+        let buffered = self.lanes_where(LaneState::has_buffered);
+        let empty = |id| self.lanes.get_mut(&id).map_or_else(Vec::new, LaneState::empty);
+        buffered.into_iter().flat_map(empty).collect()
+    }
+
+    /// Lanes in order: the same calls must lead to the same decisions in every process.
+    fn lanes_where(&self, wanted: impl Fn(&LaneState<T>) -> bool) -> Vec<LaneId> {
+        let wanted = self.lanes.iter().filter(|(_, state)| wanted(state));
+        let mut ids: Vec<_> = wanted.map(|(id, _)| *id).collect();
+        ids.sort_unstable();
+        ids
     }
 
     fn partner_of(&self, destination: &Destination) -> Option<Arc<str>> {

@@ -134,6 +134,20 @@ impl Partners {
         if state.policy.paused { None } else { state.parked.pop_front() }
     }
 
+    /// A place is free, and whoever was roused for it did not take it.
+    pub fn pass_on(&mut self, partner: Option<&Arc<str>>, now: Moment) -> Option<Arc<Destination>> {
+        if self.admits(partner, now) {
+            return self.of(partner)?.parked.pop_front();
+        }
+        self.ask(partner?, now);
+        None
+    }
+
+    /// More may be claimed ahead, and the queue that was roused for it can't be claimed from.
+    pub fn pass_on_claim(&mut self, partner: Option<&Arc<str>>) -> Option<Queue> {
+        if self.claimable(partner) > 0 { self.of(partner)?.waiting.pop_front() } else { None }
+    }
+
     /// Holds a destination back until its partner has room.
     pub fn park(&mut self, partner: &Arc<str>, destination: Arc<Destination>, now: Moment) {
         let Some(state) = self.states.get_mut(partner) else { return };
@@ -248,12 +262,19 @@ impl Partners {
 
     /// Everybody who was held back: the limits have changed.
     pub fn unpark_all(&mut self) -> Vec<Arc<Destination>> {
-        self.states.values_mut().flat_map(|state| state.parked.drain(..)).collect()
+        self.in_order().into_iter().flat_map(|state| state.parked.drain(..)).collect()
     }
 
     /// Every queue that was held back.
     pub fn unwait_all(&mut self) -> Vec<Queue> {
-        self.states.values_mut().flat_map(|state| state.waiting.drain(..)).collect()
+        self.in_order().into_iter().flat_map(|state| state.waiting.drain(..)).collect()
+    }
+
+    /// By name: the same calls must lead to the same decisions in every process.
+    fn in_order(&mut self) -> Vec<&mut PartnerState> {
+        let mut states: Vec<_> = self.states.iter_mut().collect();
+        states.sort_unstable_by_key(|(name, _)| *name);
+        states.into_iter().map(|(_, state)| state).collect()
     }
 
     /// Time has passed: partners that lack tokens and may ask for them now.

@@ -335,3 +335,87 @@ fn what_is_under_way_to_a_deleted_endpoint_gives_its_partner_the_places_back() {
     }
     assert!(scheduler.reserve(&stays, at(0)).is_some());
 }
+
+/// The lanes that are claimed from, in order.
+fn claimed_lanes(claims: &[LaneClaim]) -> Vec<i64> {
+    claims.iter().map(|claim| claim.lane.id.0).collect()
+}
+
+#[test]
+fn a_queue_that_has_nothing_left_leaves_the_probe_to_the_next() {
+    let mut scheduler = scheduler();
+    scheduler.close_gate(GateId::Svix, at(100), CloseReason::Failing);
+    for id in 1..=2 {
+        scheduler.wake(&lane(id), Class::Fresh, NOW, NOW);
+    }
+    assert!(scheduler.claims(at(0)).is_empty());
+    scheduler.tick(NOW, at(100));
+    let first = scheduler.claims(at(100));
+    assert_eq!(claimed_lanes(&first), [1], "one is enough to try");
+    // Another node was faster.
+    scheduler.claimed(&first[0], Vec::new(), at(60_000), Remaining::Nothing, NOW);
+    assert_eq!(claimed_lanes(&scheduler.claims(at(100))), [2]);
+}
+
+#[test]
+fn a_token_that_one_endpoint_can_not_use_goes_to_another() {
+    let limit = RateLimit { per_second: 10.0, burst: 10 };
+    let mut scheduler = scheduler();
+    scheduler.set_policies(policies(&["ep_1", "ep_2", "ep_3"], Some(limit), 10));
+    let lanes = [1, 2, 3].map(|id| endpoint_lane(id, "acme", &format!("ep_{id}")));
+    let mut backlog = HashMap::from([(1, 1), (2, 1), (3, 1)]);
+    for lane in &lanes {
+        scheduler.wake(lane, Class::Fresh, NOW, NOW);
+    }
+    feed(&mut scheduler, &mut backlog, at(0));
+    assert!(scheduler.next(at(0)).is_none());
+    let wish = scheduler.token_wishes().remove(0);
+    let one = TokenGrant { wish, count: 1, until_next: Duration::from_millis(100) };
+    scheduler.granted(&one, at(0), at(5));
+    // It was the first one's turn.
+    scheduler.close_gate(GateId::Endpoint("ep_1".into()), at(60_000), CloseReason::Failing);
+    let start = scheduler.next(at(5)).expect("a token");
+    assert_eq!(start.item.0, 2);
+    assert!(scheduler.next(at(5)).is_none());
+    // The token after that is asked for, though nobody was sent back for the lack of one.
+    let _ = scheduler.finish(&lanes[1], start.permit, Signal::Success, at(6), 0.5);
+    scheduler.recall(&GateId::Endpoint("ep_3".into()));
+    assert!(scheduler.next(at(6)).is_none());
+    scheduler.wake(&lanes[2], Class::Fresh, NOW, NOW);
+    backlog.insert(3, 1);
+    feed(&mut scheduler, &mut backlog, at(7));
+    assert!(scheduler.next(at(7)).is_none());
+    scheduler.tick(NOW, at(200));
+    assert_eq!(scheduler.token_wishes().len(), 1);
+}
+
+#[test]
+fn a_claim_that_a_closed_gate_forbids_is_left_to_another_endpoint_of_the_partner() {
+    let slow = RateLimit { per_second: 0.5, burst: 1 };
+    let mut scheduler = scheduler();
+    scheduler.set_policies(policies(&["ep_1", "ep_2", "ep_3"], Some(slow), 10));
+    for id in 1..=3 {
+        scheduler.wake(&endpoint_lane(id, "acme", &format!("ep_{id}")), Class::Fresh, NOW, NOW);
+    }
+    let first = scheduler.claims(at(0));
+    assert_eq!(claimed_lanes(&first), [1], "one ahead is enough at this rate");
+    scheduler.close_gate(GateId::Endpoint("ep_2".into()), at(60_000), CloseReason::Failing);
+    scheduler.claimed(&first[0], Vec::new(), at(60_000), Remaining::Nothing, NOW);
+    assert_eq!(claimed_lanes(&scheduler.claims(at(0))), [3]);
+}
+
+#[test]
+fn leases_that_have_run_out_cost_a_destination_no_turn() {
+    // holds: 39
+    let mut scheduler = scheduler();
+    let lanes = [(1, "ep_1"), (2, "ep_1"), (3, "ep_2")].map(|(id, endpoint)| {
+        let lane = endpoint_lane(id, &format!("tenant-{id}"), endpoint);
+        scheduler.wake(&lane, Class::Fresh, NOW, NOW);
+        lane
+    });
+    for claim in scheduler.claims(at(0)) {
+        let lease_until = if claim.lane == lanes[0] { at(10) } else { at(60_000) };
+        scheduler.claimed(&claim, vec![(claim.lane.id.0, 1)], lease_until, Remaining::Nothing, NOW);
+    }
+    assert_eq!(scheduler.next(at(20)).map(|start| start.item.0), Some(2));
+}
