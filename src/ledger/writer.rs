@@ -221,12 +221,14 @@ impl Writer {
     /// After the commit: deliveries go to the dispatcher, from memory or as a wake-up, and the backlog is told.
     fn committed(&self, plan: &Plan<'_>, mut reserved: VecDeque<Permit>) {
         let outlet = self.outlet();
+        let mut woken = HashSet::new();
         for waiting in &plan.deliveries {
             self.backlog.add(&waiting.lane.tenant, 1);
             let Some(outlet) = outlet else { continue };
             match waiting.handed_over.then(|| reserved.pop_front()).flatten() {
                 Some(permit) => outlet.deliver(fresh(waiting, plan.now), permit),
-                None => outlet.wake(waiting.lane, Class::Fresh, plan.now),
+                None if woken.insert(waiting.lane.id) => outlet.wake(waiting.lane, Class::Fresh, plan.now),
+                None => {}
             }
         }
         if let Some(bell) = &self.bell {
