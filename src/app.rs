@@ -171,10 +171,7 @@ impl App {
             metrics: metrics.clone(),
             clock,
         };
-        let limits = ServerLimits {
-            max_connections: config.http.max_connections,
-            header_timeout: Duration::from_millis(config.http.header_timeout_ms),
-        };
+        let limits = server_limits(config);
         ledger.announce(&address.to_string()).await?;
         let (stop_dispatcher, stop_server) = (CancellationToken::new(), CancellationToken::new());
         let server = tokio::spawn(http::serve(listener, http::router(state), limits, stop_server.clone()));
@@ -405,6 +402,13 @@ fn ingest_rules(config: &Config) -> anyhow::Result<IngestRules> {
 async fn keep_metrics(metrics: Metrics, stop: CancellationToken) {
     while stop.run_until_cancelled(tokio::time::sleep(METRICS_UPKEEP)).await.is_some() {
         metrics.upkeep();
+    }
+}
+
+const fn server_limits(config: &Config) -> ServerLimits {
+    ServerLimits {
+        max_connections: config.http.max_connections,
+        header_timeout: Duration::from_millis(config.http.header_timeout_ms),
     }
 }
 
