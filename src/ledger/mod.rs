@@ -7,6 +7,7 @@
 mod backlog;
 mod endpoints;
 mod gates;
+mod lanes;
 mod notices;
 mod partners;
 mod plan;
@@ -18,7 +19,7 @@ mod sqlite;
 mod tokens;
 mod writer;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -30,6 +31,8 @@ use self::backlog::Backlog;
 pub use self::backlog::BacklogLimits;
 pub use self::endpoints::{EndpointMark, EndpointRow, NewEndpoint, Sealed, SealedColumn, StoredSettings};
 pub use self::gates::ClosedGate;
+pub use self::lanes::BusyLane;
+use self::lanes::LaneCache;
 pub use self::notices::Notice;
 use self::notices::Notices;
 pub use self::partners::{EventTypeRow, PartnerRow, Put};
@@ -43,7 +46,7 @@ use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::delivery::{Class, Delivery, DeliveryId, Settlement};
 use crate::domain::event::Identity;
 use crate::domain::scheduler::{LaneClaim, Permit, Remaining};
-use crate::domain::tenant::{Destination, Lane, LaneId};
+use crate::domain::tenant::Lane;
 use crate::telemetry::CommitMetrics;
 
 /// Why the ledger could not do what it was asked.
@@ -99,15 +102,6 @@ pub struct ClaimedLane {
     pub deliveries: Vec<Delivery>,
     /// What is left in the ledger.
     pub remaining: Remaining,
-}
-
-/// A lane that has deliveries waiting.
-#[derive(Debug, Clone)]
-pub struct BusyLane {
-    /// The lane.
-    pub lane: Arc<Lane>,
-    /// When the first of each class falls due, in the order of [`Class::ALL`]; `None` where none waits.
-    pub first_due: [Option<Timestamp>; 2],
 }
 
 /// Who takes fresh deliveries straight from memory after their commit: the dispatcher.
@@ -216,26 +210,6 @@ struct Shared {
     lanes: Mutex<LaneCache>,
     lease: Duration,
     clock: Arc<dyn Clock>,
-}
-
-/// Lanes by name and by number. Bounded: emptied when it grows past [`LANE_CACHE_LIMIT`], and filled again as needed.
-#[derive(Default)]
-struct LaneCache {
-    by_name: HashMap<(Arc<Destination>, Arc<str>), Arc<Lane>>,
-    by_id: HashMap<LaneId, Arc<Lane>>,
-}
-
-const LANE_CACHE_LIMIT: usize = 100_000;
-
-impl LaneCache {
-    fn insert(&mut self, lane: Arc<Lane>) -> Arc<Lane> {
-        if self.by_id.len() >= LANE_CACHE_LIMIT {
-            *self = Self::default();
-        }
-        self.by_name.insert((lane.destination.clone(), lane.tenant.clone()), lane.clone());
-        self.by_id.insert(lane.id, lane.clone());
-        lane
-    }
 }
 
 impl Ledger {
@@ -358,48 +332,6 @@ impl Ledger {
         Ok(())
     }
 
-    /// Lanes with work, by number, from the one after `after`.
-    ///
-    /// # Errors
-    /// [`LedgerError::Unavailable`].
-    pub async fn busy_lanes(&self, after: Option<LaneId>, limit: u32) -> Result<Vec<BusyLane>> {
-        let heads = self.shared.database.busy_lanes(after, limit).await?;
-        let mut lanes = Vec::with_capacity(heads.len());
-        for (id, first_due) in heads {
-            // A lane of a kind that this version does not know is left for one that does.
-            lanes.extend(self.lane_by_id(id).await?.map(|lane| BusyLane { lane, first_due }));
-        }
-        Ok(lanes)
-    }
-
-    /// The lane with this number; `None` where its destination is of a kind that this version does not know.
-    ///
-    /// # Errors
-    /// [`LedgerError::Unavailable`].
-    pub async fn lane_by_id(&self, id: LaneId) -> Result<Option<Arc<Lane>>> {
-        let cached = self.lanes().by_id.get(&id).cloned();
-        if cached.is_some() {
-            return Ok(cached);
-        }
-        let lane = self.shared.database.lane(id).await?;
-        Ok(lane.map(|lane| self.lanes().insert(Arc::new(lane))))
-    }
-
-    /// The lane of `tenant` for `destination`, made when it is new.
-    ///
-    /// # Errors
-    /// [`LedgerError::Unavailable`].
-    pub async fn lane(&self, destination: &Arc<Destination>, tenant: &Arc<str>) -> Result<Arc<Lane>> {
-        let name = (destination.clone(), tenant.clone());
-        let cached = self.lanes().by_name.get(&name).cloned();
-        if let Some(lane) = cached {
-            return Ok(lane);
-        }
-        let id = self.shared.database.make_lane(&destination.to_string(), tenant).await?;
-        let lane = Lane { id, destination: destination.clone(), tenant: tenant.clone() };
-        Ok(self.lanes().insert(Arc::new(lane)))
-    }
-
     /// Whether new events would be taken now, without asking the database.
     ///
     /// # Errors
@@ -464,10 +396,6 @@ impl Ledger {
         self.shared.store.close(&self.shared.database).await;
     }
 
-    fn lanes(&self) -> std::sync::MutexGuard<'_, LaneCache> {
-        self.shared.lanes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     async fn command(&self, command: Command) -> Result<()> {
         self.shared.commands.send(command).await.map_err(|_| stopped())
     }
@@ -523,28 +451,5 @@ fn migration_error(error: MigrateError, migrations: Migrations) -> LedgerError {
             ))
         }
         other => LedgerError::Unavailable(format!("migration failed: {other}")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_lane_cache_is_bounded_and_knows_lanes_by_name_and_number() {
-        let destination = Arc::new(Destination::Svix { app: "acme".into() });
-        let lane = |n: i64| {
-            let tenant = n.to_string().into();
-            Arc::new(Lane { id: LaneId(n), destination: destination.clone(), tenant })
-        };
-        let mut cache = LaneCache::default();
-        let limit = i64::try_from(LANE_CACHE_LIMIT).expect("small");
-        for n in 0..=limit {
-            cache.insert(lane(n));
-        }
-        let last = lane(limit);
-        assert_eq!((cache.by_id.len(), cache.by_name.len()), (1, 1), "emptied when it was full");
-        assert_eq!(cache.by_id.get(&last.id), Some(&last));
-        assert_eq!(cache.by_name.get(&(destination.clone(), last.tenant.clone())), Some(&last));
     }
 }

@@ -1,0 +1,154 @@
+//! One attempt: sent, told to the gate, settled.
+
+use std::sync::Arc;
+
+use super::Shared;
+use crate::domain::clock::Moment;
+use crate::domain::delivery::{self, DeadReason, Delivery, Failure, Outcome, Timing};
+use crate::domain::gate::{Change, CloseReason, Signal};
+use crate::domain::scheduler::{GateId, Permit};
+use crate::domain::tenant::{Destination, Lane};
+
+impl Shared {
+    /// One attempt, from the last look at the gate to the hand-in of its settlement.
+    pub(super) async fn attempt(self: Arc<Self>, delivery: Delivery, permit: Permit) {
+        let began = self.clock.moment();
+        // A place that was reserved ahead of a commit did not keep the receiver waiting.
+        let permit = permit.begun_at(began);
+        let admitted = self.scheduler().still_admits(&delivery.lane, permit, began);
+        let outcome = if admitted {
+            let sending = tokio::time::timeout(self.options.attempt_timeout, self.sender.send(&delivery));
+            sending.await.unwrap_or_else(|_| {
+                let detail = format!("not done within {} ms", self.options.attempt_timeout.as_millis());
+                Outcome::Failed(Failure::transport("timeout", detail, true))
+            })
+        } else {
+            Outcome::NotSent
+        };
+        let ended = self.clock.moment();
+        // The gate first, and at once: nothing may start between the answer that closes it and its closing.
+        let signal = signal(&outcome, matches!(*delivery.lane.destination, Destination::Svix { .. }));
+        let change = self.scheduler().finish(&delivery.lane, permit, signal, ended, self.clock.chance());
+        if let Change::Closed { until, reason } = change {
+            self.gate_closed(&delivery.lane, until, reason, &outcome).await;
+        } else if change == Change::Opened {
+            self.gate_opened(&delivery.lane).await;
+        }
+        self.observer.observe(&delivery, &outcome).await;
+        let timing =
+            Timing { at: self.clock.now(), latency: began.until(ended), chance: self.clock.chance() };
+        self.settle(delivery, permit, outcome, timing).await;
+        self.changed.notify_one();
+    }
+
+    async fn settle(&self, delivery: Delivery, permit: Permit, outcome: Outcome, timing: Timing) {
+        if outcome == Outcome::NotSent {
+            return self.release(std::slice::from_ref(&delivery)).await;
+        }
+        let counts = permit.failure_counts();
+        let schedule = self.sender.retry_schedule(&delivery.lane.destination);
+        let settlement = delivery::settle(&delivery, outcome, counts, &schedule, timing);
+        tell(&delivery, &settlement);
+        if let Err(error) = self.ledger.settle(settlement).await {
+            // The lease ends and it is sent again, under the same key.
+            tracing::warn!(delivery = %delivery.id, %error, "an attempt could not be recorded");
+        }
+    }
+
+    pub(super) async fn release(&self, deliveries: &[Delivery]) {
+        if let Err(error) = self.ledger.release(deliveries).await {
+            tracing::debug!(%error, "claims were not given back; their leases will end");
+        }
+        let now = self.clock.now();
+        let mut scheduler = self.scheduler();
+        for delivery in deliveries {
+            scheduler.wake(&delivery.lane, delivery.class(), now, now);
+        }
+    }
+
+    /// Tells the operator and the ledger, and gives back what waits behind the gate.
+    async fn gate_closed(&self, lane: &Lane, until: Moment, reason: CloseReason, outcome: &Outcome) {
+        let gate = GateId::of(&lane.destination);
+        let wait = self.clock.moment().until(until);
+        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        let detail = failure_of(outcome).map_or("", |failure| failure.detail.as_str());
+        match reason {
+            CloseReason::Throttled => {
+                tracing::info!(gate = gate.as_str(), wait_ms, "gate closed: asked to slow down");
+            }
+            CloseReason::Unauthorized => {
+                tracing::error!(gate = gate.as_str(), wait_ms, detail, "gate closed: credentials refused");
+            }
+            CloseReason::Failing | CloseReason::NotConfigured => {
+                tracing::warn!(
+                    gate = gate.as_str(),
+                    wait_ms,
+                    detail,
+                    "gate closed: one failure after another"
+                );
+            }
+        }
+        let recalled = self.scheduler().recall(&gate);
+        // Before the release: others know of the gate when they hear of the work.
+        if let Err(error) = self.ledger.save_gate(gate.as_str(), reason, wait).await {
+            tracing::debug!(%error, "a closed gate could not be recorded");
+        }
+        if !recalled.is_empty() {
+            self.release(&recalled).await;
+        }
+    }
+
+    async fn gate_opened(&self, lane: &Lane) {
+        let gate = GateId::of(&lane.destination);
+        tracing::info!(gate = gate.as_str(), "gate open again");
+        if let Err(error) = self.ledger.gate_opened(gate.as_str()).await {
+            tracing::debug!(%error, "an open gate could not be recorded");
+        }
+    }
+}
+
+/// What an outcome says of the receiver's health.
+const fn signal(outcome: &Outcome, svix: bool) -> Signal {
+    match outcome {
+        Outcome::Delivered { .. } => Signal::Success,
+        Outcome::Throttled { retry_after, .. } => Signal::Throttled(*retry_after),
+        Outcome::Unauthorized(_) => Signal::Unauthorized,
+        Outcome::Rejected(DeadReason::EndpointDisabled | DeadReason::TransformFailed, _)
+        | Outcome::Canceled(_)
+        | Outcome::NotSent => Signal::NotSent,
+        Outcome::Rejected(..) => Signal::Alive,
+        // Svix's 4xx that may go better later: it is there, and answers. An endpoint that answers 404 is broken.
+        Outcome::Failed(Failure { status: Some(400..=499), .. }) if svix => Signal::Alive,
+        Outcome::Failed(_) => Signal::Failure,
+    }
+}
+
+fn failure_of(outcome: &Outcome) -> Option<&Failure> {
+    match outcome {
+        Outcome::Throttled { failure, .. }
+        | Outcome::Unauthorized(failure)
+        | Outcome::Failed(failure)
+        | Outcome::Canceled(failure)
+        | Outcome::Rejected(_, failure) => Some(failure),
+        Outcome::Delivered { .. } | Outcome::NotSent => None,
+    }
+}
+
+/// A line for what an operator may have to act on; the rest at `debug`.
+fn tell(delivery: &Delivery, settlement: &delivery::Settlement) {
+    use delivery::NextState;
+
+    let (tenant, event) = (&*delivery.identity.tenant, delivery.identity.id.as_str());
+    let code = settlement.failure.as_ref().map_or("", |failure| failure.code.as_str());
+    let detail = settlement.failure.as_ref().map_or("", |failure| failure.detail.as_str());
+    match &settlement.next {
+        NextState::Dead { reason } => {
+            tracing::error!(tenant, event, reason = reason.as_str(), code, detail, "delivery is dead");
+        }
+        NextState::Pending { .. } => tracing::debug!(tenant, event, code, detail, "attempt failed"),
+        NextState::Delivered { .. } => {
+            tracing::debug!(tenant, event, latency_ms = settlement.latency_ms, "delivered");
+        }
+        NextState::Canceled | NextState::Released => {}
+    }
+}
