@@ -12,4 +12,5 @@ mod kill;
 mod ledger;
 mod partners_storage;
 mod shutdown;
+mod simulation;
 mod svix;
