@@ -20,4 +20,5 @@ mod nodes;
 mod partners_storage;
 mod retries;
 mod shutdown;
+mod simulation;
 mod svix;

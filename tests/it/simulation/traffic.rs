@@ -1,0 +1,228 @@
+//! What goes between a node and the ledger, and may be late or get lost on its way.
+
+use bytes::Bytes;
+use posthaste::domain::clock::{Moment, Timestamp};
+use posthaste::domain::delivery::{Class, Delivery, DeliveryId, NextState, Settlement};
+use posthaste::domain::event::{EventSeq, Identity};
+use posthaste::domain::gate::Signal;
+use posthaste::domain::scheduler::{LaneClaim, Permit, Remaining};
+
+use super::node::{AFTER_ERROR_US, NodeEvent, micros, moment};
+use super::watch::Buffered;
+use super::world::{ATTEMPT_TIMEOUT_US, Event, LEASE_US, MS, SECOND, World};
+
+/// What a claim yields.
+#[derive(Debug)]
+pub struct Claimed {
+    pub delivery: Delivery,
+    /// The end of its lease, on the ledger's clock.
+    pub lease_until: u64,
+    /// Whose limits it counts against, as the node knew when it was picked.
+    pub partner: Option<usize>,
+    pub buffered: Option<Buffered>,
+}
+
+impl Claimed {
+    pub fn row(&self) -> usize {
+        usize::try_from(self.delivery.id.event.0).expect("positive")
+    }
+
+    pub fn lane(&self) -> usize {
+        usize::try_from(self.delivery.lane.id.0).expect("positive")
+    }
+}
+
+/// A place in flight that is taken for a delivery to come, and the partner whose limits it counts against.
+pub type Reserved = (Permit, Option<usize>);
+
+/// For each claim what was claimed, with the attempts, and what is left.
+pub type Answer = Vec<(Vec<(usize, i64)>, Remaining)>;
+
+impl World {
+    /// To the ledger or back: mostly fast.
+    pub fn through_the_net(&mut self, node: usize, event: NodeEvent) {
+        let most = if !self.quiet && self.random.happens(0.02) { 2 * SECOND } else { 3 * MS };
+        self.node_later(node, 100, most, event);
+    }
+
+    pub fn in_ledger(&mut self, node: usize, epoch: u32, event: NodeEvent, alive: bool) {
+        let down = self.ledger.down;
+        let answer_lost = !self.quiet && self.random.happens(0.01);
+        match event {
+            NodeEvent::Claim { claims, asked_at } => {
+                let answer = (!down).then(|| self.claim(node, &claims));
+                if alive {
+                    let answer = answer.filter(|_| !answer_lost);
+                    self.through_the_net(node, NodeEvent::Claimed { claims, answer, asked_at });
+                }
+            }
+            NodeEvent::Reserve { wishes, asked_at } => {
+                let now = self.wall(0);
+                let grants = (!down).then(|| self.ledger.reserve_tokens(&wishes, now));
+                if alive {
+                    let grants = grants.filter(|_| !answer_lost);
+                    self.through_the_net(node, NodeEvent::Reserved { wishes, asked_at, grants });
+                }
+            }
+            NodeEvent::Commit { deliveries } => self.commit(node, deliveries, alive),
+            NodeEvent::Settle(settlement) => {
+                if !down {
+                    self.settle(node, &settlement, alive);
+                } else if alive {
+                    // The writer keeps it.
+                    let at = self.now + AFTER_ERROR_US;
+                    self.at(at, Event::Node { node, epoch, event: NodeEvent::Settle(settlement) });
+                }
+            }
+            NodeEvent::Release(given_back) => self.release(node, given_back, alive),
+            _ => unreachable!("it happens in the node"),
+        }
+    }
+
+    fn claim(&mut self, node: usize, claims: &[LaneClaim]) -> Answer {
+        let (now, wall) = (self.now, self.wall(self.nodes[node].wall_offset_ms));
+        let claim = |claim: &LaneClaim| {
+            let lane = usize::try_from(claim.lane.id.0).expect("positive");
+            let (rows, remaining) = self.ledger.claim(lane, claim.class, claim.limit, now, wall);
+            (rows.into_iter().map(|row| (row, self.ledger.rows[row].attempt)).collect(), remaining)
+        };
+        claims.iter().map(claim).collect()
+    }
+
+    fn delivery(&self, row: usize, attempt: i64) -> Delivery {
+        let known = &self.ledger.rows[row];
+        let lane = self.lanes[known.lane].lane.clone();
+        let identity = Identity { tenant: lane.tenant.clone(), source: String::new(), id: String::new() };
+        Delivery {
+            id: DeliveryId { event: EventSeq(i64::try_from(row).expect("small")), lane: lane.id },
+            lane,
+            due_at: Timestamp::from_millis(known.due_at),
+            attempt,
+            failures: known.failures,
+            uncertain: known.uncertain,
+            identity,
+            event_type: String::new(),
+            received_at: Timestamp::from_millis(known.due_at),
+            body: Bytes::new(),
+            data: None,
+        }
+    }
+
+    /// The answer to a claim has come.
+    pub fn claimed(&mut self, node: usize, claims: &[LaneClaim], answer: Option<Answer>, asked_at: Moment) {
+        let wall = self.wall(self.nodes[node].wall_offset_ms);
+        let Some(answer) = answer else {
+            // The ledger did not answer: the lanes are asked again later.
+            for claim in claims {
+                let now = moment(self.now);
+                self.nodes[node].scheduler().claimed(claim, Vec::new(), now, Remaining::Due, wall);
+            }
+            return self.node_later(node, AFTER_ERROR_US, AFTER_ERROR_US, NodeEvent::MayClaim);
+        };
+        let lease_until = micros(asked_at) + LEASE_US;
+        // What is sent must come back before the lease ends.
+        let send_by = moment(lease_until - ATTEMPT_TIMEOUT_US);
+        for (claim, (rows, remaining)) in claims.iter().zip(answer) {
+            assert!(rows.len() <= claim.limit, "more than was asked for");
+            let items = rows.into_iter().map(|(row, attempt)| {
+                let delivery = self.delivery(row, attempt);
+                let info = &self.lanes[self.ledger.rows[row].lane];
+                let partner = self.receivers[info.receiver].partner;
+                let watch = self.nodes[node].watch.clone();
+                watch.borrow_mut().buffer(info.place, partner, claim.class);
+                let buffered = Buffered { watch, place: info.place, class: claim.class };
+                Claimed { delivery, lease_until, partner: None, buffered: Some(buffered) }
+            });
+            let items: Vec<_> = items.collect();
+            self.nodes[node].scheduler().claimed(claim, items, send_by, remaining, wall);
+        }
+        self.nodes[node].claiming = false;
+        self.notify(node);
+    }
+
+    /// A batch comes in: places in flight are taken where there are any, then it is committed.
+    pub fn accept(&mut self, node: usize, lanes: Vec<usize>) {
+        let reserving = &self.nodes[node];
+        if !reserving.up || reserving.stopping || reserving.stalled_until > self.now {
+            return;
+        }
+        let now = moment(self.now);
+        let mut deliveries = Vec::with_capacity(lanes.len());
+        for lane in lanes {
+            let name = self.lanes[lane].lane.clone();
+            let permit = self.nodes[node].scheduler().reserve(&name, now);
+            let reserved = permit.map(|permit| {
+                let this = (node, self.nodes[node].epoch);
+                let wall = self.wall(self.nodes[node].wall_offset_ms);
+                let older = self.ledger.has_older(lane, this, wall);
+                let waits = self.nodes[node].watch.borrow().has_fresh(lane);
+                assert!(!older && !waits, "it overtakes: {name:?}");
+                (permit, self.enter(node, self.lanes[lane].receiver, permit))
+            });
+            deliveries.push((lane, reserved));
+        }
+        self.through_the_net(node, NodeEvent::Commit { deliveries });
+    }
+
+    /// The batch reaches the ledger: all of it is recorded, or nothing.
+    fn commit(&mut self, node: usize, deliveries: Vec<(usize, Option<Reserved>)>, alive: bool) {
+        let (now, down) = (self.now, self.ledger.down);
+        let wall = self.wall(self.nodes[node].wall_offset_ms);
+        for (lane, reserved) in deliveries {
+            let handed_over = reserved.map(|_| now);
+            let row = (!down).then(|| self.ledger.insert(lane, wall.as_millis(), handed_over));
+            if !alive {
+                continue;
+            }
+            match (row, reserved) {
+                (Some(row), Some((permit, partner))) => {
+                    let delivery = self.delivery(row, 1);
+                    let lease_until = now + LEASE_US;
+                    self.spawn(node, Claimed { delivery, lease_until, partner, buffered: None }, permit);
+                }
+                (None, Some((permit, partner))) => {
+                    let _ = self.finish(node, lane, partner, permit, Signal::NotSent, 0.0);
+                }
+                (Some(row), None) => {
+                    self.ledger.rows[row].told = Some((node, self.nodes[node].epoch));
+                    let lane = &self.lanes[lane].lane;
+                    let scheduler = self.nodes[node].scheduler.as_mut().expect("up");
+                    scheduler.wake(lane, Class::Fresh, wall, wall);
+                }
+                (None, None) => {}
+            }
+        }
+        if alive {
+            self.notify(node);
+        }
+    }
+
+    fn settle(&mut self, node: usize, settlement: &Settlement, alive: bool) {
+        if !self.ledger.settle(settlement) {
+            self.tally.fenced += 1;
+        } else if let (true, NextState::Pending { due_at, failures, .. }) = (alive, &settlement.next) {
+            let wall = self.wall(self.nodes[node].wall_offset_ms);
+            let class = Class::of(*failures);
+            let row = usize::try_from(settlement.id.event.0).expect("positive");
+            self.ledger.rows[row].told = Some((node, self.nodes[node].epoch));
+            self.nodes[node].scheduler().wake(&settlement.lane, class, *due_at, wall);
+            self.notify(node);
+        }
+    }
+
+    fn release(&mut self, node: usize, given_back: Vec<Claimed>, alive: bool) {
+        let now = self.wall(self.nodes[node].wall_offset_ms);
+        for claimed in given_back {
+            if !self.ledger.down {
+                self.ledger.release(claimed.row(), claimed.delivery.attempt);
+            }
+            if alive {
+                let delivery = claimed.delivery;
+                self.nodes[node].scheduler().wake(&delivery.lane, delivery.class(), now, now);
+            }
+        }
+        if alive {
+            self.notify(node);
+        }
+    }
+}
