@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use posthaste::domain::clock::Timestamp;
-use posthaste::domain::gate::{CloseReason, GateLimits};
+use posthaste::domain::gate::{AdaptiveLimits, CloseReason, GateLimits};
 use posthaste::domain::partner::RateLimit;
 use posthaste::domain::retry::RetrySchedule;
 use posthaste::domain::scheduler::{EndpointPolicy, GateId, PartnerPolicy, Policies, SchedulerLimits};
@@ -117,8 +117,10 @@ impl World {
             failing_for: Duration::from_millis(random.pick(&[0, 1_000, 5_000])),
             first_wait: Duration::from_millis(random.between(200, 2_000)),
             max_wait: Duration::from_secs(20),
+            adaptive: None,
         };
-        let (svix_gate, endpoint_gate) = (gate(&mut random, 48), gate(&mut random, 16));
+        let (mut svix_gate, endpoint_gate) = (gate(&mut random, 48), gate(&mut random, 16));
+        svix_gate.adaptive = seed.is_multiple_of(2).then(|| AdaptiveLimits::new(2));
         let delays = [1, 3, 10, 30, 60].map(Duration::from_secs);
         let delays = delays[..random.size(2, 5)].to_vec();
         let quiet_at = random.between(20, 90) * SECOND;
