@@ -235,6 +235,12 @@ impl Dispatcher {
         while let Some(Start { item, permit }) = scheduler.next(moment) {
             self.shared.spawn(item, permit);
         }
+        let expired = scheduler.expired();
+        drop(scheduler);
+        if !expired.is_empty() {
+            let shared = Arc::clone(&self.shared);
+            self.shared.ledger_calls.spawn(async move { shared.release(&expired).await });
+        }
     }
 
     /// Reserves tokens of partners' rates, on the side: nobody else waits for the ledger's answer.

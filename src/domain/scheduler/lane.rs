@@ -105,17 +105,16 @@ impl<T> LaneState<T> {
         self.queue(class).buffer.pop_front().map(|(_, item)| (class, item))
     }
 
-    /// Drops deliveries whose lease has run out; how many of each class.
-    pub fn drop_expired(&mut self, now: Moment) -> usize {
-        let mut dropped = 0;
+    /// Takes deliveries out whose lease has run out.
+    pub fn take_expired(&mut self, now: Moment) -> Vec<T> {
+        let mut expired = Vec::new();
         for queue in &mut self.queues {
             while queue.buffer.front().is_some_and(|(leased_until, _)| *leased_until <= now) {
-                queue.buffer.pop_front();
+                expired.extend(queue.buffer.pop_front().map(|(_, item)| item));
                 queue.due = true;
-                dropped += 1;
             }
         }
-        dropped
+        expired
     }
 
     /// Takes everything out; the ledger has it again.

@@ -138,6 +138,8 @@ pub struct Scheduler<T> {
     in_flight: usize,
     /// Deliveries that are buffered or promised to a claim.
     held: usize,
+    /// Their leases are about to run out; nobody has asked for them yet.
+    expired: Vec<T>,
 }
 
 /// Why a queue can't be claimed from now, or a destination can't be sent to.
@@ -166,6 +168,7 @@ impl<T> Scheduler<T> {
             policies: Policies::default(),
             in_flight: 0,
             held: 0,
+            expired: Vec::new(),
         }
     }
 
@@ -368,7 +371,7 @@ impl<T> Scheduler<T> {
     fn first_lane(&mut self, destination: &Arc<Destination>, now: Moment) -> Option<LaneId> {
         loop {
             let lane = self.destinations.get_mut(destination)?.ring.pop_front()?;
-            if self.drop_expired(lane, destination, now) {
+            if self.take_expired(lane, destination, now) {
                 return Some(lane);
             }
         }
@@ -383,6 +386,12 @@ impl<T> Scheduler<T> {
         if !matches!(held, Some(Hold::Gate)) {
             self.ring.extend(self.gates.pass_on(&GateId::of(destination), now));
         }
+    }
+
+    /// Deliveries that have waited here for too long to be sent within their lease, to be released into the ledger.
+    /// Ask after [`Self::next`].
+    pub fn expired(&mut self) -> Vec<T> {
+        std::mem::take(&mut self.expired)
     }
 
     /// Whether a request with this permit may still go out at `now`: not once its gate has closed behind it, or its
@@ -606,14 +615,15 @@ impl<T> Scheduler<T> {
         }
     }
 
-    /// Drops deliveries whose lease has run out; whether the lane still has any.
-    fn drop_expired(&mut self, id: LaneId, destination: &Arc<Destination>, now: Moment) -> bool {
+    /// Takes deliveries out whose lease has run out; whether the lane still has any.
+    fn take_expired(&mut self, id: LaneId, destination: &Arc<Destination>, now: Moment) -> bool {
         let Some(state) = self.lanes.get_mut(&id) else { return false };
-        let dropped = state.drop_expired(now);
+        let expired = state.take_expired(now);
         let left = state.has_buffered();
         state.queued = left;
-        if dropped > 0 {
-            self.let_go(destination, dropped);
+        if !expired.is_empty() {
+            self.let_go(destination, expired.len());
+            self.expired.extend(expired);
             for class in Class::ALL {
                 self.ask((id, class));
             }

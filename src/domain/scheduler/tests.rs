@@ -148,6 +148,7 @@ fn work_that_falls_due_later_rings_and_expired_leases_are_dropped() {
     assert_eq!(claims.len(), 1);
     scheduler.claimed(&claims[0], vec![(1, 1)], at(9_000), Remaining::Nothing, later);
     assert!(scheduler.next(at(9_000)).is_none(), "the lease has run out");
+    assert_eq!(scheduler.expired(), [(1, 1)], "to be given back");
     assert_eq!(scheduler.claims(at(9_000)).len(), 1, "and the lane is asked again");
 }
 

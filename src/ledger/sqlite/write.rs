@@ -14,8 +14,9 @@ pub(super) const TAKE_OUT: (&str, usize, &str) =
 /// Puts rows into the queue.
 const PUT_IN: (&str, usize, &str) =
     ("INSERT INTO queue (lane, retry, due_at, event, attempt, failures, uncertain) VALUES", 7, "");
-/// Rows in one statement. A few fixed sizes, so that SQLite's statement cache knows the text.
-pub(super) const CHUNKS: [usize; 4] = [256, 32, 8, 1];
+/// Rows in one statement. A few fixed sizes, so that SQLite's statement cache knows the text; powers of two, so that any
+/// count takes few statements: each is a round trip to the connection's thread.
+pub(super) const CHUNKS: [usize; 10] = [512, 256, 128, 64, 32, 16, 8, 4, 2, 1];
 
 type Query<'q> = sqlx::query::Query<'q, Sqlite, SqliteArguments>;
 

@@ -88,7 +88,11 @@ impl World {
         let (wall, now) = (self.wall(self.nodes[node].wall_offset_ms), moment(self.now));
         self.nodes[node].scheduler().tick(wall, now);
         let widths = self.room(node);
-        while let Some(start) = self.nodes[node].scheduler().next(now) {
+        loop {
+            let start = self.nodes[node].scheduler().next(now);
+            // As if giving them back had failed: their leases run out.
+            drop(self.nodes[node].scheduler().expired());
+            let Some(start) = start else { break };
             let mut claimed = start.item;
             let info = &self.lanes[claimed.lane()];
             let (receiver, place) = (info.receiver, info.place);
