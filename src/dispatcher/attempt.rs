@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use super::Shared;
 use crate::domain::clock::Moment;
-use crate::domain::delivery::{self, DeadReason, Delivery, Failure, Outcome, Timing};
+use crate::domain::delivery::{self, Delivery, Failure, Outcome, Timing};
 use crate::domain::gate::{Change, CloseReason, Signal};
 use crate::domain::scheduler::{GateId, Permit};
-use crate::domain::tenant::{Destination, Lane};
+use crate::domain::tenant::Lane;
 
 impl Shared {
     /// One attempt, from the last look at the gate to the hand-in of its settlement.
@@ -27,7 +27,7 @@ impl Shared {
         };
         let ended = self.clock.moment();
         // The gate first, and at once: nothing may start between the answer that closes it and its closing.
-        let signal = signal(&outcome, matches!(*delivery.lane.destination, Destination::Svix { .. }));
+        let signal = Signal::of(&outcome, &delivery.lane.destination);
         let change = self.scheduler().finish(&delivery.lane, permit, signal, ended, self.clock.chance());
         if let Change::Closed { until, reason } = change {
             self.gate_closed(&delivery.lane, until, reason, &outcome).await;
@@ -104,22 +104,6 @@ impl Shared {
         if let Err(error) = self.ledger.gate_opened(gate.as_str()).await {
             tracing::debug!(%error, "an open gate could not be recorded");
         }
-    }
-}
-
-/// What an outcome says of the receiver's health.
-const fn signal(outcome: &Outcome, svix: bool) -> Signal {
-    match outcome {
-        Outcome::Delivered { .. } => Signal::Success,
-        Outcome::Throttled { retry_after, .. } => Signal::Throttled(*retry_after),
-        Outcome::Unauthorized(_) => Signal::Unauthorized,
-        Outcome::Rejected(DeadReason::EndpointDisabled | DeadReason::TransformFailed, _)
-        | Outcome::Canceled(_)
-        | Outcome::NotSent => Signal::NotSent,
-        Outcome::Rejected(..) => Signal::Alive,
-        // Svix's 4xx that may go better later: it is there, and answers. An endpoint that answers 404 is broken.
-        Outcome::Failed(Failure { status: Some(400..=499), .. }) if svix => Signal::Alive,
-        Outcome::Failed(_) => Signal::Failure,
     }
 }
 

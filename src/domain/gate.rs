@@ -19,7 +19,9 @@ use std::time::Duration;
 pub use self::adaptive::AdaptiveLimits;
 use self::adaptive::Measure;
 use super::clock::Moment;
+use super::delivery::{DeadReason, Failure, Outcome};
 use super::retry::spread;
+use super::tenant::Destination;
 
 /// Bounds and waits of a gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +97,25 @@ pub enum Signal {
     Failure,
     /// Nothing was sent.
     NotSent,
+}
+
+impl Signal {
+    /// What an outcome says of a destination's health.
+    pub fn of(outcome: &Outcome, destination: &Destination) -> Self {
+        let svix = matches!(destination, Destination::Svix { .. });
+        match outcome {
+            Outcome::Delivered { .. } => Self::Success,
+            Outcome::Throttled { retry_after, .. } => Self::Throttled(*retry_after),
+            Outcome::Unauthorized(_) => Self::Unauthorized,
+            Outcome::Rejected(DeadReason::EndpointDisabled | DeadReason::TransformFailed, _)
+            | Outcome::Canceled(_)
+            | Outcome::NotSent => Self::NotSent,
+            Outcome::Rejected(..) => Self::Alive,
+            // Svix's 4xx that may go better later: it is there, and answers. An endpoint that answers 404 is broken.
+            Outcome::Failed(Failure { status: Some(400..=499), .. }) if svix => Self::Alive,
+            Outcome::Failed(_) => Self::Failure,
+        }
+    }
 }
 
 /// What finishing a request did to the gate.

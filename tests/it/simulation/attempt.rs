@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use posthaste::domain::delivery::{self, DeadReason, Failure, Outcome, Timing};
-use posthaste::domain::gate::Change;
+use posthaste::domain::gate::{Change, Signal};
 use posthaste::domain::scheduler::Permit;
 
 use super::node::{NodeEvent, micros, moment};
-use super::receivers::{Mood, signal};
+use super::receivers::Mood;
 use super::traffic::Claimed;
 use super::world::{MS, Receiver, SECOND, World};
 
@@ -72,7 +72,8 @@ impl World {
     pub fn end(&mut self, node: usize, claimed: Claimed, permit: Permit, outcome: Outcome, began: u64) {
         let receiver = self.lanes[claimed.lane()].receiver;
         let chance = self.random.chance();
-        let change = self.finish(node, claimed.lane(), claimed.partner, permit, signal(&outcome), chance);
+        let signal = Signal::of(&outcome, &claimed.delivery.lane.destination);
+        let change = self.finish(node, claimed.lane(), claimed.partner, permit, signal, chance);
         if let Change::Closed { until, reason } = change {
             self.tally.closings += 1;
             let gate = self.receivers[receiver].gate.clone();

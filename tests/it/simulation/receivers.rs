@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use posthaste::domain::delivery::{DeadReason, Failure, Outcome};
-use posthaste::domain::gate::Signal;
 
 use super::random::Random;
 use super::world::{ATTEMPT_TIMEOUT_US, MS, SECOND};
@@ -70,19 +69,5 @@ impl Mood {
             Self::Failing => (soon, false, Outcome::Failed(Failure::answered(500, ""))),
             Self::Gone => (soon, false, Outcome::Rejected(DeadReason::Gone, Failure::answered(410, ""))),
         }
-    }
-}
-
-/// What an outcome says of the receiver's health: as the dispatcher has it.
-pub const fn signal(outcome: &Outcome) -> Signal {
-    match outcome {
-        Outcome::Delivered { .. } => Signal::Success,
-        Outcome::Throttled { retry_after, .. } => Signal::Throttled(*retry_after),
-        Outcome::Unauthorized(_) => Signal::Unauthorized,
-        Outcome::Rejected(DeadReason::EndpointDisabled | DeadReason::TransformFailed, _)
-        | Outcome::Canceled(_)
-        | Outcome::NotSent => Signal::NotSent,
-        Outcome::Rejected(..) => Signal::Alive,
-        Outcome::Failed(_) => Signal::Failure,
     }
 }
