@@ -4,6 +4,7 @@ WORKDIR /src
 # The dependencies are built against an empty crate, in a layer that stays until the manifest or the lock file changes.
 # Unlike a cache mount, a layer can be pushed and pulled, so that CI machines have it too; and it needs no extra tool.
 COPY Cargo.toml Cargo.lock ./
+COPY .cargo .cargo
 RUN mkdir src \
     && echo '//! Empty.' > src/lib.rs \
     && printf '//! Empty.\nfn main() {}\n' > src/main.rs \

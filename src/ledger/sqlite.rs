@@ -5,6 +5,7 @@
 
 mod claims;
 mod file;
+mod waiting;
 mod write;
 
 use std::collections::HashSet;
@@ -14,13 +15,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, Connection as _, SqliteConnection, SqlitePool};
 
 use self::claims::{Claim, Claims, Cursor, Meanwhile, Queue};
 use self::file::{check, checkpoint_on_the_side, own, path_of};
 pub use self::file::{database_file, lock_holder};
+use self::waiting::{WAITING, WaitingRow};
 use self::write::{insert_plan, next_chunk, placeholders, settle_rows};
 
 use super::plan::{Known, Plan, RequestKey};
@@ -49,15 +50,6 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const READERS: u32 = 4;
 /// Pages in the WAL at which a commit itself checkpoints. High, because that commit pays for it.
 const AUTOCHECKPOINT_PAGES: u32 = 16_000;
-/// What waits in one of a lane's queues behind a place, in the order it falls due. A cross join is one that SQLite does
-/// not turn round, whatever the statistics of an `ANALYZE` say.
-const WAITING: &str =
-    "SELECT queue.due_at, queue.event, queue.attempt, queue.failures, queue.uncertain, event.source,
-            event.id, event.type, event.received_at, event.body, event.data_start, event.data_end
-     FROM queue CROSS JOIN event ON event.seq = queue.event
-     WHERE queue.lane = $1 AND queue.retry = $2 AND (queue.due_at, queue.event) > ($3, $4)
-     ORDER BY queue.due_at, queue.event LIMIT $5";
-
 /// See the module's own words.
 pub(super) struct SqliteStore {
     options: SqliteConnectOptions,
@@ -195,32 +187,46 @@ impl SqliteStore {
     }
 
     async fn claim_lane(&self, claim: &LaneClaim, now: Timestamp) -> Result<ClaimedLane> {
-        let moment = self.clock.moment();
         let queue = (claim.lane.id, claim.class);
-        let (from, held) = {
+        let moment = self.clock.moment();
+        let known = || {
             let claims = self.claims();
-            let held = claims.in_queue.get(&queue).copied().unwrap_or_default();
-            (claims.cursors.get(&queue).copied().filter(|cursor| moment < cursor.until), held)
+            let cursor = claims.cursors.get(&queue).copied().filter(|cursor| moment < cursor.until);
+            (cursor, claims.in_queue.get(&queue).copied().unwrap_or_default())
         };
-        // One row more than wanted tells what is left.
+        let (from, held) = known();
+        // One row more than wanted tells what is left. From the start, those that are claimed have to be passed over;
+        // behind a cursor there are few.
+        let limit = claim.limit + if from.is_some() { 0 } else { held } + 1;
+        let claimed = self.take(claim, self.read(queue, from, limit).await?, limit, from, now);
+        if !claimed.deliveries.is_empty() || claimed.remaining != Remaining::Due {
+            return Ok(claimed);
+        }
+        // Only claimed ones, this time.
+        let (from, held) = known();
         let limit = claim.limit + held + 1;
-        let rows = self.read(queue, from, limit).await?;
-        Ok(self.take(claim, rows, limit, from, now))
+        Ok(self.take(claim, self.read(queue, from, limit).await?, limit, from, now))
     }
 
     /// Rows of a queue, in the order they fall due.
-    async fn read(&self, (lane, class): Queue, from: Option<Cursor>, limit: usize) -> Result<Vec<QueueRow>> {
+    async fn read(
+        &self,
+        (lane, class): Queue,
+        from: Option<Cursor>,
+        limit: usize,
+    ) -> Result<Vec<WaitingRow>> {
         let (due_at, event) = from.map_or((i64::MIN, i64::MIN), |cursor| cursor.place);
         let query = sqlx::query_as(WAITING).bind(lane.0).bind(rows::class_column(class));
         let query = query.bind(due_at).bind(event).bind(rows::count(limit));
-        Ok(query.fetch_all(&self.reads).await?)
+        let (packed,): (Option<Vec<u8>>,) = query.fetch_one(&self.reads).await?;
+        waiting::unpack(&packed.unwrap_or_default())
     }
 
     /// Takes what is free and due among rows that were read, and notes the claims.
     fn take(
         &self,
         claim: &LaneClaim,
-        rows: Vec<QueueRow>,
+        rows: Vec<WaitingRow>,
         limit: usize,
         from: Option<Cursor>,
         now: Timestamp,
@@ -234,7 +240,7 @@ impl SqliteStore {
         let mut until = from.map_or(leased_until, |cursor| cursor.until);
         let mut cursor = None;
         for row in rows {
-            let (due_at, event, stored) = (row.0, row.1, row.2);
+            let WaitingRow { due_at, event, attempt: stored, .. } = row;
             let id = DeliveryId { event: EventSeq(event), lane: claim.lane.id };
             if due_at > now.as_millis() {
                 claimed.remaining = Remaining::Later(Timestamp::from_millis(due_at));
@@ -271,23 +277,19 @@ impl SqliteStore {
     }
 }
 
-/// due_at, event, attempt, failures, uncertain, source, id, type, received_at, body, data_start, data_end
-type QueueRow = (i64, i64, i64, i64, i64, String, String, String, i64, Vec<u8>, Option<i64>, Option<i64>);
-
-fn delivery(lane: &Arc<Lane>, attempt: i64, row: QueueRow) -> Delivery {
-    let (due_at, event, _, failures, uncertain, source, id, event_type, received_at, body, start, end) = row;
+fn delivery(lane: &Arc<Lane>, attempt: i64, row: WaitingRow) -> Delivery {
     Delivery {
-        id: DeliveryId { event: EventSeq(event), lane: lane.id },
+        id: DeliveryId { event: EventSeq(row.event), lane: lane.id },
         lane: lane.clone(),
-        due_at: Timestamp::from_millis(due_at),
+        due_at: Timestamp::from_millis(row.due_at),
         attempt,
-        failures: u32::try_from(failures).unwrap_or(u32::MAX),
-        uncertain: uncertain != 0,
-        identity: Identity { tenant: lane.tenant.clone(), source, id },
-        event_type,
-        received_at: Timestamp::from_millis(received_at),
-        body: Bytes::from(body),
-        data: rows::range(start, end),
+        failures: u32::try_from(row.failures).unwrap_or(u32::MAX),
+        uncertain: row.uncertain != 0,
+        identity: Identity { tenant: lane.tenant.clone(), source: row.source, id: row.id },
+        event_type: row.event_type,
+        received_at: Timestamp::from_millis(row.received_at),
+        body: row.body,
+        data: rows::range(row.data_start, row.data_end),
     }
 }
 
