@@ -36,6 +36,17 @@ pub(super) struct Limits {
     pub bare_client_per_s: f64,
 }
 
+impl Limits {
+    /// What the machine can do, of what it did at two times: others may work on it, too.
+    pub fn better(self, other: Self) -> Self {
+        let (disk, bare_client_per_s) = (
+            if self.fsync_per_s >= other.fsync_per_s { self } else { other },
+            self.bare_client_per_s.max(other.bare_client_per_s),
+        );
+        Self { bare_client_per_s, ..disk }
+    }
+}
+
 /// Measures both.
 pub(super) async fn measure(
     folder: PathBuf,

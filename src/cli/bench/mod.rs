@@ -248,15 +248,17 @@ impl Bench {
     async fn round(&mut self, place: &Place) -> anyhow::Result<Round> {
         let args = &self.args;
         let (folder, sink) = (place.folder(), self.sink.url());
-        let limits = limits::measure(folder, &sink, args.payload_bytes, &self.clock).await?;
+        let limits = || limits::measure(folder.clone(), &sink, args.payload_bytes, &self.clock);
+        let limits_before = limits().await?;
         let ledger = place.for_round().await?;
+        // Nobody has it open, before and after: what it keeps is in the file.
+        let size_before = ledger.bytes();
         let mut host = Host::start(self, place, ledger.url()).await?;
         let events_before = self.events_in_ledger.map(|events| events + u64::from(host.first_202.is_some()));
         let idle = self.idle(&mut host).await?;
         let secrets = args.profile.make_partners(&host.client, &self.sink).await?;
         let load =
             Load { shape: self.shape(), batch: args.batch, producers: args.producers, rate: args.rate };
-        let size_before = ledger.bytes();
         let tally = self.tally(args.events, args.profile.copies());
         self.sink.expect(tally.clone(), &secrets)?;
         let before = host.usage();
@@ -265,6 +267,7 @@ impl Bench {
         let first_202 = host.first_202;
         host.stop(&*self.clock).await?;
         self.sink.rest();
+        let limits = limits_before.better(limits().await?);
         let growth = ledger.bytes().zip(size_before).map(|(after, before)| after.saturating_sub(before));
         if place.is_kept() {
             self.events_in_ledger = events_before.map(|events| events + args.events);
