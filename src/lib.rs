@@ -21,7 +21,7 @@
 //! # Codemap
 //!
 //! - [`app`]: the composition root. Opens, connects, starts and ends everything; the real clock.
-//! - [`cli`]: the command line, one file a command.
+//! - [`cli`]: the command line, one file a command. Its `bench` measures a relay from outside.
 //! - [`config`]: every setting with its default; file and environment.
 //! - [`directory`]: who is who. Tenants, API keys, partners, in memory, read again when they change.
 //! - [`dispatcher`]: the one loop. Claims, sends, settles; decides nothing itself. Its `neighbours` hears other nodes.

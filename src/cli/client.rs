@@ -105,6 +105,11 @@ impl Client {
         Ok(Self { http: HyperClient::builder(TokioExecutor::new()).build(connector), base, api_key })
     }
 
+    /// The same client for a server at `base`.
+    pub fn of(&self, base: &str) -> Self {
+        Self { base: base.trim_end_matches('/').to_owned(), ..self.clone() }
+    }
+
     /// Where this client's server is.
     pub fn base(&self) -> &str {
         &self.base

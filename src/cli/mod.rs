@@ -1,6 +1,7 @@
 //! The command line: one file a command.
 
 mod admin;
+mod bench;
 mod client;
 mod config;
 #[cfg(feature = "mock")]
@@ -61,6 +62,8 @@ enum Command {
     /// Run the relay on this machine against a mock Svix, with a stream of sample events: no account, no network
     #[cfg(feature = "mock")]
     Dev(dev::DevArgs),
+    /// Measure the relay on this machine: a load, a sink, and what the machine itself can do beside them
+    Bench(Box<bench::BenchArgs>),
     /// Post events from a file (a JSON object, an array, or one object a line), or `-` for standard input
     Send(send::SendArgs),
     /// API keys
@@ -135,6 +138,7 @@ impl Command {
             Self::Serve(args) => block_on(serve::run(args, config)),
             #[cfg(feature = "mock")]
             Self::Dev(args) => block_on(dev::run(args, config)),
+            Self::Bench(args) => block_on(bench::run(*args, config)),
             Self::Send(args) => block_on(send::run(args, config)),
             Self::Key(command) => block_on(key::run(command, config)),
             Self::MasterKey(command) => block_on(master_key::run(command, config)),

@@ -1,6 +1,7 @@
 //! The real binary, from its command line: configuration, keys, health, ownership.
 
 mod admin;
+mod bench;
 mod command;
 mod dev;
 mod master_key;

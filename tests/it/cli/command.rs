@@ -122,6 +122,11 @@ impl Running {
         assert!(status.expect("kill runs").success());
     }
 
+    /// Its process's number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Whether it still runs.
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("a child").is_none()
