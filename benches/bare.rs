@@ -70,6 +70,9 @@ struct Args {
     /// By default a SQLite file in the build directory.
     #[arg(long)]
     database: Option<String>,
+    /// SQLite's page cache; what it has by default is SQLite's own default, as with Posthaste.
+    #[arg(long, default_value_t = 2_000)]
+    cache_kib: u32,
     /// Runs, each with a ledger of its own; the medians are shown too.
     #[arg(long, default_value_t = 3)]
     runs: u32,
@@ -120,7 +123,7 @@ async fn measure(args: &Args) -> anyhow::Result<()> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let mut runs = Vec::new();
     for number in 0..args.runs.max(1) {
-        let place = Place::new(args.database.as_deref(), number)?;
+        let place = Place::new(args.database.as_deref(), args.cache_kib, number)?;
         let measured = run(args, &place, &clock).await;
         place.remove().await?;
         let measured = measured?;
@@ -199,6 +202,7 @@ impl Process {
         let mut command = Command::new(program);
         command.args(["--part", if part == Part::Relay { "relay" } else { "client" }]);
         command.args(["--database", &place.url, "--schema", &place.schema, "--sink", sink]);
+        command.args(["--cache-kib", &args.cache_kib.to_string()]);
         command.args(["--in-flight", &args.in_flight.to_string(), "--events", &args.events.to_string()]);
         // The other end of its input is ours: it ends when we do, however that comes about.
         let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;

@@ -122,7 +122,7 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
 
 fn place_of(args: &Args) -> anyhow::Result<Place> {
     let url = args.database.clone().context("a part is told its database")?;
-    Ok(Place { url, schema: args.schema.clone() })
+    Ok(Place { url, schema: args.schema.clone(), cache_kib: args.cache_kib })
 }
 
 fn uri(args: &Args) -> String {

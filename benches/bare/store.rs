@@ -16,8 +16,9 @@ use crate::relay::{Event, Settled};
 pub const LANE: i64 = 1;
 /// Pages in the WAL at which a commit checkpoints by itself, as with Posthaste.
 const AUTOCHECKPOINT_PAGES: u32 = 16_000;
-/// Rows in one statement: a few fixed sizes, so that its text is known.
-const CHUNKS: [usize; 4] = [256, 32, 8, 1];
+/// Rows in one statement: large chunks of a few sizes, and what is left in one, so that texts are known after a while.
+const CHUNKS: [usize; 2] = [256, 64];
+const STATEMENTS: usize = 512;
 
 const SQLITE_TABLES: &str = "
     CREATE TABLE event (seq INTEGER PRIMARY KEY, tenant TEXT NOT NULL, source TEXT NOT NULL, id TEXT NOT NULL,
@@ -45,17 +46,19 @@ pub struct Place {
     pub url: String,
     /// Of Postgres.
     pub schema: String,
+    /// Of SQLite.
+    pub cache_kib: u32,
 }
 
 impl Place {
     /// The place of a run.
-    pub fn new(database: Option<&str>, run: u32) -> anyhow::Result<Self> {
+    pub fn new(database: Option<&str>, cache_kib: u32, run: u32) -> anyhow::Result<Self> {
         let name = format!("posthaste_bare_{}_{run}", std::process::id());
         let url = match database {
             Some(url) => url.to_owned(),
             None => format!("sqlite:{}/{name}.db", env!("CARGO_TARGET_TMPDIR")),
         };
-        let place = Self { url, schema: name };
+        let place = Self { url, schema: name, cache_kib };
         if let Some(path) = place.sqlite_path() {
             anyhow::ensure!(!path.exists(), "{} is there already", path.display());
         }
@@ -75,7 +78,9 @@ impl Place {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .pragma("wal_autocheckpoint", AUTOCHECKPOINT_PAGES.to_string())
-            .pragma("temp_store", "MEMORY");
+            .pragma("temp_store", "MEMORY")
+            .pragma("cache_size", format!("-{}", self.cache_kib))
+            .statement_cache_capacity(STATEMENTS);
         Some(options)
     }
 
@@ -170,7 +175,8 @@ async fn write_rows<T>(
     mut rows: &[T],
     bind: impl for<'q> Fn(Query<'q>, &T) -> Query<'q>,
 ) -> sqlx::Result<()> {
-    while let Some(size) = CHUNKS.into_iter().find(|size| *size <= rows.len()) {
+    while !rows.is_empty() {
+        let size = CHUNKS.into_iter().find(|size| *size <= rows.len()).unwrap_or(rows.len());
         let (chunk, rest) = rows.split_at(size);
         let row = format!("({})", vec!["?"; columns].join(","));
         let sql = format!("{head} VALUES {}{tail}", vec![row; size].join(","));

@@ -1,5 +1,6 @@
 //! The ledger's pieces: 100 events accepted, claimed, settled, each in a commit of its own.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -25,6 +26,9 @@ use crate::{BATCH, event, id, parse_settings};
 /// Where the Postgres server for tests is named.
 const SERVER_VARIABLE: &str = "POSTHASTE_TEST_POSTGRES_URL";
 
+/// Batches that wait before a claim is measured.
+const DEEP: usize = 50;
+
 /// The databases at hand.
 fn databases() -> Vec<&'static str> {
     if std::env::var_os(SERVER_VARIABLE).is_some() { vec!["sqlite", "postgres"] } else { vec!["sqlite"] }
@@ -41,14 +45,22 @@ fn accept_100(bencher: Bencher<'_, '_>, database: &str) {
     bench.close();
 }
 
-/// 100 deliveries read back, and leased where the database is shared.
+/// 100 deliveries read back from a deep lane, and leased where the database is shared. What was claimed before them is
+/// settled.
 #[divan::bench(args = databases(), sample_count = 200, sample_size = 1)]
 fn claim_100(bencher: Bencher<'_, '_>, database: &str) {
     let bench = LedgerBench::open(database);
+    for _ in 0..DEEP {
+        bench.accept(bench.events());
+    }
+    let claimed = RefCell::new(Vec::new());
     bencher
         .counter(ItemsCount::new(BATCH))
-        .with_inputs(|| bench.accept(bench.events()))
-        .bench_local_values(|()| bench.claim());
+        .with_inputs(|| {
+            bench.accept(bench.events());
+            bench.settle(claimed.take().iter().map(|delivery| bench.delivered(delivery)).collect());
+        })
+        .bench_local_values(|()| claimed.replace(bench.claim()));
     bench.close();
 }
 
