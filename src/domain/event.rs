@@ -45,28 +45,54 @@ impl Fingerprint {
     }
 }
 
-/// The runs of a JSON text between its insignificant whitespace (RFC 8259 §2).
+/// The runs of a JSON text between its insignificant whitespace (RFC 8259 §2). Text without any is one run.
 fn significant(json: &str) -> impl Iterator<Item = &[u8]> {
-    let bytes = json.as_bytes();
-    let mut at = 0;
+    let mut rest = json.as_bytes();
     std::iter::from_fn(move || {
-        while at < bytes.len() && is_space(bytes[at]) {
-            at += 1;
-        }
-        let start = at;
-        let mut in_string = false;
-        while at < bytes.len() {
-            match bytes[at] {
-                b'\\' if in_string => at += 1,
-                b'"' => in_string = !in_string,
-                byte if !in_string && is_space(byte) => break,
-                _ => {}
-            }
-            at += 1;
-        }
-        at = at.min(bytes.len());
-        (start < at).then(|| &bytes[start..at])
+        let start = rest.iter().position(|byte| !is_space(*byte))?;
+        let (run, behind) = rest[start..].split_at(run_length(&rest[start..]));
+        rest = behind;
+        Some(run)
     })
+}
+
+/// How far `text`, which begins outside of strings, goes without insignificant whitespace.
+fn run_length(text: &[u8]) -> usize {
+    let mut at = 0;
+    while let Some(byte) = text.get(at) {
+        match byte {
+            b'"' => at += 1 + string_length(&text[at + 1..]),
+            byte if is_space(*byte) => break,
+            _ => at += 1,
+        }
+    }
+    at
+}
+
+/// How far a string goes of whose opening quote `text` is what follows, its closing one included.
+fn string_length(text: &[u8]) -> usize {
+    let mut at = 0;
+    loop {
+        at += plain_length(&text[at..]);
+        match text.get(at) {
+            // Whatever is escaped does not end it.
+            Some(b'\\') => at = (at + 2).min(text.len()),
+            Some(_) => return at + 1,
+            None => return at,
+        }
+    }
+}
+
+/// How far `text` goes without a quote or a backslash.
+fn plain_length(text: &[u8]) -> usize {
+    /// So many bytes are looked at in one instruction or two, where the loop over them has no way out.
+    const CHUNK: usize = 16;
+    let is_end = |byte: u8| byte == b'"' || byte == b'\\';
+    let is_plain = |chunk: &&[u8; CHUNK]| !chunk.iter().fold(false, |found, byte| found | is_end(*byte));
+    let (chunks, _) = text.as_chunks::<CHUNK>();
+    let plain = CHUNK * chunks.iter().take_while(is_plain).count();
+    let rest = &text[plain..];
+    plain + rest.iter().position(|byte| is_end(*byte)).unwrap_or(rest.len())
 }
 
 const fn is_space(byte: u8) -> bool {
@@ -111,7 +137,63 @@ impl Relay {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// What [`significant`] yields, a byte at a time.
+    fn without_space(json: &str) -> Vec<u8> {
+        let (mut in_string, mut escaped) = (false, false);
+        let is_kept = |byte: &u8| {
+            let kept = in_string || !is_space(*byte);
+            if *byte == b'"' && !escaped {
+                in_string = !in_string;
+            }
+            escaped = in_string && !escaped && *byte == b'\\';
+            kept
+        };
+        json.bytes().filter(is_kept).collect()
+    }
+
+    /// Any JSON value, with whitespace wherever it may stand.
+    fn any_json() -> impl Strategy<Value = String> {
+        let space = || "[ \t\r\n]{0,3}";
+        let string =
+            || r#"([ a-z\t"\\é]){0,60}"#.prop_map(|text| serde_json::to_string(&text).expect("JSON"));
+        let scalar = prop_oneof!["-?[1-9][0-9]{0,8}(\\.[0-9]{1,4})?", Just("null".to_owned()), string()];
+        scalar.prop_recursive(4, 32, 6, move |value| {
+            let item =
+                (space(), value, space()).prop_map(|(before, value, behind)| before + &value + &behind);
+            let items = proptest::collection::vec(item.clone(), 1..6).prop_map(|items| items.join(","));
+            let member = (space(), string(), space(), item)
+                .prop_map(|(a, name, b, value)| a + &name + &b + ":" + &value);
+            let members = proptest::collection::vec(member, 1..6).prop_map(|members| members.join(","));
+            prop_oneof![
+                items.prop_map(|text| format!("[{text}]")),
+                members.prop_map(|text| format!("{{{text}}}"))
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn runs_are_what_a_byte_at_a_time_leaves(json in any_json()) {
+            let value: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+            let runs: Vec<_> = significant(&json).collect();
+            prop_assert!(runs.iter().all(|run| !run.is_empty()));
+            prop_assert_eq!(runs.concat(), without_space(&json));
+            let compact = runs.concat();
+            prop_assert_eq!(serde_json::from_slice::<serde_json::Value>(&compact).expect("JSON"), value);
+            let compact = std::str::from_utf8(&compact).expect("UTF-8");
+            prop_assert_eq!(significant(compact).count(), 1);
+            prop_assert_eq!(Fingerprint::of("t", Some(&json)), Fingerprint::of("t", Some(compact)));
+        }
+
+        #[test]
+        fn text_that_is_no_json_is_cut_the_same_way(text in r#"[ \n"\\a{:é]{0,90}"#) {
+            prop_assert_eq!(significant(&text).collect::<Vec<_>>().concat(), without_space(&text));
+        }
+    }
 
     #[test]
     fn whitespace_between_tokens_does_not_count_and_inside_strings_does() {
