@@ -177,7 +177,8 @@ pub(super) fn plan<'a>(
     plan.request_keys.sort_by_key(|key| (&key.scope, &key.key));
     plan.by_identity = (0..plan.inserts.len()).collect();
     let inserts = &plan.inserts;
-    plan.by_identity.sort_unstable_by_key(|index| &inserts[*index].new.event.identity);
+    // Stable because that sort makes use of what is in order already: most producers' ids grow.
+    plan.by_identity.sort_by_key(|index| &inserts[*index].new.event.identity);
     plan
 }
 

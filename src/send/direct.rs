@@ -39,7 +39,8 @@ pub const SUCCESS_BODY_TIMEOUT: Duration = Duration::from_millis(100);
 /// What is kept of an answer.
 const EXCERPT_LIMIT_BYTES: usize = 1 << 10;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-const IDLE_PER_HOST: usize = 16;
+/// At least as many as may be in flight to one: those beyond it would be closed and opened again all the time.
+const IDLE_PER_HOST: usize = 256;
 const AGENT: &str = concat!("posthaste/", env!("CARGO_PKG_VERSION"));
 
 /// An endpoint as a sender needs it.
