@@ -256,8 +256,11 @@ async fn a_gate_that_one_nodes_probe_opens_is_open_for_the_others() {
     let closed =
         async || (failing.get("/health/ready").await.json()["gates"][0]["state"] == "closed").then_some(());
     eventually("the gate is closed", closed).await;
-    // It must have read its own closing before it can miss it: two looks at the ledger.
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    let ledger = ingest.app().ledger();
+    let recorded = async || (!ledger.closed_gates().await.expect("read").is_empty()).then_some(());
+    eventually("the closing is recorded", recorded).await;
+    // It must have read its own closing before it can miss it: three looks at the ledger.
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
     // Some other node gets through, and says so.
     broken.set_trouble(None);
     ingest.app().ledger().gate_opened("svix").await.expect("recorded");
