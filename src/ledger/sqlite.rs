@@ -198,28 +198,39 @@ impl SqliteStore {
         // One row more than wanted tells what is left. From the start, those that are claimed have to be passed over;
         // behind a cursor there are few.
         let limit = claim.limit + if from.is_some() { 0 } else { held } + 1;
-        let claimed = self.take(claim, self.read(queue, from, limit).await?, limit, from, now);
+        let (rows, limit) = self.read(queue, from, limit).await?;
+        let claimed = self.take(claim, rows, limit, from, now);
         if !claimed.deliveries.is_empty() || claimed.remaining != Remaining::Due {
             return Ok(claimed);
         }
         // Only claimed ones, this time.
         let (from, held) = known();
-        let limit = claim.limit + held + 1;
-        Ok(self.take(claim, self.read(queue, from, limit).await?, limit, from, now))
+        let (rows, limit) = self.read(queue, from, claim.limit + held + 1).await?;
+        Ok(self.take(claim, rows, limit, from, now))
     }
 
-    /// Rows of a queue, in the order they fall due.
+    /// Rows of a queue, in the order they fall due, and how many would have been read: as many as were asked for, or
+    /// fewer where they are too large for one value.
     async fn read(
         &self,
         (lane, class): Queue,
         from: Option<Cursor>,
-        limit: usize,
-    ) -> Result<Vec<WaitingRow>> {
+        most: usize,
+    ) -> Result<(Vec<WaitingRow>, usize)> {
         let (due_at, event) = from.map_or((i64::MIN, i64::MIN), |cursor| cursor.place);
-        let query = sqlx::query_as(WAITING).bind(lane.0).bind(rows::class_column(class));
-        let query = query.bind(due_at).bind(event).bind(rows::count(limit));
-        let (packed,): (Option<Vec<u8>>,) = query.fetch_one(&self.reads).await?;
-        waiting::unpack(&packed.unwrap_or_default())
+        let mut limit = most;
+        loop {
+            let query = sqlx::query_as(WAITING).bind(lane.0).bind(rows::class_column(class));
+            let query = query.bind(due_at).bind(event).bind(rows::count(limit));
+            let packed: (Option<Vec<u8>>,) = match query.fetch_one(&self.reads).await {
+                Err(error) if limit > 1 && waiting::is_too_big(&error) => {
+                    limit /= 2;
+                    continue;
+                }
+                read => read?,
+            };
+            return Ok((waiting::unpack(&packed.0.unwrap_or_default())?, limit));
+        }
     }
 
     /// Takes what is free and due among rows that were read, and notes the claims.

@@ -118,7 +118,7 @@ async fn claim_and(
     store.claims().reading = Some(Meanwhile::default());
     let queue = (claim.lane.id, claim.class);
     let from = store.claims().cursors.get(&queue).copied();
-    let rows = store.read(queue, from, limit).await.expect("rows");
+    let (rows, limit) = store.read(queue, from, limit).await.expect("rows");
     meanwhile.await;
     let claimed = store.take(claim, rows, limit, from, store.clock.now());
     store.claims().reading = None;

@@ -5,6 +5,7 @@
 //! copy. Lengths stand before what they measure, so that nothing in it can be taken for an end.
 
 use bytes::Bytes;
+use sqlx::error::DatabaseError;
 
 use crate::ledger::{LedgerError, Result};
 
@@ -52,6 +53,11 @@ pub(super) fn unpack(packed: &[u8]) -> Result<Vec<WaitingRow>> {
         rows.sort_unstable_by_key(place);
     }
     Ok(rows)
+}
+
+/// Whether SQLite has refused a value for its size (`SQLITE_TOOBIG`: a billion bytes).
+pub(super) fn is_too_big(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(DatabaseError::code).is_some_and(|code| code == "18")
 }
 
 const fn place(row: &WaitingRow) -> (i64, i64) {
@@ -102,7 +108,18 @@ fn take_text(rest: &mut &[u8], length: i64) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use sqlx::Connection as _;
+
     use super::*;
+
+    #[tokio::test]
+    async fn sqlites_refusal_of_a_large_value_is_known() {
+        let mut connection = sqlx::SqliteConnection::connect("sqlite::memory:").await.expect("a database");
+        for (statement, expected) in [("SELECT zeroblob(2000000000)", true), ("SELECT nothing", false)] {
+            let refused = sqlx::query(statement).fetch_one(&mut connection).await.expect_err("refused");
+            assert_eq!(is_too_big(&refused), expected, "{refused}");
+        }
+    }
 
     #[test]
     fn what_was_joined_comes_apart_whatever_it_holds() {
