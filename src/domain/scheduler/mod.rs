@@ -23,10 +23,12 @@
 //! hold no more than what is free after it, and a queue no more than what is left of its gate's share. However many are
 //! blocked, there is room for one that is not.
 
+mod claiming;
 mod gates;
 mod lane;
 mod partners;
 mod policy;
+mod turns;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -233,161 +235,6 @@ impl<T> Scheduler<T> {
         Some(Permit { gate, start_by })
     }
 
-    /// What to claim now: queues with due work, as far as their gate, their partner and the buffer have room.
-    ///
-    /// Each wish must be answered with [`Self::claimed`].
-    pub fn claims(&mut self, now: Moment) -> Vec<LaneClaim> {
-        let mut claims = Vec::new();
-        while let free @ 1.. = self.limits.max_buffered.saturating_sub(self.held) {
-            let Some(queue) = self.hungry.pop_front() else { break };
-            let Some(lane) = self.lanes.get(&queue.0).map(|state| state.lane.clone()) else { continue };
-            let partner = self.partner_of(&lane.destination);
-            let gate = GateId::of(&lane.destination);
-            match self.claimable(queue, &gate, partner.as_ref(), free, now) {
-                Ok(limit) => {
-                    self.held += limit;
-                    if let Some(destination) = self.destinations.get_mut(&lane.destination) {
-                        destination.held += limit;
-                    }
-                    self.gates.hold(&gate, limit);
-                    self.partners.hold(partner.as_ref(), limit);
-                    if let Some(state) = self.lanes.get_mut(&queue.0).map(|state| state.queue(queue.1)) {
-                        state.asked = false;
-                        state.due = false;
-                        state.claiming = true;
-                        state.promised = limit;
-                        state.low = (state.buffer.len() + limit) / 2;
-                    }
-                    claims.push(LaneClaim { lane, class: queue.1, limit });
-                }
-                Err(Hold::Gate) => {
-                    self.gates.wait(&gate, queue);
-                    // It leaves what its partner may have ahead to another.
-                    self.hungry.extend(self.partners.pass_on_claim(partner.as_ref()));
-                }
-                Err(Hold::Partner) => self.partners.wait(partner.as_ref(), queue),
-                Err(Hold::Enough) => {
-                    if let Some(state) = self.lanes.get_mut(&queue.0) {
-                        state.queue(queue.1).asked = false;
-                    }
-                }
-            }
-        }
-        claims
-    }
-
-    /// How many deliveries to claim from a queue, where `free` places are left.
-    fn claimable(
-        &mut self,
-        (lane, class): Queue,
-        gate: &GateId,
-        partner: Option<&Arc<str>>,
-        free: usize,
-        now: Moment,
-    ) -> Result<usize, Hold> {
-        let held = self.lanes.get_mut(&lane).map_or(0, |state| state.queue(class).held());
-        let ahead = self.partners.claimable(partner);
-        if ahead == 0 {
-            return Err(Hold::Partner);
-        }
-        let at_gate = self.gates.claimable(gate, &self.policies, free, now).ok_or(Hold::Gate)?;
-        let own = at_gate.saturating_sub(held).div_ceil(2);
-        // Not for a handful: a claim costs as much as a send.
-        if own < held {
-            return Err(Hold::Enough);
-        }
-        let share = (free / (self.hungry.len() + 1)).max(1);
-        Ok(own.min(share).min(ahead).min(self.limits.max_claim))
-    }
-
-    /// The answer to a claim: the deliveries, the end of their lease, and what is left in the ledger.
-    pub fn claimed(
-        &mut self,
-        claim: &LaneClaim,
-        items: Vec<T>,
-        leased_until: Moment,
-        remaining: Remaining,
-        now: Timestamp,
-    ) {
-        let queue = (claim.lane.id, claim.class);
-        let unused = claim.limit.saturating_sub(items.len());
-        let state = self.lane(&claim.lane).queue(claim.class);
-        state.claiming = false;
-        state.promised = 0;
-        state.low = state.low.saturating_sub(unused);
-        state.buffer.extend(items.into_iter().map(|item| (leased_until, item)));
-        // A wake that came during the claim has set `due` already.
-        state.due |= remaining == Remaining::Due;
-        self.let_go(&claim.lane.destination, unused);
-        if let Remaining::Later(due_at) = remaining {
-            self.wake(&claim.lane, claim.class, due_at, now);
-        }
-        self.queue(claim.lane.id);
-        self.ask(queue);
-        self.forget_idle(claim.lane.id);
-    }
-
-    /// The next delivery to send, where one may go now.
-    pub fn next(&mut self, now: Moment) -> Option<Start<T>> {
-        while self.in_flight < self.limits.max_in_flight {
-            let destination = self.ring.pop_front()?;
-            match self.start(&destination, now) {
-                Ok(start) => return Some(start),
-                Err(held) => self.pass_on(&destination, held, now),
-            }
-        }
-        None
-    }
-
-    /// The next delivery to a destination, or by what it is held back.
-    fn start(&mut self, destination: &Arc<Destination>, now: Moment) -> Result<Start<T>, Option<Hold>> {
-        let state = self.destinations.get_mut(destination).ok_or(None)?;
-        state.queued = false;
-        if state.in_flight >= self.limits.max_in_flight_per_destination {
-            state.credit = 0;
-            return Err(None);
-        }
-        let lane_id = self.first_lane(destination, now).ok_or(None)?;
-        let partner = self.partner_of(destination);
-        if let Some(partner) = &partner
-            && !self.partners.admits(Some(partner), now)
-        {
-            self.hold_back(destination, lane_id);
-            self.partners.park(partner, destination.clone(), now);
-            return Err(Some(Hold::Partner));
-        }
-        let id = GateId::of(destination);
-        let Some(gate) = self.gates.enter(&id, &self.policies, now) else {
-            self.hold_back(destination, lane_id);
-            self.gates.park(&id, destination.clone());
-            return Err(Some(Hold::Gate));
-        };
-        let start_by = self.partners.enter(partner.as_ref(), now);
-        let item = self.take(lane_id, destination).ok_or(None)?;
-        Ok(Start { item, permit: Permit { gate, start_by } })
-    }
-
-    /// The lane whose turn it is at a destination; those whose leases have run out on the way do not cost it its turn.
-    fn first_lane(&mut self, destination: &Arc<Destination>, now: Moment) -> Option<LaneId> {
-        loop {
-            let lane = self.destinations.get_mut(destination)?.ring.pop_front()?;
-            if self.take_expired(lane, destination, now) {
-                return Some(lane);
-            }
-        }
-    }
-
-    /// Who was roused for a place, or a token, and does not take it leaves it to the next who waits for one.
-    fn pass_on(&mut self, destination: &Arc<Destination>, held: Option<Hold>, now: Moment) {
-        if !matches!(held, Some(Hold::Partner)) {
-            let partner = self.partner_of(destination);
-            self.ring.extend(self.partners.pass_on(partner.as_ref(), now));
-        }
-        if !matches!(held, Some(Hold::Gate)) {
-            self.ring.extend(self.gates.pass_on(&GateId::of(destination), now));
-        }
-    }
-
     /// Deliveries that have waited here for too long to be sent within their lease, to be released into the ledger.
     /// Ask after [`Self::next`].
     pub fn expired(&mut self) -> Vec<T> {
@@ -541,19 +388,6 @@ impl<T> Scheduler<T> {
         }
     }
 
-    fn weight(&self, tenant: &str) -> u32 {
-        self.policies.weights.get(tenant).copied().unwrap_or(1).max(1)
-    }
-
-    /// Puts a lane back that could not be served: its destination is parked.
-    fn hold_back(&mut self, destination: &Arc<Destination>, lane: LaneId) {
-        if let Some(state) = self.destinations.get_mut(destination) {
-            state.ring.push_front(lane);
-            state.queued = true;
-            state.credit = 0;
-        }
-    }
-
     fn lane(&mut self, lane: &Arc<Lane>) -> &mut LaneState<T> {
         self.lanes.entry(lane.id).or_insert_with(|| {
             let destination = self.destinations.entry(lane.destination.clone());
@@ -570,107 +404,6 @@ impl<T> Scheduler<T> {
                 .lanes += 1;
             LaneState::new(lane.clone())
         })
-    }
-
-    /// Lets a queue be claimed from, where it has due work and its buffer runs low.
-    fn ask(&mut self, queue: Queue) {
-        if let Some(state) = self.lanes.get_mut(&queue.0).map(|state| state.queue(queue.1))
-            && state.due
-            && !state.asked
-            && !state.claiming
-            && state.buffer.len() <= state.low
-        {
-            state.asked = true;
-            self.hungry.push_back(queue);
-        }
-    }
-
-    /// Puts a lane with something buffered into its destination's ring.
-    fn queue(&mut self, id: LaneId) {
-        let Some(state) = self.lanes.get_mut(&id) else { return };
-        if !state.has_buffered() || state.queued {
-            return;
-        }
-        state.queued = true;
-        let destination = state.lane.destination.clone();
-        if let Some(destination) = self.destinations.get_mut(&destination) {
-            destination.ring.push_back(id);
-        }
-        self.queue_destination(&destination);
-    }
-
-    /// Puts a destination that may have something to send into the ring: at its front while its turn lasts.
-    fn queue_destination(&mut self, destination: &Arc<Destination>) {
-        if let Some(state) = self.destinations.get_mut(destination)
-            && !state.queued
-            && !state.ring.is_empty()
-            && state.in_flight < self.limits.max_in_flight_per_destination
-        {
-            state.queued = true;
-            if state.credit > 0 {
-                self.ring.push_front(destination.clone());
-            } else {
-                self.ring.push_back(destination.clone());
-            }
-        }
-    }
-
-    /// Takes deliveries out whose lease has run out; whether the lane still has any.
-    fn take_expired(&mut self, id: LaneId, destination: &Arc<Destination>, now: Moment) -> bool {
-        let Some(state) = self.lanes.get_mut(&id) else { return false };
-        let expired = state.take_expired(now);
-        let left = state.has_buffered();
-        state.queued = left;
-        if !expired.is_empty() {
-            self.let_go(destination, expired.len());
-            self.expired.extend(expired);
-            for class in Class::ALL {
-                self.ask((id, class));
-            }
-        }
-        left
-    }
-
-    /// `count` deliveries for a destination are no longer buffered or promised.
-    fn let_go(&mut self, destination: &Destination, count: usize) {
-        if count == 0 {
-            return;
-        }
-        self.held = self.held.saturating_sub(count);
-        if let Some(state) = self.destinations.get_mut(destination) {
-            state.held = state.held.saturating_sub(count);
-        }
-        let partner = self.partner_of(destination);
-        self.hungry.extend(self.partners.let_go(partner.as_ref(), count));
-        self.hungry.extend(self.gates.let_go(&GateId::of(destination), count));
-    }
-
-    fn take(&mut self, id: LaneId, destination: &Arc<Destination>) -> Option<T> {
-        let tenant = self.lanes.get(&id)?.lane.tenant.clone();
-        let weight = self.weight(&tenant);
-        let state = self.lanes.get_mut(&id)?;
-        let (class, item) = state.pop()?;
-        state.in_flight += 1;
-        self.in_flight += 1;
-        let more = state.has_buffered();
-        state.queued = more;
-        state.credit = spend(state.credit, weight, more);
-        let goes_on = state.credit > 0;
-        self.let_go(destination, 1);
-        if let Some(state) = self.destinations.get_mut(destination) {
-            state.in_flight += 1;
-            match (more, goes_on) {
-                (true, true) => state.ring.push_front(id),
-                (true, false) => state.ring.push_back(id),
-                (false, _) => {}
-            }
-            // A Svix application is one tenant's: its weight counts beside other applications.
-            let quantum = if matches!(**destination, Destination::Svix { .. }) { weight } else { 1 };
-            state.credit = spend(state.credit, quantum, !state.ring.is_empty());
-        }
-        self.queue_destination(destination);
-        self.ask((id, class));
-        Some(item)
     }
 
     /// Forgets a lane about which there is nothing to remember: memory follows what is under way.
@@ -691,15 +424,6 @@ impl<T> Scheduler<T> {
 fn partner_in(policies: &Policies, destination: &Destination) -> Option<Arc<str>> {
     let Destination::Endpoint { id } = destination else { return None };
     policies.endpoints.get(id).map(|policy| policy.partner.clone())
-}
-
-/// One sent, of a turn that is `quantum` long: what is left of the turn. Who has nothing more to send gives it up.
-const fn spend(credit: u32, quantum: u32, more: bool) -> u32 {
-    if !more {
-        return 0;
-    }
-    let turn = if credit == 0 { quantum } else { credit };
-    turn.saturating_sub(1)
 }
 
 #[cfg(test)]
