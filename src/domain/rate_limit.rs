@@ -30,35 +30,6 @@ impl TokenBucket {
         self.limit
     }
 
-    /// Another limit from now on. What has been saved up is kept, as far as the new burst goes.
-    pub fn set_limit(&mut self, limit: RateLimit, now: Moment) {
-        self.fill(now);
-        self.limit = limit;
-        self.tokens = self.tokens.min(f64::from(limit.burst));
-    }
-
-    /// Whole tokens there are at `now`.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and the burst")]
-    pub fn available(&mut self, now: Moment) -> usize {
-        self.fill(now);
-        self.tokens as usize
-    }
-
-    /// Takes a token, where there is one.
-    pub fn take(&mut self, now: Moment) -> bool {
-        self.fill(now);
-        let there = self.tokens >= 1.0;
-        if there {
-            self.tokens -= 1.0;
-        }
-        there
-    }
-
-    /// Gives a token back that was taken for nothing.
-    pub fn put_back(&mut self) {
-        self.tokens = (self.tokens + 1.0).min(f64::from(self.limit.burst));
-    }
-
     /// How long until `count` tokens may be spent at once; zero where they may be now. More than the burst may be
     /// once the bucket is full.
     pub fn wait_for(&mut self, count: u32, now: Moment) -> Duration {
@@ -87,14 +58,6 @@ impl TokenBucket {
         self.tokens >= f64::from(self.limit.burst)
     }
 
-    /// When the next token is there.
-    pub fn next_at(&mut self, now: Moment) -> Moment {
-        self.fill(now);
-        let missing = (1.0 - self.tokens).max(0.0) / self.limit.per_second;
-        // A hair later, so that rounding does not make it a hair too early.
-        now + Duration::try_from_secs_f64(missing + 1e-6).unwrap_or(Duration::MAX)
-    }
-
     fn fill(&mut self, now: Moment) {
         let earned = self.filled_at.until(now).as_secs_f64() * self.limit.per_second;
         self.tokens = (self.tokens + earned).min(f64::from(self.limit.burst));
@@ -110,20 +73,34 @@ mod tests {
         Moment::after_start(Duration::from_millis(ms))
     }
 
+    /// Spends a token, where there is one.
+    fn take(bucket: &mut TokenBucket, now: Moment) -> bool {
+        let there = bucket.wait_for(1, now).is_zero();
+        if there {
+            bucket.spend(1);
+        }
+        there
+    }
+
+    /// Whole tokens there are.
+    fn available(bucket: &mut TokenBucket, now: Moment) -> u32 {
+        (1..=bucket.limit().burst).take_while(|count| bucket.wait_for(*count, now).is_zero()).count() as u32
+    }
+
     #[test]
     fn never_more_than_rate_times_window_and_burst() {
         // holds: 40 (on one node)
         let mut bucket = TokenBucket::new(RateLimit { per_second: 10.0, burst: 5 }, at(0));
-        let taken = (0..60_000).filter(|ms| bucket.take(at(*ms))).count();
+        let taken = (0..60_000).filter(|ms| take(&mut bucket, at(*ms))).count();
         assert!((600..=605).contains(&taken), "{taken}");
         let mut bucket = TokenBucket::new(RateLimit { per_second: 10.0, burst: 5 }, at(0));
         let mut now = at(0);
         let mut taken = 0;
         while now < at(60_000) {
-            while bucket.take(now) {
+            while take(&mut bucket, now) {
                 taken += 1;
             }
-            now = bucket.next_at(now);
+            now = now + bucket.wait_for(1, now);
         }
         assert!((600..=605).contains(&taken), "{taken} by waiting for each token");
     }
@@ -160,23 +137,25 @@ mod tests {
         let mut bucket = TokenBucket::new(RateLimit { per_second: 10.0, burst: 5 }, at(0));
         assert_eq!(bucket.wait_for(100, at(0)), Duration::ZERO);
         bucket.spend(100);
-        assert_eq!((bucket.available(at(0)), bucket.is_full(at(0))), (0, false));
+        assert_eq!((available(&mut bucket, at(0)), bucket.is_full(at(0))), (0, false));
         assert_eq!(bucket.wait_for(1, at(0)), Duration::from_millis(9_600));
         assert_eq!(bucket.wait_for(100, at(0)), Duration::from_secs(10), "a full bucket is enough");
         bucket.refund(100);
         assert!(bucket.is_full(at(0)));
         bucket.refund(100);
-        assert_eq!(bucket.available(at(0)), 5);
+        assert_eq!(available(&mut bucket, at(0)), 5);
     }
 
     #[test]
     fn a_changed_limit_holds_at_once() {
+        // Whose limit has changed gets a bucket of the new one.
         let mut bucket = TokenBucket::new(RateLimit { per_second: 100.0, burst: 50 }, at(0));
-        bucket.set_limit(RateLimit { per_second: 1.0, burst: 2 }, at(0));
-        assert_eq!(bucket.available(at(0)), 2);
-        assert!(bucket.take(at(0)) && bucket.take(at(0)) && !bucket.take(at(0)));
-        bucket.put_back();
-        assert!(bucket.take(at(0)));
-        assert_eq!(bucket.available(at(2_500)), 2);
+        assert_eq!(available(&mut bucket, at(0)), 50);
+        bucket = TokenBucket::new(RateLimit { per_second: 1.0, burst: 2 }, at(0));
+        assert_eq!(available(&mut bucket, at(0)), 2);
+        assert!(take(&mut bucket, at(0)) && take(&mut bucket, at(0)) && !take(&mut bucket, at(0)));
+        bucket.refund(1);
+        assert!(take(&mut bucket, at(0)));
+        assert_eq!(available(&mut bucket, at(2_500)), 2);
     }
 }
