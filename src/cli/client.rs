@@ -105,6 +105,17 @@ impl Client {
         Ok(Self { http: HyperClient::builder(TokioExecutor::new()).build(connector), base, api_key })
     }
 
+    /// One call to the admin API, with a JSON body or none; its answer, or the server's words as an error.
+    pub async fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<serde_json::Value>,
+    ) -> anyhow::Result<T> {
+        let body = body.map_or_else(Bytes::new, |body| Bytes::from(body.to_string()));
+        self.request(method, path, &[], body).await?.read()
+    }
+
     /// The same client for a server at `base`.
     pub fn of(&self, base: &str) -> Self {
         Self { base: base.trim_end_matches('/').to_owned(), ..self.clone() }

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::http::Method;
-use bytes::Bytes;
 use clap::ValueEnum;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -148,7 +147,5 @@ async fn call<T: DeserializeOwned>(
     path: &str,
     body: Option<Value>,
 ) -> anyhow::Result<T> {
-    let body = body.map_or_else(Bytes::new, |body| Bytes::from(body.to_string()));
-    let answer = client.request(method, path, &[], body).await?;
-    answer.read().context("the partners of the bench can't be set up")
+    client.call(method, path, body).await.context("the partners of the bench can't be set up")
 }

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::http::Method;
-use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use svix::webhooks::Webhook;
@@ -134,9 +133,7 @@ async fn call<T: DeserializeOwned>(
     path: &str,
     body: Option<Value>,
 ) -> anyhow::Result<T> {
-    let body = body.map_or_else(Bytes::new, |body| Bytes::from(body.to_string()));
-    let answer = client.request(method, path, &[], body).await?;
-    answer.read().with_context(|| format!("the partner `{PARTNER}` can't be set up"))
+    client.call(method, path, body).await.with_context(|| format!("the partner `{PARTNER}` can't be set up"))
 }
 
 #[cfg(test)]

@@ -16,9 +16,9 @@ pub(super) use self::change::{
     disable_endpoint, enable_endpoint, patch_endpoint, rotate_secret,
 };
 use self::views::{EndpointBody, EndpointView, EndpointsView, NewEndpointView};
-use super::conditional::{IfMatch, failed};
+use super::conditional::IfMatch;
 use super::paging::{Page, PageQuery};
-use super::{OrProblem as _, faults, json_text, not_found, reload, versioned};
+use super::{OrProblem as _, faults, gone, json_text, not_found, reload, versioned};
 use crate::domain::partner::{EndpointSettings, EndpointState};
 use crate::http::auth::{Caller, Scope};
 use crate::http::openapi::Problems;
@@ -136,11 +136,7 @@ pub(super) async fn delete_endpoint(
     let known = find(&state, &id).await?;
     let guard = if_match.check(Some(known.version))?;
     let deleted = state.ledger.database().delete_endpoint(&id, guard).await;
-    if !deleted.or_problem(&state)? {
-        return Err(if if_match.is_set() { failed() } else { not_found("endpoint", &id) });
-    }
-    reload(&state).await?;
-    Ok(StatusCode::NO_CONTENT.into_response())
+    gone(&state, deleted, &if_match, not_found("endpoint", &id)).await
 }
 
 /// Sends a `posthaste.test` event to the endpoint now, whatever its filters say, and tells what came back.

@@ -77,6 +77,21 @@ async fn written(state: &HttpState, put: Result<Put, LedgerError>) -> Result<(St
     Ok(written)
 }
 
+/// What became of a DELETE, known to this node: 412 where somebody else was faster and it was conditional, 404 where it
+/// was not.
+async fn gone(
+    state: &HttpState,
+    deleted: Result<bool, LedgerError>,
+    if_match: &conditional::IfMatch,
+    absent: Problem,
+) -> Result<Response, Problem> {
+    if !deleted.or_problem(state)? {
+        return Err(if if_match.is_set() { conditional::failed() } else { absent });
+    }
+    reload(state).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
 fn bad_field(pointer: &str, detail: &str) -> Problem {
     faults(&[SettingFault { pointer: pointer.to_owned(), detail: detail.to_owned() }])
 }

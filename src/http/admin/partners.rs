@@ -9,9 +9,9 @@ use bytes::Bytes;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::conditional::{IfMatch, failed};
+use super::conditional::IfMatch;
 use super::paging::{Page, PageQuery};
-use super::{OrProblem as _, check_id, faults, json_text, not_found, reload, versioned, written};
+use super::{OrProblem as _, check_id, faults, gone, json_text, not_found, versioned, written};
 use crate::domain::clock::Timestamp;
 use crate::domain::partner::{PartnerSettings, RateLimit};
 use crate::http::auth::{Caller, Scope};
@@ -192,10 +192,6 @@ pub(super) async fn delete_partner(
     let known = database.partner(&id).await.or_problem(&state)?;
     let known = known.ok_or_else(|| not_found("partner", &id))?;
     let guard = if_match.check(Some(known.version))?;
-    let deleted = database.delete_partner(&id, guard).await.or_problem(&state)?;
-    if !deleted {
-        return Err(if if_match.is_set() { failed() } else { not_found("partner", &id) });
-    }
-    reload(&state).await?;
-    Ok(StatusCode::NO_CONTENT.into_response())
+    let deleted = database.delete_partner(&id, guard).await;
+    gone(&state, deleted, &if_match, not_found("partner", &id)).await
 }
