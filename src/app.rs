@@ -21,7 +21,7 @@ use crate::domain::partner::DEFAULT_MAX_IN_FLIGHT;
 use crate::domain::retry::RetrySchedule;
 use crate::domain::scheduler::SchedulerLimits;
 use crate::endpoints::Keeper;
-use crate::http::{self, HttpOptions, HttpState, ServerLimits};
+use crate::http::{self, HttpOptions, HttpState, PushGate, ServerLimits};
 use crate::ingest::{Ingest, IngestRules, TenantLimits};
 use crate::ledger::{Ledger, database_file};
 use crate::provisioning::{self, Seeds};
@@ -31,6 +31,7 @@ use crate::send::direct::{DirectOptions, DirectSender};
 use crate::send::svix::{SvixOptions, SvixSender};
 use crate::send::svix_event_types::SvixEventTypes;
 use crate::send::{Senders, tls};
+use crate::sources::Sources;
 use crate::telemetry::Metrics;
 
 /// What is left of the time to stop for the server and the ledger, after the dispatcher had its part.
@@ -97,6 +98,7 @@ pub struct App {
     stop_server: CancellationToken,
     /// `None` where the role is to take events only.
     dispatcher: Option<JoinHandle<()>>,
+    sources: Sources,
     server: JoinHandle<()>,
     /// What ends with the server.
     background: JoinSet<()>,
@@ -143,6 +145,7 @@ impl App {
             metrics.clone(),
             clock.clone(),
         );
+        let sources = read_sources(config, &ingest, ledger, &metrics)?;
         let svix = svix_sender(config, &directory, &clock)?;
         let event_types = svix.as_ref().map(SvixSender::event_types);
         let direct = Arc::new(direct_sender(config, dial_policy.clone(), &directory, &clock)?);
@@ -154,6 +157,7 @@ impl App {
             let observer = Arc::new(keeper.clone());
             Dispatcher::new(ledger.clone(), senders, observer, options, clock.clone())
         });
+        let push_gate = PushGate::new(&config.ingest.pubsub_push, &clock).map_err(anyhow::Error::msg)?;
         let draining = Arc::new(AtomicBool::new(false));
         let event_types_changed = Arc::new(Notify::new());
         let state = HttpState {
@@ -161,7 +165,9 @@ impl App {
             directory: directory.clone(),
             ingest,
             dispatcher: handle.clone(),
+            sources: sources.statuses().clone(),
             bootstrap_admin_key: config.http.bootstrap_admin_key.clone(),
+            push_gate: push_gate.map(Arc::new),
             options: Arc::new(http_options(config)),
             draining: draining.clone(),
             vault,
@@ -175,12 +181,7 @@ impl App {
         ledger.announce(&address.to_string()).await?;
         let (stop_dispatcher, stop_server) = (CancellationToken::new(), CancellationToken::new());
         let server = tokio::spawn(http::serve(listener, http::router(state), limits, stop_server.clone()));
-        let mut background = JoinSet::new();
-        background.spawn({
-            let (directory, stop) = (directory.clone(), stop_server.clone());
-            async move { directory.follow(stop).await }
-        });
-        background.spawn(keep_metrics(metrics, stop_server.clone()));
+        let mut background = keep_up(directory.clone(), metrics, &stop_server);
         let dispatcher = handle.clone().map(|dispatcher| {
             let event_types = event_types.map(|svix| (svix, event_types_changed));
             send_on(&mut background, ledger, &directory, &dispatcher, keeper, event_types, &stop_server);
@@ -193,6 +194,7 @@ impl App {
             stop_dispatcher,
             stop_server,
             dispatcher,
+            sources,
             server,
             background,
             ledger: ledger.clone(),
@@ -220,16 +222,24 @@ impl App {
     /// are given, the ledger is closed. What takes longer than `http.shutdown_timeout_ms` is left: it is sent again at
     /// the next start, under the same keys.
     pub async fn stop(self) {
-        let Self { dispatcher, mut server, mut background, ledger, .. } = self;
+        let Self { dispatcher, sources, mut server, mut background, ledger, .. } = self;
         self.draining.store(true, Ordering::Relaxed);
         self.stop_dispatcher.cancel();
         let for_sends = self.shutdown_timeout.saturating_sub(AFTER_DISPATCHER);
-        if let Some(mut dispatcher) = dispatcher
-            && tokio::time::timeout(for_sends, &mut dispatcher).await.is_err()
-        {
-            tracing::warn!("some requests are still under way; they will be sent again");
-            dispatcher.abort();
-        }
+        let end_sources = async {
+            if tokio::time::timeout(for_sends, sources.stop()).await.is_err() {
+                tracing::warn!("some messages of sources are still under way; they will be delivered again");
+            }
+        };
+        let end_dispatcher = async {
+            if let Some(mut dispatcher) = dispatcher
+                && tokio::time::timeout(for_sends, &mut dispatcher).await.is_err()
+            {
+                tracing::warn!("some requests are still under way; they will be sent again");
+                dispatcher.abort();
+            }
+        };
+        tokio::join!(end_sources, end_dispatcher);
         self.stop_server.cancel();
         if tokio::time::timeout(AFTER_DISPATCHER / 2, &mut server).await.is_err() {
             tracing::warn!("some clients are still sending; their connections are cut");
@@ -396,6 +406,28 @@ fn ingest_rules(config: &Config) -> anyhow::Result<IngestRules> {
         unknown_types: config.ingest.unknown_event_types,
         limits: TenantLimits::new(limit),
     })
+}
+
+/// Starts the sources, where the role is to take events.
+fn read_sources(
+    config: &Config,
+    ingest: &Ingest,
+    ledger: &Ledger,
+    metrics: &Metrics,
+) -> anyhow::Result<Sources> {
+    let configs = if config.role.takes_events() { &config.sources[..] } else { &[] };
+    Sources::start(configs, ingest, ledger, metrics).map_err(anyhow::Error::msg)
+}
+
+/// What every node does beside its work, until `stop` is cancelled.
+fn keep_up(directory: Directory, metrics: Metrics, stop: &CancellationToken) -> JoinSet<()> {
+    let mut background = JoinSet::new();
+    background.spawn({
+        let stop = stop.clone();
+        async move { directory.follow(stop).await }
+    });
+    background.spawn(keep_metrics(metrics, stop.clone()));
+    background
 }
 
 /// Keeps what the metrics hold in memory small, until `stop` is cancelled.

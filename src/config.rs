@@ -5,8 +5,10 @@
 
 mod direct;
 mod ingest;
+mod pubsub_push;
 mod redact;
 mod role;
+mod sources;
 mod variables;
 
 use std::net::SocketAddr;
@@ -21,8 +23,12 @@ use serde::{Deserialize, Serialize};
 
 pub use self::direct::DirectConfig;
 pub use self::ingest::{IngestConfig, UnknownEventTypes};
+pub use self::pubsub_push::PubsubPushConfig;
 use self::redact::{all_redacted, listed, one_line, redacted, without_password};
 pub use self::role::Role;
+pub use self::sources::{
+    BrokerConfig, NatsConfig, PubsubConfig, RabbitmqConfig, RedisConfig, SourceConfig, SqsConfig,
+};
 use self::variables::Variable;
 use crate::domain::tenant::DefaultRoute;
 use crate::ledger::{BacklogLimits, LedgerOptions};
@@ -59,6 +65,9 @@ pub struct Config {
     pub dispatch: DispatchConfig,
     /// The program's own words.
     pub log: LogConfig,
+    /// Queues and streams of brokers that events are read from.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<SourceConfig>,
     /// Partners and their endpoints that are made, or set to this, at every start; see [`crate::provisioning::Seeds`].
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub partners: Vec<SeedPartner>,
@@ -127,6 +136,8 @@ pub struct LedgerConfig {
     pub tenant_backlog_max: u64,
     /// Most deliveries that may wait; beyond it 503.
     pub backlog_max: u64,
+    /// How many bytes of what was just recorded are kept in memory until it is sent; what isn't is read again.
+    pub recent_max_bytes: usize,
 }
 
 /// `[dispatch]`
@@ -180,6 +191,7 @@ impl Default for Config {
             ledger: LedgerConfig::default(),
             dispatch: DispatchConfig::default(),
             log: LogConfig::default(),
+            sources: Vec::new(),
             partners: Vec::new(),
             event_types: Vec::new(),
         }
@@ -235,7 +247,7 @@ impl Default for SvixConfig {
 
 impl Default for LedgerConfig {
     fn default() -> Self {
-        Self { tenant_backlog_max: 2_000_000, backlog_max: 10_000_000 }
+        Self { tenant_backlog_max: 2_000_000, backlog_max: 10_000_000, recent_max_bytes: 32 << 20 }
     }
 }
 
@@ -244,8 +256,8 @@ impl Default for DispatchConfig {
         Self {
             max_in_flight: 512,
             max_in_flight_per_destination: 64,
-            max_buffered: 1_024,
-            max_claim: 256,
+            max_buffered: 2_048,
+            max_claim: 512,
             lease_ms: 120_000,
         }
     }
@@ -289,7 +301,12 @@ impl Config {
             figment = figment.merge(Toml::file_exact(file));
         }
         let mut warnings = Vec::new();
+        let mut source_urls = Vec::new();
         for (name, text) in variables {
+            if let Some(source) = sources::url_of(&name) {
+                source_urls.push((name.clone(), source, text));
+                continue;
+            }
             match variables::read(&name, &text, &defaults)? {
                 Variable::Foreign => {}
                 Variable::Unknown => {
@@ -300,7 +317,12 @@ impl Config {
                 }
             }
         }
-        let config: Self = figment.extract().map_err(|error| ConfigError(one_line(&error)))?;
+        let mut config: Self = figment.extract().map_err(|error| ConfigError(one_line(&error)))?;
+        for (name, source, url) in source_urls {
+            if !sources::set_url(&mut config.sources, &source, url) {
+                warnings.push(format!("{name} names no source of the configuration and does nothing"));
+            }
+        }
         config.check()?;
         Ok(Loaded { config, warnings })
     }
@@ -321,6 +343,7 @@ impl Config {
             url: self.database_url.clone(),
             lease: Duration::from_millis(self.dispatch.lease_ms),
             backlog: BacklogLimits { tenant: self.ledger.tenant_backlog_max, total: self.ledger.backlog_max },
+            recent_bytes: self.ledger.recent_max_bytes,
         }
     }
 
@@ -369,8 +392,11 @@ impl Config {
             problem
         } else if let Err(problem) = self.ingest.tenant_limit() {
             problem
+        } else if let Err(problem) = self.ingest.pubsub_push.check() {
+            problem
         } else {
             self.check_master_keys()?;
+            sources::check(&self.sources).map_err(ConfigError)?;
             return self.seeds().map(drop).map_err(ConfigError);
         };
         Err(ConfigError(problem))

@@ -163,10 +163,7 @@ impl Dispatcher {
                 looked_at = self.shared.clock.moment();
                 next_poll = looked_at + poll;
             }
-            self.start_sends();
-            self.reserve_tokens();
-            self.claim();
-            let wait = self.until_next_alarm().min(self.shared.clock.moment().until(next_poll));
+            let wait = self.turn().min(self.shared.clock.moment().until(next_poll));
             tokio::select! {
                 () = changed => {}
                 () = tokio::time::sleep(wait) => {}
@@ -227,55 +224,44 @@ impl Dispatcher {
         }
     }
 
-    /// Sends all that may go now.
-    fn start_sends(&self) {
-        let moment = self.shared.clock.moment();
+    /// Sends all that may go now, and asks the ledger for what the scheduler wants of it, on the side: meanwhile others are
+    /// sent. How long until it is time for the next turn.
+    fn turn(&self) -> Duration {
+        let (now, moment) = (self.shared.clock.now(), self.shared.clock.moment());
+        // One claim at a time, so that what becomes due during one is claimed together.
+        let may_claim = !self.shared.claiming.load(Ordering::Acquire);
         let mut scheduler = self.shared.scheduler();
-        scheduler.tick(self.shared.clock.now(), moment);
+        scheduler.tick(now, moment);
         while let Some(Start { item, permit }) = scheduler.next(moment) {
             self.shared.spawn(item, permit);
         }
         let expired = scheduler.expired();
+        let wishes = scheduler.token_wishes();
+        let claims = if may_claim { scheduler.claims(moment) } else { Vec::new() };
+        let (due_at, opens_at) = scheduler.tell_alarm();
         drop(scheduler);
         if !expired.is_empty() {
             let shared = Arc::clone(&self.shared);
             self.shared.ledger_calls.spawn(async move { shared.release(&expired).await });
         }
-    }
-
-    /// Reserves tokens of partners' rates, on the side: nobody else waits for the ledger's answer.
-    fn reserve_tokens(&self) {
-        let wishes = self.shared.scheduler().token_wishes();
         if !wishes.is_empty() {
             let shared = Arc::clone(&self.shared);
             self.shared.ledger_calls.spawn(async move { shared.reserve_tokens(wishes).await });
         }
-    }
-
-    /// Claims what the scheduler wants, on the side: meanwhile others are sent. One claim at a time, so that what
-    /// becomes due during one is claimed together.
-    fn claim(&self) {
-        if self.shared.claiming.load(Ordering::Acquire) {
-            return;
-        }
-        let claims = self.shared.scheduler().claims(self.shared.clock.moment());
         if !claims.is_empty() {
             self.shared.claiming.store(true, Ordering::Release);
             let shared = Arc::clone(&self.shared);
             self.shared.ledger_calls.spawn(async move { shared.claim(&claims).await });
         }
-    }
-
-    fn until_next_alarm(&self) -> Duration {
-        let (due_at, opens_at) = self.shared.scheduler().next_alarm();
-        let until_due = due_at.map(|due_at| due_at.since(self.shared.clock.now()));
-        let until_open = opens_at.map(|opens_at| self.shared.clock.moment().until(opens_at));
+        let until_due = due_at.map(|due_at| due_at.since(now));
+        let until_open = opens_at.map(|opens_at| moment.until(opens_at));
         // A timer may ring a moment early, and a clock may be set: rather look once more than sleep too long.
         let soonest = until_due.into_iter().chain(until_open).min().unwrap_or(POLL_OWN);
         soonest.max(Duration::from_millis(1))
     }
 
     async fn finish(&self) {
+        self.shared.scheduler().stop();
         self.shared.ledger_calls.close();
         self.shared.ledger_calls.wait().await;
         let unsent = self.shared.scheduler().drain();
@@ -352,9 +338,31 @@ impl Shared {
         }
     }
 
-    fn spawn(self: &Arc<Self>, delivery: Delivery, permit: Permit) {
+    /// Sends a delivery, and whatever has its turn once it is done: a task and a turn of the loop for each would cost as
+    /// much as a send's own work.
+    fn spawn(self: &Arc<Self>, item: Delivery, permit: Permit) {
         let shared = Arc::clone(self);
-        self.sends.spawn(async move { shared.attempt(delivery, permit).await });
+        self.sends.spawn(async move {
+            let mut start = Some(Start { item, permit });
+            while let Some(Start { item, permit }) = start {
+                shared.attempt(item, permit).await;
+                start = shared.next();
+            }
+        });
+    }
+
+    /// What may start now that something has ended; the rest is the loop's.
+    fn next(&self) -> Option<Start<Delivery>> {
+        let now = self.clock.moment();
+        let may_claim = !self.claiming.load(Ordering::Acquire);
+        let mut scheduler = self.scheduler();
+        let start = scheduler.next(now);
+        let wants_turn = scheduler.wants_turn(may_claim);
+        drop(scheduler);
+        if wants_turn {
+            self.changed.notify_one();
+        }
+        start
     }
 }
 

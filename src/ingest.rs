@@ -3,6 +3,7 @@
 //! HTTP and every source go through here, so that an event means the same whichever way it came.
 
 mod limits;
+mod messages;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,12 +12,15 @@ use sha2::{Digest as _, Sha256};
 
 use self::limits::Counts;
 pub use self::limits::{OverLimit, TenantLimits};
+pub use self::messages::{Letter, Letters, MessageOrigin};
 use crate::config::UnknownEventTypes;
 use crate::directory::{Directory, OPERATIONAL_PREFIX};
 use crate::domain::clock::Clock;
 use crate::domain::event::{Event, Fingerprint, Identity};
 use crate::domain::key::derived_event_id;
-use crate::domain::parse::{self, Draft, Incoming, Invalid, Item, ParseError, ParseSettings, Shape};
+use crate::domain::parse::{
+    self, Batch, Draft, Incoming, Invalid, Item, MessageIdentity, ParseError, ParseSettings, Shape,
+};
 use crate::domain::tenant::{DefaultRoute, Destination, Lane};
 use crate::ledger::{Accepted, ItemVerdict, Ledger, LedgerError, NewEvent, NewRejected, RequestKey};
 use crate::telemetry::Metrics;
@@ -93,6 +97,9 @@ pub enum IngestError {
         /// The caller's.
         bound: String,
     },
+    /// A Pub/Sub push that does not show where it comes from.
+    #[error("a Pub/Sub push must show where it comes from: see [ingest.pubsub_push]")]
+    UnverifiedPush,
     /// The request's `Idempotency-Key` was used with another body.
     #[error("this Idempotency-Key was used with another body within the last day")]
     KeyReused,
@@ -104,6 +111,18 @@ pub enum IngestError {
     Ledger(#[from] LedgerError),
 }
 
+/// What is known of who sends a Pub/Sub push.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Pusher {
+    /// As much as of other producers.
+    #[default]
+    Unchecked,
+    /// It is the subscription: whatever it sends is a push.
+    Verified,
+    /// It should have shown something that it has not.
+    Unverified,
+}
+
 /// How a request wants to be handled.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Handling<'a> {
@@ -113,6 +132,8 @@ pub struct Handling<'a> {
     pub request_key: Option<&'a str>,
     /// The one tenant that the caller may speak for.
     pub bound_tenant: Option<&'a str>,
+    /// What is known of who sends it, where it is a Pub/Sub push.
+    pub pusher: Pusher,
 }
 
 /// Takes events in. Cheap to clone.
@@ -170,13 +191,13 @@ impl Ingest {
             key: key.to_owned(),
             fingerprint: Sha256::digest(&incoming.body).into(),
         });
-        let batch = parse::parse(&incoming, &self.rules.parse)?;
+        let batch = self.read_request(&incoming, handling.pusher)?;
         let pushed = batch.shape == Shape::PubSubPush;
         let strict = handling.strict && !pushed;
         let receipt = |stored, results| Receipt { shape: batch.shape, stored, results };
         let refuses =
             |results: &[ItemResult]| strict && results.iter().any(|result| result.status == Status::Invalid);
-        let (mut results, drafts, raw) = self.screen(batch.items, handling.bound_tenant)?;
+        let (mut results, drafts, raw) = self.screen(batch.items, handling.bound_tenant, pushed)?;
         if refuses(&results) {
             return Ok(receipt(false, results));
         }
@@ -198,23 +219,22 @@ impl Ingest {
             Accepted::Refused(verdicts) => (false, verdicts),
             Accepted::KeyReused => return Err(IngestError::KeyReused),
         };
-        for (index, verdict) in indexes.into_iter().zip(verdicts) {
-            let result = &mut results[index];
-            result.status = match verdict {
-                ItemVerdict::Accepted => Status::Accepted,
-                ItemVerdict::Duplicate => Status::Duplicate,
-                ItemVerdict::Conflict => Status::Conflict,
-            };
-            if verdict == ItemVerdict::Conflict {
-                result.pointer = "/id".into();
-                result.detail =
-                    Some("an event with this id, but another type or data, is stored already".into());
-            }
-        }
+        note_verdicts(&mut results, indexes, verdicts);
         if pushed {
-            self.keep_rejected(&results, &raw, batch.attributes.as_deref()).await?;
+            self.keep_rejected(&results, &raw, batch.attributes.as_deref(), batch.identity).await?;
         }
         Ok(receipt(stored, results))
+    }
+
+    /// The events of a request. A subscription's is a push, also where it has no envelope or can't be read.
+    fn read_request(&self, incoming: &Incoming<'_>, pusher: Pusher) -> Result<Batch, IngestError> {
+        let parsed = parse::parse(incoming, &self.rules.parse);
+        let is_push = parsed.as_ref().is_ok_and(|batch| batch.shape == Shape::PubSubPush);
+        match pusher {
+            Pusher::Unverified if is_push => Err(IngestError::UnverifiedPush),
+            Pusher::Verified if !is_push => Ok(parse::parse_unwrapped(incoming, &self.rules.parse)),
+            _ => Ok(parsed?),
+        }
     }
 
     /// Verdicts so far, in order; what may be recorded; and every item's bytes. Asks nobody.
@@ -222,6 +242,7 @@ impl Ingest {
         &self,
         items: Vec<Item>,
         bound_tenant: Option<&str>,
+        pushed: bool,
     ) -> Result<(Vec<ItemResult>, Drafts, Vec<bytes::Bytes>), IngestError> {
         let (mut results, mut drafts, mut raw) = (Vec::new(), Drafts::new(), Vec::new());
         for (index, item) in items.into_iter().enumerate() {
@@ -235,7 +256,15 @@ impl Ingest {
             };
             if let Some(bound) = bound_tenant.filter(|bound| **bound != *draft.tenant) {
                 let (tenant, bound) = (draft.tenant.to_string(), bound.to_owned());
-                return Err(IngestError::ForeignTenant { index, tenant, bound });
+                let foreign = IngestError::ForeignTenant { index, tenant, bound };
+                if !pushed {
+                    return Err(foreign);
+                }
+                // A refusal would only make it come again.
+                let (pointer, detail, tenant) =
+                    (String::new(), foreign.to_string(), draft.tenant.to_string());
+                results.push(refused(index, Invalid { pointer, detail, id: draft.id, tenant: Some(tenant) }));
+                continue;
             }
             let tenant = Some(draft.tenant.to_string());
             if let Some(detail) = self.unwanted_type(&draft.event_type) {
@@ -252,16 +281,29 @@ impl Ingest {
 
     /// Takes tokens for events, where their tenants may put in so many; what was taken.
     fn admit(&self, drafts: &Drafts) -> Result<Counts, OverLimit> {
-        let snapshot = self.directory.snapshot();
-        let mut counts = Counts::new();
-        if self.rules.limits.default_limit().is_none() && !snapshot.limits_ingest() {
-            return Ok(counts);
-        }
-        for (_, draft) in drafts {
-            *counts.entry(draft.tenant.clone()).or_default() += 1;
-        }
-        self.rules.limits.admit(&counts, |tenant| snapshot.ingest_limit(tenant), self.clock.moment())?;
+        let counts = self.count(drafts.iter().map(|(_, draft)| &draft.tenant));
+        self.admit_counts(&counts)?;
         Ok(counts)
+    }
+
+    /// How many events each tenant has; none where nobody is limited.
+    fn count<'a>(&self, tenants: impl Iterator<Item = &'a Arc<str>>) -> Counts {
+        let mut counts = Counts::new();
+        if self.rules.limits.default_limit().is_none() && !self.directory.snapshot().limits_ingest() {
+            return counts;
+        }
+        for tenant in tenants {
+            *counts.entry(tenant.clone()).or_default() += 1;
+        }
+        counts
+    }
+
+    fn admit_counts(&self, counts: &Counts) -> Result<(), OverLimit> {
+        if counts.is_empty() {
+            return Ok(());
+        }
+        let snapshot = self.directory.snapshot();
+        self.rules.limits.admit(counts, |tenant| snapshot.ingest_limit(tenant), self.clock.moment())
     }
 
     /// The events to record, each with its place; `results` gets their ids, and who has nowhere to go.
@@ -348,24 +390,38 @@ impl Ingest {
         results: &[ItemResult],
         raw: &[bytes::Bytes],
         attributes: Option<&[u8]>,
+        identity: Option<MessageIdentity>,
     ) -> Result<(), LedgerError> {
         let attributes = attributes.map_or_else(|| "{}".into(), String::from_utf8_lossy);
-        let rejected: Vec<_> = results
-            .iter()
-            .zip(raw)
-            .filter(|(result, _)| matches!(result.status, Status::Invalid | Status::Conflict))
-            .map(|(result, body)| NewRejected {
-                origin: "pubsub_push",
+        let name = identity.as_ref().and_then(|identity| serde_json::to_string(identity).ok());
+        let rejected =
+            results.iter().zip(raw).filter(|(result, _)| result.is_bad()).map(|(result, body)| NewRejected {
+                origin: "pubsub_push".into(),
                 reason: result.detail.clone().unwrap_or_default(),
-                attributes: attributes.replace('\0', ""),
+                attributes: attributes.to_string(),
                 body: body.to_vec(),
-            })
-            .collect();
-        if rejected.is_empty() {
-            return Ok(());
+                identity: name.clone(),
+                item: result.index,
+                message_key: identity.as_ref().map(|identity| identity.event_id(result.index)),
+                ..NewRejected::default()
+            });
+        self.keep(&rejected.collect::<Vec<_>>()).await
+    }
+}
+
+/// Enters the ledger's verdicts on the events at `indexes`.
+fn note_verdicts(results: &mut [ItemResult], indexes: Vec<usize>, verdicts: Vec<ItemVerdict>) {
+    for (index, verdict) in indexes.into_iter().zip(verdicts) {
+        let result = &mut results[index];
+        result.status = match verdict {
+            ItemVerdict::Accepted => Status::Accepted,
+            ItemVerdict::Duplicate => Status::Duplicate,
+            ItemVerdict::Conflict => Status::Conflict,
+        };
+        if verdict == ItemVerdict::Conflict {
+            result.pointer = "/id".into();
+            result.detail = Some("an event with this id, but another type or data, is stored already".into());
         }
-        tracing::warn!(count = rejected.len(), reason = %rejected[0].reason, "kept what can never be accepted");
-        self.ledger.database().reject(&rejected, self.clock.now()).await
     }
 }
 

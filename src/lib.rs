@@ -9,6 +9,7 @@
 //!
 //! ```text
 //!  producers ─▶ http::notifications ─▶ ingest ─▶ ledger.accept ─▶ 202
+//!  brokers ───▶ sources ───────────────┘             │            ─▶ acknowledged
 //!                       parse · authorise · route     │ group commit
 //!                                                     │ hand-off or wake-up
 //!                       domain::scheduler.next ◀──────┘
@@ -28,22 +29,25 @@
 //! - [`domain`]: the rules, as plain data: parsing, keys, retry, gates, the scheduler, what an attempt means.
 //! - [`endpoints`]: what attempts mean for an endpoint as a whole; test events and challenges.
 //! - [`http`]: the server. Accept loop, ingest, administration, health, metrics, problems.
-//! - [`ingest`]: the doorway of the ledger, for HTTP and for sources to come; how fast tenants may put events in.
+//! - [`ingest`]: the doorway of the ledger, for HTTP and for sources; how fast tenants may put events in.
 //! - [`ledger`]: every event once, every delivery until it is done. The only place that knows SQL. Its writer commits
-//!   together what waits; `sqlite` and `postgres` are the hot path; `sql`, `registry`,
-//!   `partners`, `endpoints` and `gates` are the text they share; `notices` is what nodes tell one another.
+//!   together what waits; `sqlite` and `postgres` are the hot path; `payloads` keeps what was just recorded until it is
+//!   claimed; `sql`, `registry`,
+//!   `partners`, `endpoints`, `gates` and `rejected` are the text they share; `notices` is what nodes tell one another.
 //! - `mock` (feature `mock`): a mock Svix and a mock partner for tests, ours and yours, and for `posthaste dev`.
 //! - [`provisioning`]: checking, sealing and opening what an administrator sets; seeds of the configuration.
 //! - [`reconnect`]: waiting for a neighbour that is away.
 //! - [`secrets`]: what partners share with us, sealed; the master key and where it comes from.
 //! - [`send`]: one attempt of one delivery, and its signature.
+//! - [`sources`]: events that brokers hold. One runner; one file a broker, behind the cargo feature of its name.
 //! - [`telemetry`]: how log lines look, and every metric by name.
 //!
 //! # Invariants, as what never happens
 //!
 //! - No 202 before the commit is durable: fsync on SQLite, `synchronous_commit` on Postgres. Start-up refuses less.
+//! - No broker's message is acknowledged before its events are committed, or kept as rejected.
 //! - Payload bytes are never rewritten, unless a receiver's transform says so: what goes out is a slice of what came in.
-//! - [`http`] and [`ingest`] never send. [`send`] never touches the ledger and never retries.
+//! - [`http`], [`sources`] and [`ingest`] never send. [`send`] never touches the ledger and never retries.
 //! - [`domain`] never awaits, reads a clock or draws a random number.
 //! - No transaction is open while a request is under way.
 //! - A partner's secret is never stored as it is, and never shown after it was made.
@@ -70,4 +74,5 @@ pub mod provisioning;
 pub mod reconnect;
 pub mod secrets;
 pub mod send;
+pub mod sources;
 pub mod telemetry;

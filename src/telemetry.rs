@@ -16,6 +16,7 @@ use crate::config::{LogConfig, LogFormat};
 use crate::dispatcher::GateStatus;
 use crate::domain::scheduler::GateId;
 use crate::ingest::{ItemResult, Status};
+use crate::sources::Statuses;
 
 /// Events taken in, by verdict.
 const INGEST_EVENTS: &str = "posthaste_ingest_events_total";
@@ -38,9 +39,23 @@ const GATE_IN_FLIGHT: &str = "posthaste_gate_in_flight";
 /// 1 for the state that a gate is in, 0 for the others.
 const GATE_STATE: &str = "posthaste_gate_state";
 
+/// Messages fetched from a source.
+const SOURCE_MESSAGES: &str = "posthaste_source_messages_total";
+/// Events of a source, by verdict.
+const SOURCE_EVENTS: &str = "posthaste_source_events_total";
+/// Events of a source that were kept as rejected.
+const SOURCE_REJECTED: &str = "posthaste_source_rejected_total";
+/// Connections to a source's broker that were made anew.
+const SOURCE_RECONNECTS: &str = "posthaste_source_reconnects_total";
+/// Messages that wait at a source's broker, where it says so.
+const SOURCE_LAG: &str = "posthaste_source_lag";
+/// 1 for the state that a source is in, 0 for the others.
+const SOURCE_STATE: &str = "posthaste_source_state";
+
 /// Most gates with series of their own: Svix's, then those that are not open, then others.
 const GATES_SHOWN: usize = 1_000;
 const GATE_STATES: [&str; 3] = ["open", "closed", "probing"];
+const SOURCE_STATES: [&str; 4] = ["connecting", "up", "paused", "down"];
 const COMMIT_SECONDS_BUCKETS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
 const COMMIT_EVENTS_BUCKETS: &[f64] = &[1.0, 4.0, 16.0, 64.0, 256.0, 1_024.0, 4_096.0];
@@ -89,6 +104,36 @@ pub struct CommitMetrics {
     pub events: Histogram,
 }
 
+/// What is counted of one source.
+#[derive(Clone)]
+pub struct SourceMetrics {
+    /// Messages fetched.
+    pub received: Counter,
+    accepted: Counter,
+    duplicates: Counter,
+    conflicts: Counter,
+    invalid: Counter,
+    rejected: Counter,
+    /// Connections made anew.
+    pub reconnects: Counter,
+}
+
+impl SourceMetrics {
+    /// Counts the verdicts on a source's events, and how many of them were kept as rejected.
+    pub fn judged(&self, results: &[ItemResult], rejected: usize) {
+        for result in results {
+            let counter = match result.status {
+                Status::Accepted => &self.accepted,
+                Status::Duplicate => &self.duplicates,
+                Status::Conflict => &self.conflicts,
+                Status::Invalid => &self.invalid,
+            };
+            counter.increment(1);
+        }
+        self.rejected.increment(rejected as u64);
+    }
+}
+
 /// What is read when somebody asks.
 #[derive(Debug)]
 pub struct Standing {
@@ -98,6 +143,8 @@ pub struct Standing {
     pub in_flight: usize,
     /// Deliveries that wait.
     pub waiting: u64,
+    /// Every source.
+    pub sources: Statuses,
 }
 
 impl Metrics {
@@ -116,6 +163,10 @@ impl Metrics {
         let kept = with_local_recorder(&recorder, || {
             metrics::describe_counter!(INGEST_EVENTS, "Events taken in, by verdict");
             metrics::describe_counter!(INGEST_REFUSED, "Requests refused whole, by the problem's code");
+            metrics::describe_counter!(SOURCE_MESSAGES, "Messages fetched from a source");
+            metrics::describe_counter!(SOURCE_EVENTS, "Events of a source, by verdict");
+            metrics::describe_counter!(SOURCE_REJECTED, "Events of a source that were kept as rejected");
+            metrics::describe_counter!(SOURCE_RECONNECTS, "Connections to a source's broker made anew");
             metrics::describe_histogram!(
                 COMMIT_SECONDS,
                 Unit::Seconds,
@@ -165,6 +216,28 @@ impl Metrics {
         self.kept.commits.clone()
     }
 
+    /// For a source of this name; its counters are there from now on.
+    pub fn of_source(&self, name: &str) -> SourceMetrics {
+        let name = name.to_owned();
+        with_local_recorder(&self.kept.recorder, || {
+            let count = |metric: &'static str| metrics::counter!(metric, "source" => name.clone());
+            let verdict = |verdict: &'static str| metrics::counter!(SOURCE_EVENTS, "source" => name.clone(), "verdict" => verdict);
+            let all = SourceMetrics {
+                received: count(SOURCE_MESSAGES),
+                accepted: verdict("accepted"),
+                duplicates: verdict("duplicate"),
+                conflicts: verdict("conflict"),
+                invalid: verdict("invalid"),
+                rejected: count(SOURCE_REJECTED),
+                reconnects: count(SOURCE_RECONNECTS),
+            };
+            for counter in [&all.received, &all.rejected, &all.reconnects, &all.accepted, &all.duplicates] {
+                counter.absolute(0);
+            }
+            all
+        })
+    }
+
     /// Sums up what histograms have gathered. To be called every few seconds: until then every value is kept.
     pub fn upkeep(&self) {
         self.kept.handle.run_upkeep();
@@ -190,6 +263,7 @@ fn tell(standing: Standing) {
     metrics::describe_gauge!(GATE_STATE, "1 for the state that a gate is in");
     set(&metrics::gauge!(WAITING), standing.waiting);
     set(&metrics::gauge!(IN_FLIGHT), standing.in_flight as u64);
+    tell_sources(&standing.sources);
     let mut gates = standing.gates;
     for state in GATE_STATES {
         let count = gates.iter().filter(|gate| gate.state() == state).count();
@@ -203,6 +277,20 @@ fn tell(standing: Standing) {
         for state in GATE_STATES {
             let is_in = u64::from(gate.state() == state);
             set(&metrics::gauge!(GATE_STATE, "gate" => name.clone(), "state" => state), is_in);
+        }
+    }
+}
+
+fn tell_sources(sources: &Statuses) {
+    metrics::describe_gauge!(SOURCE_LAG, "Messages that wait at a source's broker");
+    metrics::describe_gauge!(SOURCE_STATE, "1 for the state that a source is in");
+    for source in sources.iter() {
+        if let Some(lag) = source.lag() {
+            set(&metrics::gauge!(SOURCE_LAG, "source" => source.name.clone()), lag);
+        }
+        for state in SOURCE_STATES {
+            let is_in = u64::from(source.state().as_str() == state);
+            set(&metrics::gauge!(SOURCE_STATE, "source" => source.name.clone(), "state" => state), is_in);
         }
     }
 }
@@ -234,7 +322,7 @@ mod tests {
         };
         let svix = GateStatus { gate: GateId::Svix, ..gate(0) };
         let gates = || (0..5_000).map(gate).chain([svix.clone()]).collect();
-        let text = one.render(Standing { gates: gates(), in_flight: 7, waiting: 9 });
+        let text = one.render(Standing { gates: gates(), in_flight: 7, waiting: 9, sources: [].into() });
         for line in [
             "posthaste_ingest_refused_total{code=\"tenant_ingest_limit\"} 1",
             "posthaste_ledger_commit_seconds_bucket{le=\"0.0025\"} 1",
@@ -250,7 +338,7 @@ mod tests {
             assert!(text.lines().any(|there| there == line), "{line} is not in\n{}", &text[..3_000]);
         }
         assert_eq!(text.matches("posthaste_gate_window{").count(), GATES_SHOWN);
-        let text = other.render(Standing { gates: Vec::new(), in_flight: 0, waiting: 0 });
+        let text = other.render(Standing { gates: Vec::new(), in_flight: 0, waiting: 0, sources: [].into() });
         assert!(text.contains("posthaste_ingest_refused_total{code=\"tenant_ingest_limit\"} 0"), "{text}");
         assert!(!text.contains("posthaste_gate_window{"));
     }

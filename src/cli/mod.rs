@@ -87,6 +87,9 @@ enum Command {
     /// Transforms (through a running relay)
     #[command(subcommand)]
     Transform(admin::transform::TransformCommand),
+    /// What came from a source or a push and could never be accepted (through a running relay)
+    #[command(subcommand)]
+    Rejected(admin::rejected::RejectedCommand),
     /// The configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -147,6 +150,7 @@ impl Command {
             Self::Endpoint(command) => block_on(admin::endpoint::run(command, config)),
             Self::EventType(command) => block_on(admin::event_type::run(command, config)),
             Self::Transform(command) => block_on(admin::transform::run(command, config)),
+            Self::Rejected(command) => block_on(admin::rejected::run(command, config)),
             Self::Config(command) => config::run(&command, &config),
             Self::Migrate => block_on(migrate::run(config)),
             Self::Health(args) => block_on(health::run(args, config)),

@@ -4,6 +4,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::PubsubPushConfig;
 use crate::domain::event::Relay;
 use crate::domain::partner::RateLimit;
 
@@ -31,6 +32,8 @@ pub struct IngestConfig {
     /// Events that such a tenant may put in at once; by default those of one second.
     #[serde(deserialize_with = "number")]
     pub tenant_burst: Option<u32>,
+    /// How a Pub/Sub push shows where it comes from.
+    pub pubsub_push: PubsubPushConfig,
 }
 
 /// What happens to events of a type that nobody has declared.
@@ -55,6 +58,7 @@ impl Default for IngestConfig {
             unknown_event_types: UnknownEventTypes::Accept,
             tenant_per_second: None,
             tenant_burst: None,
+            pubsub_push: PubsubPushConfig::default(),
         }
     }
 }

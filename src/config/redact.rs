@@ -20,13 +20,8 @@ pub(super) fn shown<'a>(path: &str, text: &'a str) -> &'a str {
 /// of the file that a syntax error quotes.
 pub(super) fn one_line(error: &figment::Error) -> String {
     let mut line = String::new();
-    for (index, mut complaint) in error.clone().into_iter().enumerate() {
+    for (index, complaint) in error.clone().into_iter().map(hidden).enumerate() {
         let separator = if index == 0 { "" } else { "; " };
-        if let Kind::InvalidType(actual, _) | Kind::InvalidValue(actual, _) = &mut complaint.kind
-            && complaint.path.last().is_some_and(|setting| is_secret(setting))
-        {
-            *actual = Actual::Other("another kind of value".into());
-        }
         // Writing to a String can't fail.
         let _ = write!(line, "{separator}{complaint}");
     }
@@ -34,6 +29,27 @@ pub(super) fn one_line(error: &figment::Error) -> String {
         text.trim_start_matches(|mark: char| mark.is_ascii_digit() || mark == ' ').starts_with('|')
     };
     line.lines().filter(|line| !quoted(line)).collect::<Vec<_>>().join(" ")
+}
+
+/// The first of figment's complaints about a table that is read by itself: the setting, and what is wrong with it.
+pub(super) fn first(error: figment::Error) -> String {
+    let Some(complaint) = error.into_iter().map(hidden).next() else { return String::new() };
+    match complaint.path.last() {
+        Some(setting) if !matches!(complaint.kind, Kind::UnknownField(..)) => {
+            format!("{setting}: {}", complaint.kind)
+        }
+        _ => complaint.kind.to_string(),
+    }
+}
+
+/// A complaint without the value, where that may be a secret.
+fn hidden(mut complaint: figment::Error) -> figment::Error {
+    if let Kind::InvalidType(actual, _) | Kind::InvalidValue(actual, _) = &mut complaint.kind
+        && complaint.path.last().is_some_and(|setting| is_secret(setting))
+    {
+        *actual = Actual::Other("another kind of value".into());
+    }
+    complaint
 }
 
 /// A database URL without its password.

@@ -1,7 +1,5 @@
 //! One attempt: sent, told to the gate, settled.
 
-use std::sync::Arc;
-
 use super::Shared;
 use crate::domain::clock::Moment;
 use crate::domain::delivery::{self, Delivery, Failure, Outcome, Timing};
@@ -11,7 +9,7 @@ use crate::domain::tenant::Lane;
 
 impl Shared {
     /// One attempt, from the last look at the gate to the hand-in of its settlement.
-    pub(super) async fn attempt(self: Arc<Self>, delivery: Delivery, permit: Permit) {
+    pub(super) async fn attempt(&self, delivery: Delivery, permit: Permit) {
         let began = self.clock.moment();
         // A place that was reserved ahead of a commit did not keep the receiver waiting.
         let permit = permit.begun_at(began);
@@ -30,15 +28,14 @@ impl Shared {
         let signal = Signal::of(&outcome, &delivery.lane.destination);
         let change = self.scheduler().finish(&delivery.lane, permit, signal, ended, self.clock.chance());
         if let Change::Closed { until, reason } = change {
-            self.gate_closed(&delivery.lane, until, reason, &outcome).await;
+            Box::pin(self.gate_closed(&delivery.lane, until, reason, &outcome)).await;
         } else if change == Change::Opened {
-            self.gate_opened(&delivery.lane).await;
+            Box::pin(self.gate_opened(&delivery.lane)).await;
         }
         self.observer.observe(&delivery, &outcome).await;
         let timing =
             Timing { at: self.clock.now(), latency: began.until(ended), chance: self.clock.chance() };
         self.settle(delivery, permit, outcome, timing).await;
-        self.changed.notify_one();
     }
 
     async fn settle(&self, delivery: Delivery, permit: Permit, outcome: Outcome, timing: Timing) {

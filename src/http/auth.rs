@@ -62,6 +62,11 @@ impl Caller {
         Self { scopes: vec![Scope::Admin], tenant: None }
     }
 
+    /// Who sends a push that has shown where it comes from: as good as a key for events of any tenant.
+    pub(super) fn of_push() -> Self {
+        Self { scopes: vec![Scope::Ingest], tenant: None }
+    }
+
     /// Refuses a caller without `scope`; `admin` includes the others.
     ///
     /// # Errors
@@ -136,6 +141,11 @@ fn identify(
         return Err(Problem::new(StatusCode::FORBIDDEN, "foreign_origin", detail));
     }
     Ok(Caller::root())
+}
+
+/// Whether a request shows a key, good or bad.
+pub(super) fn has_credential(headers: &HeaderMap) -> bool {
+    credential(headers).is_some()
 }
 
 /// The key that a request shows.

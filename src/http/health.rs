@@ -10,6 +10,7 @@ use super::state::HttpState;
 use crate::config::Role;
 use crate::dispatcher::{Dispatcher, GateStatus};
 use crate::domain::scheduler::GateId;
+use crate::sources::SourceStatus;
 
 /// Most gates that readiness tells of.
 const GATES_SHOWN: usize = 100;
@@ -33,6 +34,34 @@ struct Ready {
     waiting: u64,
     /// The ways out; a node that only takes events has none. A closed one is shown, and events are taken all the same.
     gates: Vec<GateView>,
+    /// The queues and streams that are read. One that is down is shown, and the rest goes on.
+    sources: Vec<SourceView>,
+}
+
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+struct SourceView {
+    source: String,
+    kind: &'static str,
+    /// `connecting`, `up`, `paused` or `down`.
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    /// Messages that wait at the broker, where it says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lag: Option<u64>,
+}
+
+impl SourceView {
+    fn new(source: &SourceStatus) -> Self {
+        let state = source.state();
+        Self {
+            source: source.name.clone(),
+            kind: source.kind,
+            state: state.as_str(),
+            reason: state.reason().map(str::to_owned),
+            lag: source.lag(),
+        }
+    }
 }
 
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -90,6 +119,7 @@ pub async fn ready(State(state): State<HttpState>) -> Response {
         reasons,
         waiting: state.ledger.waiting(),
         gates,
+        sources: state.sources.iter().map(|source| SourceView::new(source)).collect(),
     };
     (status, Json(body)).into_response()
 }

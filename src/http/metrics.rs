@@ -27,6 +27,7 @@ pub async fn metrics(State(state): State<HttpState>, caller: Caller) -> Result<R
         gates: dispatcher.map(Dispatcher::gates).unwrap_or_default(),
         in_flight: dispatcher.map_or(0, Dispatcher::in_flight),
         waiting: state.ledger.waiting(),
+        sources: state.sources.clone(),
     };
     Ok(([(CONTENT_TYPE, TEXT)], state.metrics.render(standing)).into_response())
 }

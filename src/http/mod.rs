@@ -7,6 +7,7 @@ mod metrics;
 mod notifications;
 mod openapi;
 mod problem;
+mod push;
 mod server;
 mod state;
 
@@ -24,6 +25,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_swagger_ui::SwaggerUi;
 
 pub use self::auth::{Scope, new_key};
+pub use self::push::PushGate;
 pub use self::server::{ServerLimits, serve};
 pub use self::state::{HttpOptions, HttpState};
 

@@ -11,9 +11,10 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde::Serialize;
 
-use super::auth::{Caller, Scope};
+use super::auth::Scope;
 use super::openapi::Problems;
 use super::problem::Problem;
+use super::push::Producer;
 use super::state::HttpState;
 use crate::domain::parse::{Incoming, Shape};
 use crate::ingest::{Handling, ItemResult, Receipt, Status};
@@ -52,14 +53,15 @@ struct Receipt202<'a> {
         Problems))]
 pub async fn take(
     State(state): State<HttpState>,
-    caller: Caller,
+    producer: Producer,
     request: Request,
 ) -> Result<Response, Problem> {
-    let taken = record(&state, &caller, request).await;
+    let taken = record(&state, &producer, request).await;
     taken.inspect_err(|problem| state.metrics.refused(problem.code))
 }
 
-async fn record(state: &HttpState, caller: &Caller, request: Request) -> Result<Response, Problem> {
+async fn record(state: &HttpState, producer: &Producer, request: Request) -> Result<Response, Problem> {
+    let caller = &producer.caller;
     caller.require(Scope::Ingest)?;
     admit(state)?;
     let (parts, body) = request.into_parts();
@@ -76,7 +78,12 @@ async fn record(state: &HttpState, caller: &Caller, request: Request) -> Result<
         headers: &parts.headers,
         tenant: tenant.or(caller.tenant.as_deref()),
     };
-    let handling = Handling { strict: !lenient, request_key, bound_tenant: caller.tenant.as_deref() };
+    let handling = Handling {
+        strict: !lenient,
+        request_key,
+        bound_tenant: caller.tenant.as_deref(),
+        pusher: producer.pusher,
+    };
     let receipt = state
         .ingest
         .take(incoming, handling)

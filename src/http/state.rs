@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
+use super::push::PushGate;
 use crate::config::Role;
 use crate::directory::Directory;
 use crate::dispatcher::Dispatcher;
@@ -16,6 +17,7 @@ use crate::ledger::Ledger;
 use crate::secrets::Vault;
 use crate::send::EndpointTester;
 use crate::send::address_guard::DialPolicy;
+use crate::sources::Statuses;
 use crate::telemetry::Metrics;
 
 /// Settings of the HTTP side.
@@ -44,8 +46,12 @@ pub struct HttpState {
     pub ingest: Ingest,
     /// For the state of its gates; `None` where nothing is sent.
     pub dispatcher: Option<Dispatcher>,
+    /// How sources stand; none where the role is to take no events.
+    pub sources: Statuses,
     /// A key that is always good.
     pub bootstrap_admin_key: Option<SecretString>,
+    /// What Pub/Sub pushes have to show; `None` where nothing is configured.
+    pub push_gate: Option<Arc<PushGate>>,
     /// Settings.
     pub options: Arc<HttpOptions>,
     /// Set once the process is about to end.

@@ -82,6 +82,13 @@ impl Backlog {
         Ok(())
     }
 
+    /// How many deliveries of a tenant may be added.
+    pub fn room_of(&self, tenant: &str) -> Result<u64> {
+        self.admits_any()?;
+        let waiting = self.counts().tenants.get(tenant).map_or(0, |waiting| waiting.max(&0).unsigned_abs());
+        Ok(self.limits.tenant.saturating_sub(waiting))
+    }
+
     /// Whether there is room at all.
     pub fn admits_any(&self) -> Result<()> {
         let waiting = self.total();

@@ -10,9 +10,11 @@ mod gates;
 mod lanes;
 mod notices;
 mod partners;
+mod payloads;
 mod plan;
 mod postgres;
 mod registry;
+mod rejected;
 mod rows;
 mod sql;
 mod sqlite;
@@ -39,7 +41,8 @@ pub use self::partners::{EventTypeRow, PartnerRow, Put};
 use self::plan::{AcceptRequest, Known, Plan};
 pub use self::plan::{Accepted, ItemVerdict, NewEvent, RequestKey};
 pub use self::registry::{ApiKey, KeyInfo, TenantRow};
-pub use self::sql::{Database, NewRejected, OutcomeRow, Progress, Rejected};
+pub use self::rejected::{NewRejected, Rejected, RejectedFilter, RejectedRow};
+pub use self::sql::{Database, OutcomeRow, Progress};
 pub use self::sqlite::{database_file, lock_holder};
 use self::writer::{Command, Writer};
 use crate::domain::clock::{Clock, Moment, Timestamp};
@@ -93,6 +96,8 @@ pub struct LedgerOptions {
     pub lease: Duration,
     /// How many deliveries may wait.
     pub backlog: BacklogLimits,
+    /// How many bytes of what was just recorded are kept in memory until it is claimed, about.
+    pub recent_bytes: usize,
 }
 
 /// What a claim yields for one lane.
@@ -341,6 +346,14 @@ impl Ledger {
             return Err(LedgerError::Unavailable(reason));
         }
         self.shared.backlog.admits_any()
+    }
+
+    /// How many deliveries of a tenant may be added to what waits, without asking the database.
+    ///
+    /// # Errors
+    /// [`LedgerError::BacklogFull`] at the global cap.
+    pub fn room_of(&self, tenant: &str) -> Result<u64> {
+        self.shared.backlog.room_of(tenant)
     }
 
     /// Why the ledger takes no writes now; `None` where it does.

@@ -4,7 +4,9 @@
 //! strict request that must be refused takes only its own rows with it. It decides against what is *known* to be
 //! stored, at first nothing; where the database then finds a clash, the writer looks the identities up and plans again.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use crate::domain::clock::Timestamp;
@@ -153,7 +155,7 @@ pub(super) fn plan<'a>(
                 }
             }
         }
-        let (verdicts, fresh) = judge(request, known, &planned);
+        let (verdicts, fresh) = judge(request, known, &mut planned);
         if request.strict && verdicts.contains(&ItemVerdict::Conflict) {
             // Its key is not remembered either: nothing of it is.
             if let Some(key) = &request.request_key
@@ -162,11 +164,13 @@ pub(super) fn plan<'a>(
                 plan.request_keys.pop();
                 planned_keys.remove(&(key.scope.as_str(), key.key.as_str()));
             }
+            for new in fresh {
+                planned.remove(&new.event.identity);
+            }
             plan.answers.push(Accepted::Refused(verdicts));
             continue;
         }
         for new in fresh {
-            planned.insert(&new.event.identity, new.event.fingerprint);
             let seq = next_seq();
             plan.inserts.push(Insert { seq, new });
             let lanes = new.lanes.iter();
@@ -178,28 +182,43 @@ pub(super) fn plan<'a>(
     plan.by_identity = (0..plan.inserts.len()).collect();
     let inserts = &plan.inserts;
     // Stable because that sort makes use of what is in order already: most producers' ids grow.
-    plan.by_identity.sort_by_key(|index| &inserts[*index].new.event.identity);
+    let identity = |index: &usize| &inserts[*index].new.event.identity;
+    plan.by_identity.sort_by(|one, other| in_order(identity(one), identity(other)));
     plan
 }
 
-/// The verdicts on one request, and which of its events are new.
+/// As [`Ord`] has it, without reading the tenant that events of a request share.
+fn in_order(one: &Identity, other: &Identity) -> Ordering {
+    if !Arc::ptr_eq(&one.tenant, &other.tenant) {
+        return one.cmp(other);
+    }
+    one.source.cmp(&other.source).then_with(|| one.id.cmp(&other.id))
+}
+
+/// The verdicts on one request, and which of its events are new: they are `planned` from then on.
 fn judge<'a>(
     request: &'a AcceptRequest,
     known: &Known,
-    planned: &HashMap<&Identity, Fingerprint>,
+    planned: &mut HashMap<&'a Identity, Fingerprint>,
 ) -> (Vec<ItemVerdict>, Vec<&'a NewEvent>) {
-    let mut own: HashMap<&Identity, Fingerprint> = HashMap::new();
     let mut verdicts = Vec::with_capacity(request.events.len());
-    let mut fresh = Vec::new();
+    let mut fresh = Vec::with_capacity(request.events.len());
     for new in &request.events {
-        let identity = &new.event.identity;
-        let stored =
-            known.events.get(identity).or_else(|| planned.get(identity)).or_else(|| own.get(identity));
+        let event = &new.event;
+        let stored = match known.events.get(&event.identity) {
+            Some(stored) => Some(*stored),
+            None => match planned.entry(&event.identity) {
+                Entry::Occupied(planned) => Some(*planned.get()),
+                Entry::Vacant(free) => {
+                    free.insert(event.fingerprint);
+                    None
+                }
+            },
+        };
         verdicts.push(match stored {
-            Some(fingerprint) if *fingerprint == new.event.fingerprint => ItemVerdict::Duplicate,
+            Some(fingerprint) if fingerprint == event.fingerprint => ItemVerdict::Duplicate,
             Some(_) => ItemVerdict::Conflict,
             None => {
-                own.insert(identity, new.event.fingerprint);
                 fresh.push(new);
                 ItemVerdict::Accepted
             }

@@ -16,13 +16,14 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Executor as _, PgConnection, PgPool};
 
 use super::notices::Notices;
+use super::payloads::{self, ClaimedPlaces, Payload, Place, Recent};
 use super::plan::{Known, Plan, RequestKey};
 use super::rows;
 use super::sql::Database;
 use super::{ClaimedLane, Committed, Held, LedgerError, LedgerOptions, Migrations, Opened, Result, Store};
 use crate::domain::clock::{Clock, Timestamp};
-use crate::domain::delivery::{Delivery, DeliveryId, Settlement};
-use crate::domain::event::{EventSeq, Fingerprint, Identity};
+use crate::domain::delivery::Settlement;
+use crate::domain::event::{Fingerprint, Identity};
 use crate::domain::scheduler::{LaneClaim, Remaining};
 use crate::domain::sequence::{NODES, Sequence};
 use crate::reconnect;
@@ -33,6 +34,7 @@ const MIGRATIONS: Migrations = &[
     (3, "fairness", include_str!("../../migrations/postgres/0003_fairness.sql")),
     (4, "nodes", include_str!("../../migrations/postgres/0004_nodes.sql")),
     (5, "tenants", include_str!("../../migrations/postgres/0005_tenants.sql")),
+    (6, "rejected", include_str!("../../migrations/postgres/0006_rejected.sql")),
 ];
 const CONNECTIONS: u32 = 8;
 /// Every statement of ours has an index to go by. A plan that is kept from when a table was small, or a guess from old
@@ -50,10 +52,12 @@ const NODE_TRIES: usize = 32;
 /// See the module's own words.
 pub(super) struct PostgresStore {
     pool: PgPool,
+    recent: Recent,
     lease_ms: i64,
     node: i64,
     /// Tells this process from others that had its number before.
     epoch: String,
+    clock: Arc<dyn Clock>,
 }
 
 /// Connects, migrates, checks, and takes a node number.
@@ -90,7 +94,14 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
     let largest = database.largest_seq().await?;
     let lease_ms = i64::try_from(options.lease.as_millis()).unwrap_or(i64::MAX);
     let notices = Some(Notices::new(node, pool.clone(), &connect));
-    let store = PostgresStore { pool, lease_ms, node, epoch };
+    let store = PostgresStore {
+        pool,
+        recent: Recent::new(options.recent_bytes),
+        lease_ms,
+        node,
+        epoch,
+        clock: clock.clone(),
+    };
     Ok(Opened { store, database, sequence: Sequence::new(node, largest), node, notices })
 }
 
@@ -152,7 +163,7 @@ impl PostgresStore {
             sqlx::query(
                 "INSERT INTO queue (lane, retry, due_at, event, attempt, failures, uncertain, lease_until)
                  SELECT lane, 0, $3, event, handed_over, 0, 0,
-                        handed_over * ((EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint + $5)
+                        handed_over * ((SELECT (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint) + $5)
                  FROM UNNEST($1::bigint[], $2::bigint[], $4::bigint[]) AS t (lane, event, handed_over)",
             )
             .bind(rows.iter().map(|waiting| waiting.lane.id.0).collect::<Vec<_>>())
@@ -164,6 +175,67 @@ impl PostgresStore {
             .await?;
         }
         Ok(true)
+    }
+
+    /// Takes due deliveries out for the lease, in no order.
+    async fn lease(&self, claims: &[LaneClaim], now: Timestamp) -> Result<Vec<QueueRow>> {
+        let rows = sqlx::query_as(
+            // By their place in the table: a join with what was picked, whose number the planner can only guess, became
+            // a scan of a large queue. The clock is read in a query of its own, or it would be for each row passed.
+            "UPDATE queue SET attempt = attempt + 1,
+                 lease_until = (SELECT (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint) + $4
+             WHERE ctid = ANY (ARRAY(
+                 SELECT head.place FROM UNNEST($1::bigint[], $2::bigint[], $5::bigint[]) AS wanted (lane, n, retry)
+                 CROSS JOIN LATERAL (
+                     SELECT queue.ctid AS place FROM queue
+                     WHERE queue.lane = wanted.lane AND queue.retry = wanted.retry AND queue.due_at <= $3
+                       AND queue.lease_until <= (SELECT (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint)
+                     ORDER BY queue.due_at, queue.event LIMIT wanted.n FOR UPDATE SKIP LOCKED
+                 ) AS head
+             ))
+             RETURNING lane, retry, due_at, event, attempt, failures, uncertain",
+        )
+        .bind(column(claims, |claim| claim.lane.id.0))
+        .bind(column(claims, |claim| rows::count(claim.limit)))
+        .bind(now.as_millis())
+        .bind(self.lease_ms)
+        .bind(column(claims, |claim| rows::class_column(claim.class)))
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(rows)
+    }
+
+    /// When the next delivery falls due behind what is due now, for each of these claims that has one.
+    async fn later(&self, claims: &[LaneClaim], now: Timestamp) -> Result<HashMap<i64, i64>> {
+        let later: Vec<(i64, i64)> = sqlx::query_as(
+            "SELECT wanted.claim, later.due_at
+             FROM UNNEST($1::bigint[], $3::bigint[]) WITH ORDINALITY AS wanted (lane, retry, claim)
+             CROSS JOIN LATERAL (
+                 SELECT queue.due_at FROM queue
+                 WHERE queue.lane = wanted.lane AND queue.retry = wanted.retry AND queue.due_at > $2
+                 ORDER BY queue.due_at LIMIT 1
+             ) AS later",
+        )
+        .bind(column(claims, |claim| claim.lane.id.0))
+        .bind(now.as_millis())
+        .bind(column(claims, |claim| rows::class_column(claim.class)))
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(later.into_iter().collect())
+    }
+
+    async fn payloads(&self, events: &[i64]) -> Result<HashMap<i64, Payload>> {
+        let rows: Vec<PayloadRow> = sqlx::query_as(
+            "SELECT seq, source, id, type, received_at, body, data_start, data_end FROM event WHERE seq = ANY ($1)",
+        )
+        .bind(events)
+        .fetch_all(&self.pool)
+        .await?;
+        let payload = |(number, source, id, event_type, received_at, body, start, end): PayloadRow| {
+            let (body, data) = (Bytes::from(body), rows::range(start, end));
+            (number, Payload { source, id, event_type, received_at, body, data })
+        };
+        Ok(rows.into_iter().map(payload).collect())
     }
 }
 
@@ -254,6 +326,7 @@ impl Store for PostgresStore {
         }
         let stale = settle::settle(&mut transaction, settlements).await?;
         transaction.commit().await?;
+        self.recent.keep(plan, self.clock.moment());
         Ok(Committed::Done { stale })
     }
 
@@ -288,55 +361,22 @@ impl Store for PostgresStore {
     }
 
     async fn claim(&self, claims: &[LaneClaim], now: Timestamp) -> Result<Vec<ClaimedLane>> {
-        let lanes = column(claims, |claim| claim.lane.id.0);
-        let classes = column(claims, |claim| rows::class_column(claim.class));
-        let limits = column(claims, |claim| rows::count(claim.limit));
-        let rows: Vec<QueueRow> = sqlx::query_as(
-            // By their place in the table: a join with what was picked, whose number the planner can only guess, became
-            // a scan of a large queue.
-            "WITH wanted AS (
-                 SELECT * FROM UNNEST($1::bigint[], $2::bigint[], $5::bigint[]) WITH ORDINALITY
-                     AS wanted (lane, n, retry, claim)
-             ), held AS (
-                 UPDATE queue SET attempt = attempt + 1,
-                     lease_until = (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint + $4
-                 WHERE ctid = ANY (ARRAY(
-                     SELECT head.place FROM wanted CROSS JOIN LATERAL (
-                         SELECT queue.ctid AS place FROM queue
-                         WHERE queue.lane = wanted.lane AND queue.retry = wanted.retry AND queue.due_at <= $3
-                           AND queue.lease_until <= (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint
-                         ORDER BY queue.due_at, queue.event LIMIT wanted.n FOR UPDATE SKIP LOCKED
-                     ) AS head
-                 ))
-                 RETURNING lane, retry, due_at, event, attempt, failures, uncertain
-             )
-             SELECT wanted.claim, held.due_at, held.event, held.attempt, held.failures, held.uncertain, event.source,
-                    event.id, event.type, event.received_at, event.body, event.data_start, event.data_end
-             FROM held JOIN wanted USING (lane, retry) JOIN event ON event.seq = held.event
-             ORDER BY wanted.claim, held.due_at, held.event",
-        )
-        .bind(&lanes)
-        .bind(&limits)
-        .bind(now.as_millis())
-        .bind(self.lease_ms)
-        .bind(&classes)
-        .fetch_all(&self.pool)
-        .await?;
-        let later: Vec<(i64, i64)> = sqlx::query_as(
-            "SELECT wanted.claim, later.due_at
-             FROM UNNEST($1::bigint[], $3::bigint[]) WITH ORDINALITY AS wanted (lane, retry, claim)
-             CROSS JOIN LATERAL (
-                 SELECT queue.due_at FROM queue
-                 WHERE queue.lane = wanted.lane AND queue.retry = wanted.retry AND queue.due_at > $2
-                 ORDER BY queue.due_at LIMIT 1
-             ) AS later",
-        )
-        .bind(&lanes)
-        .bind(now.as_millis())
-        .bind(&classes)
-        .fetch_all(&self.pool)
-        .await?;
-        Ok(by_claim(claims, rows, later))
+        let rows = self.lease(claims, now).await?;
+        let mut claimed = by_claim(claims, rows);
+        // A full answer says by itself that more may be due.
+        if claimed.iter().any(|lane| lane.remaining == Remaining::Nothing) {
+            let later = self.later(claims, now).await?;
+            for (number, lane) in (1..).zip(&mut claimed) {
+                if let Some(due_at) = later.get(&number).filter(|_| lane.remaining == Remaining::Nothing) {
+                    lane.remaining = Remaining::Later(Timestamp::from_millis(*due_at));
+                }
+            }
+        }
+        // Where this fails, the leases end by themselves.
+        payloads::deliveries(claims, &claimed, &self.recent, async |events: &[i64]| {
+            self.payloads(events).await
+        })
+        .await
     }
 
     async fn release(&self, held: &[Held]) -> Result<()> {
@@ -377,53 +417,24 @@ impl Store for PostgresStore {
     }
 }
 
-/// number of the claim (from 1), due_at, event, attempt, failures, uncertain, source, id, type, received_at, body, data_start, data_end
-type QueueRow =
-    (i64, i64, i64, i64, i64, i64, String, String, String, i64, Vec<u8>, Option<i64>, Option<i64>);
+/// lane, retry, due_at, event, attempt, failures, uncertain
+type QueueRow = (i64, i64, i64, i64, i64, i64, i64);
+/// seq, source, id, type, received_at, body, data_start, data_end
+type PayloadRow = (i64, String, String, String, i64, Vec<u8>, Option<i64>, Option<i64>);
 
-/// One answer for each claim. Rows come in the order of the claims.
-fn by_claim(claims: &[LaneClaim], rows: Vec<QueueRow>, later: Vec<(i64, i64)>) -> Vec<ClaimedLane> {
-    let (mut rows, later) = (rows.into_iter().peekable(), HashMap::<i64, i64>::from_iter(later));
-    let answer = |(number, claim): (i64, &LaneClaim)| {
-        let of_claim = std::iter::from_fn(|| rows.next_if(|row| row.0 == number));
-        let deliveries: Vec<_> = of_claim.map(|row| delivery(claim, row)).collect();
-        let remaining = match later.get(&number) {
-            _ if deliveries.len() == claim.limit => Remaining::Due,
-            Some(due_at) => Remaining::Later(Timestamp::from_millis(*due_at)),
-            None => Remaining::Nothing,
-        };
-        ClaimedLane { deliveries, remaining }
-    };
-    (1..).zip(claims).map(answer).collect()
-}
-
-fn delivery(claim: &LaneClaim, row: QueueRow) -> Delivery {
-    let (
-        _,
-        due_at,
-        event,
-        attempt,
-        failures,
-        uncertain,
-        source,
-        id,
-        event_type,
-        received_at,
-        body,
-        start,
-        end,
-    ) = row;
-    Delivery {
-        id: DeliveryId { event: EventSeq(event), lane: claim.lane.id },
-        lane: claim.lane.clone(),
-        due_at: Timestamp::from_millis(due_at),
-        attempt,
-        failures: u32::try_from(failures).unwrap_or(u32::MAX),
-        uncertain: uncertain != 0,
-        identity: Identity { tenant: claim.lane.tenant.clone(), source, id },
-        event_type,
-        received_at: Timestamp::from_millis(received_at),
-        body: Bytes::from(body),
-        data: rows::range(start, end),
+/// One answer for each claim, each of a queue of its own.
+fn by_claim(claims: &[LaneClaim], rows: Vec<QueueRow>) -> Vec<ClaimedPlaces> {
+    let mut queues: HashMap<_, Vec<Place>> = HashMap::with_capacity(claims.len());
+    for (lane, retry, due_at, event, attempt, failures, uncertain) in rows {
+        let place = Place { due_at, event, attempt, failures, uncertain };
+        queues.entry((lane, retry)).or_default().push(place);
     }
+    let answer = |claim: &LaneClaim| {
+        let queue = (claim.lane.id.0, rows::class_column(claim.class));
+        let mut places = queues.remove(&queue).unwrap_or_default();
+        places.sort_unstable_by_key(|place| (place.due_at, place.event));
+        let remaining = if places.len() == claim.limit { Remaining::Due } else { Remaining::Nothing };
+        ClaimedPlaces { places, remaining }
+    };
+    claims.iter().map(answer).collect()
 }

@@ -94,7 +94,7 @@ impl<'a> OutcomeColumns<'a> {
     pub fn of(settlement: &'a Settlement) -> Option<Self> {
         let (state, remote_id, dispatch_unconfirmed, reason) = match &settlement.next {
             NextState::Delivered { remote_id, dispatch_unconfirmed } => {
-                ("delivered", remote_id.as_deref().map(without_nul), *dispatch_unconfirmed, None)
+                (DELIVERED, remote_id.as_deref().map(without_nul), *dispatch_unconfirmed, None)
             }
             NextState::Dead { reason } => ("dead", None, false, Some(reason.as_str())),
             NextState::Canceled => ("canceled", None, false, Some("endpoint_deleted")),
@@ -116,7 +116,14 @@ impl<'a> OutcomeColumns<'a> {
             reason,
         })
     }
+
+    pub fn is_delivered(&self) -> bool {
+        self.state == DELIVERED
+    }
 }
+
+/// The state of nearly all outcomes.
+const DELIVERED: &str = "delivered";
 
 /// A row of `attempt_log`.
 pub(super) struct AttemptColumns<'a> {

@@ -66,36 +66,6 @@ macro_rules! change {
 
 pub(super) use {change, on};
 
-/// What could never be accepted, on its way into the ledger.
-#[derive(Debug, Clone)]
-pub struct NewRejected {
-    /// How it came: `pubsub_push`.
-    pub origin: &'static str,
-    /// Why it can't be accepted.
-    pub reason: String,
-    /// The message's attributes, as a JSON object.
-    pub attributes: String,
-    /// Its bytes.
-    pub body: Vec<u8>,
-}
-
-/// What could never be accepted, as it was kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rejected {
-    /// The ledger's number.
-    pub id: i64,
-    /// When it came.
-    pub received_at: Timestamp,
-    /// How it came.
-    pub origin: String,
-    /// Why it can't be accepted.
-    pub reason: String,
-    /// The message's attributes, as a JSON object.
-    pub attributes: String,
-    /// Its bytes.
-    pub body: Vec<u8>,
-}
-
 /// What became of an event, delivery by delivery.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Progress {
@@ -321,54 +291,6 @@ impl Database {
             let (number,): (i64,) = sqlx::query_as("SELECT number FROM revision").fetch_one(pool).await?;
             Ok(number)
         })
-    }
-
-    /// Keeps what can never be accepted; durable before it returns.
-    ///
-    /// # Errors
-    /// [`super::LedgerError::Unavailable`]: it must not be acknowledged.
-    pub async fn reject(&self, rejected: &[NewRejected], now: Timestamp) -> Result<()> {
-        on!(self, writes, pool => {
-            let mut transaction = pool.begin().await?;
-            for message in rejected {
-                sqlx::query(
-                    "INSERT INTO rejected (received_at, origin, reason, attributes, body) VALUES ($1, $2, $3, $4, $5)",
-                )
-                .bind(now.as_millis())
-                .bind(message.origin)
-                .bind(&message.reason)
-                .bind(&message.attributes)
-                .bind(&message.body)
-                .execute(&mut *transaction)
-                .await?;
-            }
-            transaction.commit().await?;
-            Ok(())
-        })
-    }
-
-    /// What was rejected, newest first, at most `limit`.
-    ///
-    /// # Errors
-    /// [`super::LedgerError::Unavailable`].
-    pub async fn rejected(&self, limit: u32) -> Result<Vec<Rejected>> {
-        let rows: Vec<(i64, i64, String, String, String, Vec<u8>)> = on!(self, reads, pool => {
-            sqlx::query_as(
-                "SELECT id, received_at, origin, reason, attributes, body FROM rejected ORDER BY id DESC LIMIT $1",
-            )
-            .bind(i64::from(limit))
-            .fetch_all(pool)
-            .await?
-        });
-        let rejected = |(id, received_at, origin, reason, attributes, body)| Rejected {
-            id,
-            received_at: Timestamp::from_millis(received_at),
-            origin,
-            reason,
-            attributes,
-            body,
-        };
-        Ok(rows.into_iter().map(rejected).collect())
     }
 
     /// The largest event number in use.

@@ -8,7 +8,7 @@ mod file;
 mod waiting;
 mod write;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{Seek as _, Write as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,9 +21,10 @@ use sqlx::{AssertSqlSafe, Connection as _, SqliteConnection, SqlitePool};
 use self::claims::{Claim, Claims, Cursor, Meanwhile, Queue};
 use self::file::{check, checkpoint_on_the_side, own, path_of};
 pub use self::file::{database_file, lock_holder};
-use self::waiting::{WAITING, WaitingRow};
+use self::waiting::{EVENTS, WAITING};
 use self::write::{insert_plan, next_chunk, placeholders, settle_rows};
 
+use super::payloads::{self, ClaimedPlaces, Payload, Place, Recent};
 use super::plan::{Known, Plan, RequestKey};
 use super::rows;
 use super::sql::Database;
@@ -32,11 +33,10 @@ use super::{
     claim_of,
 };
 use crate::domain::clock::{Clock, Timestamp};
-use crate::domain::delivery::{Class, Delivery, DeliveryId, NextState, Settlement};
+use crate::domain::delivery::{Class, DeliveryId, NextState, Settlement};
 use crate::domain::event::{EventSeq, Fingerprint, Identity};
 use crate::domain::scheduler::{LaneClaim, Remaining};
 use crate::domain::sequence::Sequence;
-use crate::domain::tenant::Lane;
 
 const MIGRATIONS: Migrations = &[
     (1, "ledger", include_str!("../../migrations/sqlite/0001_ledger.sql")),
@@ -44,6 +44,7 @@ const MIGRATIONS: Migrations = &[
     (3, "fairness", include_str!("../../migrations/sqlite/0003_fairness.sql")),
     (4, "nodes", include_str!("../../migrations/sqlite/0004_nodes.sql")),
     (5, "tenants", include_str!("../../migrations/sqlite/0005_tenants.sql")),
+    (6, "rejected", include_str!("../../migrations/sqlite/0006_rejected.sql")),
 ];
 
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -59,6 +60,7 @@ pub(super) struct SqliteStore {
     claims: Mutex<Claims>,
     /// One claim at a time: `Claims::reading` belongs to it.
     claiming: tokio::sync::Mutex<()>,
+    recent: Recent,
     lease: Duration,
     clock: Arc<dyn Clock>,
     written: Arc<tokio::sync::Notify>,
@@ -104,6 +106,7 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
         reads,
         claims: Mutex::default(),
         claiming: tokio::sync::Mutex::default(),
+        recent: Recent::new(options.recent_bytes),
         lease: options.lease,
         clock: clock.clone(),
         written,
@@ -119,7 +122,7 @@ impl SqliteStore {
     }
 
     /// Runs one transaction on the writer's connection, which is given up with any error.
-    async fn transact(&self, plan: &Plan<'_>, settlements: &[Settlement]) -> Result<bool> {
+    async fn transact(&self, plan: &Plan<'_>, settlements: &[&Settlement]) -> Result<bool> {
         let mut writer = self.writer.lock().await;
         let mut connection = match writer.take() {
             Some(connection) => connection,
@@ -139,13 +142,13 @@ impl SqliteStore {
     }
 
     /// Settlements whose claim still holds, and those whose doesn't.
-    fn fence(&self, settlements: &[Settlement]) -> (Vec<Settlement>, HashSet<ClaimId>) {
+    fn fence<'s>(&self, settlements: &'s [Settlement]) -> (Vec<&'s Settlement>, HashSet<ClaimId>) {
         let claims = self.claims();
         let (mut valid, mut stale) = (Vec::with_capacity(settlements.len()), HashSet::new());
         for settlement in settlements {
             match claims.held.get(&settlement.id) {
                 Some(claim) if claim.attempt == settlement.attempt && claim.leased_until.is_some() => {
-                    valid.push(settlement.clone());
+                    valid.push(settlement);
                 }
                 _ => {
                     stale.insert(claim_of(settlement));
@@ -165,7 +168,9 @@ impl SqliteStore {
         }
     }
 
-    fn after_commit(&self, plan: &Plan<'_>, settlements: &[Settlement]) {
+    fn after_commit(&self, plan: &Plan<'_>, settlements: &[&Settlement]) {
+        // Before a claim can find them.
+        self.recent.keep(plan, self.clock.moment());
         let mut claims = self.claims();
         for waiting in &plan.deliveries {
             claims.appeared((waiting.lane.id, Class::Fresh), (plan.now.as_millis(), waiting.seq.0));
@@ -186,7 +191,19 @@ impl SqliteStore {
         }
     }
 
-    async fn claim_lane(&self, claim: &LaneClaim, now: Timestamp) -> Result<ClaimedLane> {
+    async fn claim_places(&self, claims: &[LaneClaim], now: Timestamp) -> Result<Vec<ClaimedPlaces>> {
+        let _one_at_a_time = self.claiming.lock().await;
+        let mut claimed = Vec::with_capacity(claims.len());
+        for claim in claims {
+            self.claims().reading = Some(Meanwhile::default());
+            let lane = self.claim_lane(claim, now).await;
+            self.claims().reading = None;
+            claimed.push(lane?);
+        }
+        Ok(claimed)
+    }
+
+    async fn claim_lane(&self, claim: &LaneClaim, now: Timestamp) -> Result<ClaimedPlaces> {
         let queue = (claim.lane.id, claim.class);
         let moment = self.clock.moment();
         let known = || {
@@ -198,60 +215,65 @@ impl SqliteStore {
         // One row more than wanted tells what is left. From the start, those that are claimed have to be passed over;
         // behind a cursor there are few.
         let limit = claim.limit + if from.is_some() { 0 } else { held } + 1;
-        let (rows, limit) = self.read(queue, from, limit).await?;
+        let rows = self.read(queue, from, limit).await?;
         let claimed = self.take(claim, rows, limit, from, now);
-        if !claimed.deliveries.is_empty() || claimed.remaining != Remaining::Due {
+        if !claimed.places.is_empty() || claimed.remaining != Remaining::Due {
             return Ok(claimed);
         }
         // Only claimed ones, this time.
         let (from, held) = known();
-        let (rows, limit) = self.read(queue, from, claim.limit + held + 1).await?;
+        let limit = claim.limit + held + 1;
+        let rows = self.read(queue, from, limit).await?;
         Ok(self.take(claim, rows, limit, from, now))
     }
 
-    /// Rows of a queue, in the order they fall due, and how many would have been read: as many as were asked for, or
-    /// fewer where they are too large for one value.
-    async fn read(
-        &self,
-        (lane, class): Queue,
-        from: Option<Cursor>,
-        most: usize,
-    ) -> Result<(Vec<WaitingRow>, usize)> {
+    /// What waits in a queue behind a place, at most `limit`, in the order it falls due.
+    async fn read(&self, (lane, class): Queue, from: Option<Cursor>, limit: usize) -> Result<Vec<Place>> {
         let (due_at, event) = from.map_or((i64::MIN, i64::MIN), |cursor| cursor.place);
-        let mut limit = most;
-        loop {
-            let query = sqlx::query_as(WAITING).bind(lane.0).bind(rows::class_column(class));
-            let query = query.bind(due_at).bind(event).bind(rows::count(limit));
+        let query = sqlx::query_as(WAITING).bind(lane.0).bind(rows::class_column(class));
+        let query = query.bind(due_at).bind(event).bind(rows::count(limit));
+        let (packed,): (Option<Vec<u8>>,) = query.fetch_one(&self.reads).await?;
+        waiting::places(&packed.unwrap_or_default())
+    }
+
+    /// What these events carry: all in one value, or in several where that would be too large for one.
+    async fn payloads(&self, events: &[i64]) -> Result<HashMap<i64, Payload>> {
+        let mut payloads = HashMap::with_capacity(events.len());
+        let mut parts = vec![events];
+        while let Some(part) = parts.pop() {
+            let query = sqlx::query_as(EVENTS).bind(serde_json::json!(part).to_string());
             let packed: (Option<Vec<u8>>,) = match query.fetch_one(&self.reads).await {
-                Err(error) if limit > 1 && waiting::is_too_big(&error) => {
-                    limit /= 2;
+                Err(error) if part.len() > 1 && waiting::is_too_big(&error) => {
+                    let (one, other) = part.split_at(part.len() / 2);
+                    parts.extend([one, other]);
                     continue;
                 }
                 read => read?,
             };
-            return Ok((waiting::unpack(&packed.0.unwrap_or_default())?, limit));
+            payloads.extend(waiting::events(&packed.0.unwrap_or_default())?);
         }
+        Ok(payloads)
     }
 
     /// Takes what is free and due among rows that were read, and notes the claims.
     fn take(
         &self,
         claim: &LaneClaim,
-        rows: Vec<WaitingRow>,
+        rows: Vec<Place>,
         limit: usize,
         from: Option<Cursor>,
         now: Timestamp,
-    ) -> ClaimedLane {
+    ) -> ClaimedPlaces {
         let moment = self.clock.moment();
         let leased_until = moment + self.lease;
         let queue = (claim.lane.id, claim.class);
         let exhausted = rows.len() < limit;
         let mut claims = self.claims();
-        let mut claimed = ClaimedLane { deliveries: Vec::new(), remaining: Remaining::Nothing };
+        let mut claimed = ClaimedPlaces { places: Vec::new(), remaining: Remaining::Nothing };
         let mut until = from.map_or(leased_until, |cursor| cursor.until);
         let mut cursor = None;
         for row in rows {
-            let WaitingRow { due_at, event, attempt: stored, .. } = row;
+            let Place { due_at, event, attempt: stored, .. } = row;
             let id = DeliveryId { event: EventSeq(event), lane: claim.lane.id };
             if due_at > now.as_millis() {
                 claimed.remaining = Remaining::Later(Timestamp::from_millis(due_at));
@@ -259,12 +281,12 @@ impl SqliteStore {
             }
             let settled = claims.reading.as_ref().is_some_and(|meanwhile| meanwhile.settled.contains(&id));
             if let Some(attempt) = claims.next_attempt(id, stored, moment).filter(|_| !settled) {
-                if claimed.deliveries.len() == claim.limit {
+                if claimed.places.len() == claim.limit {
                     claimed.remaining = Remaining::Due;
                     break;
                 }
                 claims.hold(id, claim.class, attempt, leased_until);
-                claimed.deliveries.push(delivery(&claim.lane, attempt, row));
+                claimed.places.push(Place { attempt, ..row });
             }
             if let Some(Claim { leased_until: Some(held_until), .. }) = claims.held.get(&id) {
                 until = until.min(*held_until);
@@ -288,20 +310,15 @@ impl SqliteStore {
     }
 }
 
-fn delivery(lane: &Arc<Lane>, attempt: i64, row: WaitingRow) -> Delivery {
-    Delivery {
-        id: DeliveryId { event: EventSeq(row.event), lane: lane.id },
-        lane: lane.clone(),
-        due_at: Timestamp::from_millis(row.due_at),
-        attempt,
-        failures: u32::try_from(row.failures).unwrap_or(u32::MAX),
-        uncertain: row.uncertain != 0,
-        identity: Identity { tenant: lane.tenant.clone(), source: row.source, id: row.id },
-        event_type: row.event_type,
-        received_at: Timestamp::from_millis(row.received_at),
-        body: row.body,
-        data: rows::range(row.data_start, row.data_end),
-    }
+/// The claims of places in one of a lane's queues.
+fn held(claim: &LaneClaim, places: &[Place]) -> impl Iterator<Item = Held> {
+    let held = |place: &Place| Held {
+        id: DeliveryId { event: EventSeq(place.event), lane: claim.lane.id },
+        class: claim.class,
+        due_at: Timestamp::from_millis(place.due_at),
+        attempt: place.attempt,
+    };
+    places.iter().map(held)
 }
 
 #[async_trait]
@@ -356,15 +373,14 @@ impl Store for SqliteStore {
     }
 
     async fn claim(&self, claims: &[LaneClaim], now: Timestamp) -> Result<Vec<ClaimedLane>> {
-        let _one_at_a_time = self.claiming.lock().await;
-        let mut claimed = Vec::with_capacity(claims.len());
-        for claim in claims {
-            self.claims().reading = Some(Meanwhile::default());
-            let lane = self.claim_lane(claim, now).await;
-            self.claims().reading = None;
-            claimed.push(lane?);
+        let claimed = self.claim_places(claims, now).await?;
+        let read = async |events: &[i64]| self.payloads(events).await;
+        let deliveries = payloads::deliveries(claims, &claimed, &self.recent, read).await;
+        if deliveries.is_err() {
+            let held = claims.iter().zip(&claimed).flat_map(|(claim, lane)| held(claim, &lane.places));
+            self.release(&held.collect::<Vec<_>>()).await?;
         }
-        Ok(claimed)
+        deliveries
     }
 
     async fn release(&self, held: &[Held]) -> Result<()> {

@@ -150,6 +150,9 @@ impl SvixSender {
     }
 
     /// Makes sure that Svix has the delivery's message in `app`, once.
+    ///
+    /// What is rare is boxed: a future is as large as the largest thing it may wait for, and is moved on its way into a
+    /// task.
     pub async fn send(&self, delivery: &Delivery, app: &str) -> Outcome {
         let key = idempotency_key(
             &self.options.environment,
@@ -163,7 +166,7 @@ impl SvixSender {
         };
         let message = Message { delivery, app, payload: &payload, key: &key };
         if self.clock.now().since(delivery.received_at) > LOOK_UP_AFTER {
-            match self.look_up(app, event_id).await {
+            match Box::pin(self.look_up(app, event_id)).await {
                 Ok(Some(found)) if message.is_same(&found) => {
                     return delivered(StatusCode::OK, Some(found.id), delivery.uncertain);
                 }
@@ -176,7 +179,7 @@ impl SvixSender {
             Err(outcome) => return outcome,
         };
         if answer.status == StatusCode::NOT_FOUND && self.options.create_applications {
-            if let Err(outcome) = self.create_application(app, &delivery.lane.tenant).await {
+            if let Err(outcome) = Box::pin(self.create_application(app, &delivery.lane.tenant)).await {
                 return outcome;
             }
             answer = match self.post(&message, event_id).await {
@@ -189,7 +192,7 @@ impl SvixSender {
             }
         }
         if answer.status == StatusCode::CONFLICT {
-            return self.resolve_conflict(&message, event_id).await;
+            return Box::pin(self.resolve_conflict(&message, event_id)).await;
         }
         self.outcome(&answer)
     }
@@ -360,10 +363,16 @@ fn event_id_is_valid(id: &str) -> bool {
 
 /// `{"eventType":…,"eventId":…,"payload":…}` with the payload's bytes as they are.
 fn message_body(event_type: &str, event_id: &str, payload: &[u8]) -> Bytes {
-    let quoted = |text: &str| serde_json::Value::from(text).to_string();
-    let head = format!(r#"{{"eventType":{},"eventId":{},"payload":"#, quoted(event_type), quoted(event_id));
-    let mut body = Vec::with_capacity(head.len() + payload.len() + 1);
-    body.extend_from_slice(head.as_bytes());
+    let texts = event_type.len() + event_id.len();
+    let mut body = Vec::with_capacity(payload.len() + texts + 64);
+    let mut quoted = |name: &[u8], text: &str| {
+        body.extend_from_slice(name);
+        // Neither a text nor memory refuses.
+        let _ = serde_json::to_writer(&mut body, text);
+    };
+    quoted(br#"{"eventType":"#, event_type);
+    quoted(br#","eventId":"#, event_id);
+    body.extend_from_slice(br#","payload":"#);
     body.extend_from_slice(payload);
     body.push(b'}');
     body.into()

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use axum::http::Method;
+use posthaste::ledger::{Rejected, RejectedFilter};
 use posthaste::mock::MockSvix;
 use serde_json::{Value, json};
 
@@ -237,6 +238,16 @@ async fn an_empty_batch_is_no_mistake() {
     relay.finish().await;
 }
 
+/// Every rejected message, newest first.
+pub async fn rejected_messages(relay: &TestRelay) -> Vec<Rejected> {
+    let database = relay.app().ledger().database();
+    let mut messages = Vec::new();
+    for row in database.rejected(&RejectedFilter::default(), 100).await.expect("read") {
+        messages.push(database.rejected_message(row.id).await.expect("read").expect("there"));
+    }
+    messages
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_push_that_can_never_be_accepted_is_kept_and_acknowledged() {
     // holds: 49
@@ -253,7 +264,7 @@ async fn a_push_that_can_never_be_accepted_is_kept_and_acknowledged() {
     assert_eq!(mixed.status, 204);
     let broken = relay.post(push("bm90IGpzb24=", "2")).await;
     assert_eq!(broken.status, 204);
-    let rejected = relay.app().ledger().database().rejected(10).await.expect("read");
+    let rejected = rejected_messages(&relay).await;
     let bodies: Vec<_> = rejected.iter().map(|row| String::from_utf8_lossy(&row.body).into_owned()).collect();
     assert_eq!(bodies, ["not json", r#"{"id":"bad"}"#]);
     for row in &rejected {

@@ -5,6 +5,7 @@
 mod support;
 mod access;
 mod admin;
+mod brokers;
 mod cli;
 mod direct;
 mod endpoints;
@@ -18,7 +19,17 @@ mod metrics;
 mod neighbours;
 mod nodes;
 mod partners_storage;
+mod push;
 mod retries;
 mod shutdown;
 mod simulation;
+#[cfg(feature = "full")]
+mod sources;
 mod svix;
+
+/// Loud, since what is not compiled can't fail.
+#[cfg(not(feature = "full"))]
+#[test]
+fn every_kind_of_source_is_tested() {
+    panic!("sources are tested with `--features full`, as ./scripts/test does");
+}

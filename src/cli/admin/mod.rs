@@ -1,8 +1,9 @@
-//! Tenants, partners, endpoints, event types and transforms: always through a running relay's API.
+//! Tenants, partners, endpoints, event types, transforms and what was rejected: always through a running relay's API.
 
 pub(super) mod endpoint;
 pub(super) mod event_type;
 pub(super) mod partner;
+pub(super) mod rejected;
 pub(super) mod tenant;
 pub(super) mod transform;
 
@@ -76,7 +77,9 @@ impl Admin {
     /// Prints every entry of a list, page after page.
     async fn list(&self, path: &str, name: &str, columns: &[Column]) -> anyhow::Result<()> {
         let mut entries: Vec<Box<RawValue>> = Vec::new();
-        let mut query = "?limit=200".to_owned();
+        // The path may have a query already.
+        let first = if path.contains('?') { '&' } else { '?' };
+        let mut query = format!("{first}limit=200");
         loop {
             let answer = self.ask(Method::GET, &format!("{path}{query}"), None).await?;
             let mut page: std::collections::BTreeMap<String, Box<RawValue>> = answer.read()?;
@@ -85,7 +88,7 @@ impl Admin {
             let cursor = page.remove("next_cursor");
             let cursor = cursor.map(|raw| serde_json::from_str::<Option<String>>(raw.get())).transpose()?;
             match cursor.flatten() {
-                Some(cursor) => query = format!("?limit=200&cursor={}", encoded(&cursor)),
+                Some(cursor) => query = format!("{first}limit=200&cursor={}", encoded(&cursor)),
                 None => break,
             }
         }

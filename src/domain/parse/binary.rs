@@ -147,7 +147,7 @@ impl<'a> Composer<'a> {
 /// The value of a `ce-` header (CloudEvents HTTP binding §3.1.3.2): freed of double quotes, then of one round
 /// of percent-encoding. A percent sign that encodes nothing stands for itself.
 /// `None` where that is not UTF-8.
-fn decode_header(value: &[u8]) -> Option<String> {
+pub(super) fn decode_header(value: &[u8]) -> Option<String> {
     let encoded = match value.trim_ascii() {
         [b'"', quoted @ .., b'"'] => Cow::Owned(without_backslashes(quoted)),
         plain => Cow::Borrowed(plain),

@@ -13,11 +13,13 @@ mod attributes;
 mod binary;
 pub(super) mod json;
 mod media_type;
+mod message;
 mod pubsub;
 mod reader;
 mod rules;
 #[cfg(test)]
 mod tests;
+mod unwrapped;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -26,8 +28,11 @@ use bytes::Bytes;
 use http::HeaderMap;
 
 use self::media_type::{Expected, MediaType, Opening};
+pub use self::message::{IncomingMessage, LazyIdentity, MessageIdentity, header_value, parse_message};
 use self::reader::Reader;
-pub(super) use self::rules::{pointer, why_not_a_name};
+pub(super) use self::rules::pointer;
+pub(crate) use self::rules::why_not_a_name;
+pub use self::unwrapped::parse_unwrapped;
 use super::event::{Event, Fingerprint, Identity};
 
 /// How deep a body may be nested, the outermost array or object counted as one (`serde_json`'s own limit).
@@ -79,6 +84,8 @@ pub struct Batch {
     pub shape: Shape,
     /// The attributes of a Pub/Sub message, as the JSON object they came in.
     pub attributes: Option<Bytes>,
+    /// What a Pub/Sub message is called.
+    pub identity: Option<MessageIdentity>,
     /// The elements in order. An empty array has none; a push envelope has at least one, unless it holds an
     /// empty array.
     pub items: Vec<Item>,
@@ -211,6 +218,6 @@ pub fn parse(incoming: &Incoming<'_>, settings: &ParseSettings) -> Result<Batch,
 
 impl Batch {
     fn new(shape: Shape, items: Vec<Item>) -> Self {
-        Self { shape, attributes: None, items }
+        Self { shape, attributes: None, identity: None, items }
     }
 }

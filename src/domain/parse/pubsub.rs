@@ -14,10 +14,10 @@ use bytes::Bytes;
 use super::attributes::Envelope;
 use super::binary::{self, Composer};
 use super::media_type::{Expected, MediaType, Opening};
+use super::message::{Carrier, LazyIdentity, MessageIdentity};
 use super::reader::Reader;
 use super::rules::{self, Fault};
 use super::{Batch, Item, ParseError, Shape, json};
-use crate::domain::key::derived_event_id;
 
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
@@ -27,46 +27,20 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 /// A JSON object's members: name and raw value.
 type Members<'a> = Vec<(Cow<'a, str>, &'a str)>;
 
-/// What the events of a message may fall back on.
-pub(super) struct Push<'a> {
-    subscription: Cow<'a, str>,
-    message_id: Option<Cow<'a, str>>,
-    /// The first of the tenant attributes that the message has: its name and its raw value.
-    tenant: Option<(&'a str, &'a str)>,
-}
-
-impl<'a> Push<'a> {
-    /// The id of the event at `index` that has none of its own, which it would have in the attribute `name`.
-    pub(super) fn event_id(&self, name: &str, index: usize) -> Result<String, Fault> {
-        match &self.message_id {
-            Some(message_id) => Ok(derived_event_id("pubsub", &[&self.subscription, message_id], index)),
-            None => Err(Fault::at(name, "is missing, and so is the message's `messageId` to derive it from")),
-        }
-    }
-
-    /// The tenant that the message's attributes name.
-    pub(super) fn tenant(&self) -> Option<Result<Cow<'a, str>, Fault>> {
-        let (name, raw) = self.tenant?;
-        let tenant = rules::name(name, raw);
-        Some(tenant.map_err(|fault| {
-            let detail = format!("the message attribute {}", fault.detail);
-            Fault { detail, ..fault }
-        }))
-    }
-}
-
 /// The events in `envelope`, which came in `body`.
-pub(super) fn unpack<'a>(mut reader: Reader<'a>, body: &'a Bytes, envelope: &Envelope<'a>) -> Batch {
+pub(super) fn unpack<'a>(reader: Reader<'a>, body: &'a Bytes, envelope: &Envelope<'a>) -> Batch {
     let message = members(envelope.message);
     let raw_attributes = find(&message, "attributes");
     let attributes = raw_attributes.map(members).unwrap_or_default();
     let mut tenant_attributes = reader.settings.tenant_attributes.iter();
-    reader.push = Some(Push {
-        subscription: json::unquote(envelope.subscription).unwrap_or(Cow::Borrowed(envelope.subscription)),
-        message_id: ["messageId", "message_id"]
-            .into_iter()
-            .find_map(|name| find(&message, name).and_then(json::unquote).filter(|id| !id.is_empty())),
-        tenant: tenant_attributes.find_map(|name| Some((name.as_str(), find(&attributes, name)?))),
+    let tenant = tenant_attributes.find_map(|name| Some(rules::name(name, find(&attributes, name)?)));
+    let identity = identity(&message, envelope);
+    let lazy = identity.as_ref().map(LazyIdentity::known);
+    let mut reader = reader.carried(Carrier {
+        identity: lazy.as_ref(),
+        lacking: "the message's `messageId`",
+        first_index: 0,
+        tenant,
     });
     let items = match decode(raw_attributes, find(&message, "data")) {
         Ok(data) => events(&mut reader, &attributes, body, &data),
@@ -75,8 +49,18 @@ pub(super) fn unpack<'a>(mut reader: Reader<'a>, body: &'a Bytes, envelope: &Env
     Batch {
         shape: Shape::PubSubPush,
         attributes: raw_attributes.map(|raw| body.slice_ref(raw.as_bytes())),
+        identity,
         items,
     }
+}
+
+/// What the message is called: an id that is its subscription's own.
+fn identity(message: &Members<'_>, envelope: &Envelope<'_>) -> Option<MessageIdentity> {
+    let id = |name| find(message, name).and_then(json::unquote).filter(|id| !id.is_empty());
+    let id = ["messageId", "message_id"].into_iter().find_map(id)?;
+    let subscription = json::unquote(envelope.subscription);
+    let subscription = subscription.unwrap_or(Cow::Borrowed(envelope.subscription));
+    Some(MessageIdentity::new("pubsub", [subscription.into_owned(), id.into_owned()]))
 }
 
 /// The members of the JSON object `text`: name and raw value. None where it is no object.
@@ -121,6 +105,12 @@ fn events(reader: &mut Reader<'_>, attributes: &Members<'_>, body: &Bytes, data:
     let content_type = content_type("content-type").or_else(|| content_type("ce-datacontenttype"));
     let content_type = content_type.as_deref();
     let items = if is_binary(attributes, content_type) {
+        let named = |(name, raw): &(Cow<'_, str>, &str)| {
+            let name = name.strip_prefix(binary::PREFIX)?.to_owned();
+            let value = rules::string(&name, raw).map(Cow::into_owned);
+            Some((name, value))
+        };
+        let attributes = attributes.iter().filter_map(named);
         binary_event(reader, attributes, content_type, raw, data).map(|item| vec![item])
     } else if data.is_empty() {
         return vec![reader.refused(body.clone(), fault("data", "is missing"))];
@@ -139,9 +129,9 @@ fn is_binary(attributes: &Members<'_>, content_type: Option<&str>) -> bool {
 }
 
 /// The event whose attributes stand beside its data.
-fn binary_event(
+pub(super) fn binary_event(
     reader: &mut Reader<'_>,
-    attributes: &Members<'_>,
+    attributes: impl Iterator<Item = (String, Result<String, Fault>)>,
     content_type: Option<&str>,
     raw: &Bytes,
     data: &Bytes,
@@ -152,16 +142,14 @@ fn binary_event(
     }
     let data = binary::data(json::text(data)?)?;
     let mut composer = Composer::new(&reader.settings.tenant_attributes);
-    for (name, raw) in attributes {
-        if let Some(name) = name.strip_prefix(binary::PREFIX) {
-            composer.attribute(name, rules::string(name, raw).map(Cow::into_owned));
-        }
+    for (name, value) in attributes {
+        composer.attribute(&name, value);
     }
     composer.finish(reader, raw.clone(), content_type, data)
 }
 
 /// One event or an array of them.
-fn structured_events(reader: &mut Reader<'_>, data: &Bytes) -> Result<Vec<Item>, ParseError> {
+pub(super) fn structured_events(reader: &mut Reader<'_>, data: &Bytes) -> Result<Vec<Item>, ParseError> {
     let text = json::text(data)?;
     match Expected::Any.opening(text)? {
         Opening::Array => reader.elements(data, text),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::attributes::Attributes;
-use super::pubsub::Push;
+use super::message::Carrier;
 use super::rules::{self, Fault};
 use super::{DEPTH_LIMIT, Draft, Invalid, Item, ParseError, ParseSettings, json};
 use crate::domain::event::Fingerprint;
@@ -16,15 +16,25 @@ pub(super) struct Reader<'a> {
     pub(super) settings: &'a ParseSettings,
     /// The tenant named by the transport.
     header_tenant: Option<&'a str>,
-    /// The Pub/Sub message around the events.
-    pub(super) push: Option<Push<'a>>,
+    /// The message around the events.
+    pub(super) carrier: Option<Carrier<'a>>,
+    /// The one tenant that all events belong to, whatever they say.
+    pub(super) only_tenant: Option<&'a str>,
     /// The tenant of the event before: most batches are one tenant's.
     last_tenant: Option<Arc<str>>,
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn new(settings: &'a ParseSettings, header_tenant: Option<&'a str>) -> Self {
-        Self { settings, header_tenant, push: None, last_tenant: None }
+        Self { settings, header_tenant, carrier: None, only_tenant: None, last_tenant: None }
+    }
+
+    /// The same for the events of a message that may not live as long.
+    pub(super) fn carried<'c>(self, carrier: Carrier<'c>) -> Reader<'c>
+    where
+        'a: 'c,
+    {
+        Reader { carrier: Some(carrier), ..self }
     }
 
     /// The elements of an array that is `text`, a part of `body`.
@@ -41,8 +51,8 @@ impl<'a> Reader<'a> {
             // The array around it is one level.
             let is_too_deep = json::is_deeper_than(element, DEPTH_LIMIT - 1);
             items.push(match attributes {
-                // Nobody would send a pushed message's other events again.
-                _ if is_too_deep && self.push.is_some() => {
+                // Nobody would send a message's other events again.
+                _ if is_too_deep && self.carrier.is_some() => {
                     self.refused(raw, Fault::whole(ParseError::TooDeep.to_string()))
                 }
                 _ if is_too_deep => return Err(ParseError::TooDeep),
@@ -120,7 +130,11 @@ impl<'a> Reader<'a> {
         let id = match attributes.id()? {
             Some(id) => Some(id.into_owned()),
             None if self.settings.require_id => return Err(Fault::at(attributes.id_name(), "is required")),
-            None => self.push.as_ref().map(|push| push.event_id(attributes.id_name(), index)).transpose()?,
+            None => self
+                .carrier
+                .as_ref()
+                .map(|carrier| carrier.event_id(attributes.id_name(), index))
+                .transpose()?,
         };
         let source = attributes.source()?;
         attributes.check_context()?;
@@ -139,15 +153,19 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// Whose event it is: the event's own word, then the message's, then the transport's, then the default.
+    /// Whose event it is: the one tenant there can be, else the event's own word, then the message's, then the transport's, then the default.
     fn tenant(&mut self, attributes: &Attributes<'_>) -> Result<Arc<str>, Fault> {
         let settings = self.settings;
+        if let Some(tenant) = self.only_tenant {
+            return Ok(self.shared(tenant));
+        }
         if let Some((place, raw)) = attributes.tenant() {
             let tenant = rules::name(&settings.tenant_attributes[place], raw)?;
             return Ok(self.shared(&tenant));
         }
-        if let Some(tenant) = self.push.as_ref().and_then(Push::tenant) {
-            return Ok(self.shared(&tenant?));
+        if let Some(tenant) = self.carrier.as_ref().and_then(Carrier::tenant) {
+            let tenant = tenant?.into_owned();
+            return Ok(self.shared(&tenant));
         }
         if let Some(tenant) = self.header_tenant {
             return match rules::why_not_a_name(tenant) {

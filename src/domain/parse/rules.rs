@@ -63,7 +63,7 @@ pub(super) fn name_or_empty<'a>(name: &str, raw: &'a str) -> Result<Cow<'a, str>
 
 /// What keeps `text` from being a name: 1 to [`NAME_LIMIT_BYTES`] bytes without control characters
 /// (CloudEvents 1.0 §3 forbids those, and Postgres can't store NUL).
-pub(in crate::domain) fn why_not_a_name(text: &str) -> Option<&'static str> {
+pub(crate) fn why_not_a_name(text: &str) -> Option<&'static str> {
     // The message spells the limit out.
     const { assert!(NAME_LIMIT_BYTES == 256) };
     if text.is_empty() {

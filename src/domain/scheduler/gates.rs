@@ -10,8 +10,9 @@ use crate::domain::clock::Moment;
 use crate::domain::gate::{Change, CloseReason, Gate, GateLimits, Signal, Ticket};
 use crate::domain::tenant::Destination;
 
-/// How much may be claimed for a gate, as a multiple of what may be in flight: what waits in memory holds a lease.
-const HELD_PER_WIDTH: usize = 4;
+/// How much may be claimed for a gate, as a multiple of what may be in flight. What waits in memory holds a lease, and a
+/// few large claims cost less than many small ones.
+const HELD_PER_WIDTH: usize = 8;
 
 #[derive(Debug)]
 struct GateState {

@@ -142,6 +142,8 @@ pub struct Scheduler<T> {
     held: usize,
     /// Their leases are about to run out; nobody has asked for them yet.
     expired: Vec<T>,
+    /// The alarms that whoever waits for them knows of.
+    told: (Option<Timestamp>, Option<Moment>),
 }
 
 /// Why a queue can't be claimed from now, or a destination can't be sent to.
@@ -171,6 +173,7 @@ impl<T> Scheduler<T> {
             in_flight: 0,
             held: 0,
             expired: Vec::new(),
+            told: (None, None),
         }
     }
 
@@ -348,6 +351,25 @@ impl<T> Scheduler<T> {
         (due_at, opening.into_iter().chain(self.partners.next_opening()).min())
     }
 
+    /// The next alarm, for whoever waits for it from now on.
+    pub fn tell_alarm(&mut self) -> (Option<Timestamp>, Option<Moment>) {
+        self.told = self.next_alarm();
+        self.told
+    }
+
+    /// Whether there is more to do than [`Self::next`] has done: others who may start, something to ask the ledger for
+    /// (claims only where one `may_claim`), or an alarm before the one that was told.
+    pub fn wants_turn(&self, may_claim: bool) -> bool {
+        let may_start = !self.ring.is_empty() && self.in_flight < self.limits.max_in_flight;
+        let errands = !self.expired.is_empty() || self.partners.lack_tokens();
+        let (due_at, opens_at) = self.next_alarm();
+        may_start
+            || errands
+            || (may_claim && !self.hungry.is_empty())
+            || is_before(due_at, self.told.0)
+            || is_before(opens_at, self.told.1)
+    }
+
     /// The gates and their state.
     pub fn gates(&self) -> impl Iterator<Item = (&GateId, &Gate)> {
         self.gates.iter()
@@ -363,9 +385,14 @@ impl<T> Scheduler<T> {
         self.held
     }
 
-    /// The process is about to end: nothing starts any more. All that is buffered, to be released into the ledger.
-    pub fn drain(&mut self) -> Vec<T> {
+    /// The process is about to end: nothing starts any more.
+    pub const fn stop(&mut self) {
         self.limits.max_in_flight = 0;
+    }
+
+    /// All that is buffered, to be released into the ledger. Nothing starts any more.
+    pub fn drain(&mut self) -> Vec<T> {
+        self.stop();
         self.held = 0;
         self.ring.clear();
         let buffered = self.lanes_where(LaneState::has_buffered);
@@ -428,3 +455,8 @@ fn partner_in(policies: &Policies, destination: &Destination) -> Option<Arc<str>
 
 #[cfg(test)]
 mod tests;
+
+/// Whether an alarm rings before the one that is `known`.
+fn is_before<M: Ord>(alarm: Option<M>, known: Option<M>) -> bool {
+    alarm.is_some_and(|alarm| known.is_none_or(|known| alarm < known))
+}

@@ -170,6 +170,11 @@ impl Partners {
         }
     }
 
+    /// Whether there is something to reserve.
+    pub const fn lack_tokens(&self) -> bool {
+        !self.lacking.is_empty()
+    }
+
     /// What to reserve in the ledger now. Each wish must be answered with [`Self::granted`] or [`Self::not_granted`].
     pub fn wishes(&mut self) -> Vec<TokenWish> {
         let mut wishes = Vec::new();

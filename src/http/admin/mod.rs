@@ -6,6 +6,7 @@ mod event_types;
 mod keys;
 mod paging;
 mod partners;
+mod rejected;
 mod tenants;
 mod transforms;
 
@@ -42,6 +43,9 @@ pub(super) fn routes() -> OpenApiRouter<HttpState> {
         .routes(routes!(event_types::list_event_types))
         .routes(routes!(event_types::get_event_type, event_types::put_event_type))
         .routes(routes!(transforms::preview_transform))
+        .routes(routes!(rejected::list_rejected))
+        .routes(routes!(rejected::get_rejected, rejected::delete_rejected))
+        .routes(routes!(rejected::replay_rejected))
 }
 
 fn ledger(state: &HttpState, error: &LedgerError) -> Problem {

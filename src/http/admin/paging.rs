@@ -39,22 +39,31 @@ impl<S: Send + Sync> FromRequestParts<S> for Page {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let bad = |detail: String| Problem::new(StatusCode::BAD_REQUEST, "bad_query", detail);
         let query = Query::<PageQuery>::from_request_parts(parts, state).await;
-        let Query(query) = query.map_err(|rejection: QueryRejection| bad(rejection.body_text()))?;
-        let limit = query.limit.unwrap_or(LIMIT_DEFAULT);
-        if !(1..=LIMIT_MAX).contains(&limit) {
-            return Err(bad(format!("limit must be from 1 to {LIMIT_MAX}")));
-        }
-        let text = |cursor: String| String::from_utf8(URL_SAFE_NO_PAD.decode(cursor).ok()?).ok();
-        let after = query.cursor.map(|cursor| {
-            text(cursor).ok_or_else(|| bad("cursor must be the next_cursor of another page".into()))
-        });
-        Ok(Self { limit, after: after.transpose()? })
+        let Query(query) = query.map_err(|rejection: QueryRejection| bad_query(rejection.body_text()))?;
+        Self::new(query.limit, query.cursor)
     }
 }
 
+/// A query that can't be read.
+pub(super) fn bad_query(detail: String) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, "bad_query", detail)
+}
+
 impl Page {
+    /// The page that a query asks for.
+    pub(super) fn new(limit: Option<u32>, cursor: Option<String>) -> Result<Self, Problem> {
+        let limit = limit.unwrap_or(LIMIT_DEFAULT);
+        if !(1..=LIMIT_MAX).contains(&limit) {
+            return Err(bad_query(format!("limit must be from 1 to {LIMIT_MAX}")));
+        }
+        let text = |cursor: String| String::from_utf8(URL_SAFE_NO_PAD.decode(cursor).ok()?).ok();
+        let after = cursor.map(|cursor| {
+            text(cursor).ok_or_else(|| bad_query("cursor must be the next_cursor of another page".into()))
+        });
+        Ok(Self { limit, after: after.transpose()? })
+    }
+
     /// How many entries to read: one more than are shown, to see whether there are further ones.
     pub(super) const fn read_limit(&self) -> u32 {
         self.limit + 1

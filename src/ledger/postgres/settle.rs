@@ -11,31 +11,26 @@ use crate::domain::tenant::LaneId;
 use crate::ledger::rows::{self, AttemptColumns, OutcomeColumns, WaitingColumns};
 use crate::ledger::{ClaimId, Held, Result, claim_of};
 
-/// Moves finished deliveries from the queue into `outcome`, as far as their claims still hold.
+/// Moves finished deliveries from the queue into `outcome`; those whose claims hold no longer are returned.
 async fn settle_done(connection: &mut PgConnection, done: &[OutcomeColumns<'_>]) -> Result<Vec<ClaimId>> {
     if done.is_empty() {
         return Ok(Vec::new());
     }
-    let settled: Vec<(i64, i64, i64)> = sqlx::query_as(
-        "WITH input AS (
-             SELECT * FROM UNNEST($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $5::bigint[], $6::bigint[],
-                                  $7::bigint[], $8::bigint[], $9::bigint[], $10::text[], $11::bigint[], $12::text[],
-                                  $13::bigint[])
-                 AS t (event, lane, due_at, state, at, attempts, failures, latency_ms, status, remote_id,
-                       dispatch_unconfirmed, reason, retry)
-         ), gone AS (
-             DELETE FROM queue USING input
+    let settled = sqlx::query(
+        "WITH gone AS (
+             DELETE FROM queue
+             USING UNNEST($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $5::bigint[], $6::bigint[], $7::bigint[],
+                          $8::bigint[], $9::bigint[], $10::text[], $11::bigint[], $12::text[], $13::bigint[])
+                 AS input (event, lane, due_at, state, at, attempts, failures, latency_ms, status, remote_id,
+                           dispatch_unconfirmed, reason, retry)
              WHERE queue.lane = input.lane AND queue.retry = input.retry AND queue.due_at = input.due_at
                AND queue.event = input.event AND queue.attempt = input.attempts AND queue.lease_until > 0
-             RETURNING queue.event, queue.lane, queue.attempt
+             RETURNING input.event, input.lane, input.state, input.at, input.attempts, input.failures, input.latency_ms,
+                       input.status, input.remote_id, input.dispatch_unconfirmed, input.reason
          )
          INSERT INTO outcome (event, lane, state, at, attempts, failures, latency_ms, status, remote_id,
                               dispatch_unconfirmed, reason)
-         SELECT input.event, input.lane, state, at, attempts, failures, latency_ms, status, remote_id,
-                dispatch_unconfirmed, reason
-         FROM input
-         JOIN gone ON gone.event = input.event AND gone.lane = input.lane AND gone.attempt = input.attempts
-         RETURNING event, lane, attempts",
+         SELECT * FROM gone",
     )
     .bind(column(done, |row| row.event))
     .bind(column(done, |row| row.lane))
@@ -50,9 +45,29 @@ async fn settle_done(connection: &mut PgConnection, done: &[OutcomeColumns<'_>])
     .bind(column(done, |row| row.dispatch_unconfirmed))
     .bind(column(done, |row| row.reason))
     .bind(column(done, |row| row.was_retry))
+    .execute(&mut *connection)
+    .await?
+    .rows_affected();
+    if settled == done.len() as u64 { Ok(Vec::new()) } else { stale(connection, done).await }
+}
+
+/// Those of `done` that this transaction has written no outcome of.
+async fn stale(connection: &mut PgConnection, done: &[OutcomeColumns<'_>]) -> Result<Vec<ClaimId>> {
+    let stale: Vec<(i64, i64, i64)> = sqlx::query_as(
+        "SELECT input.event, input.lane, input.attempts
+         FROM UNNEST($1::bigint[], $2::bigint[], $3::bigint[]) AS input (event, lane, attempts)
+         WHERE NOT EXISTS (
+             SELECT 1 FROM outcome
+             WHERE outcome.event = input.event AND outcome.lane = input.lane AND outcome.attempts = input.attempts
+               AND outcome.xmin = pg_current_xact_id()::xid
+         )",
+    )
+    .bind(column(done, |row| row.event))
+    .bind(column(done, |row| row.lane))
+    .bind(column(done, |row| row.attempts))
     .fetch_all(connection)
     .await?;
-    Ok(settled.into_iter().map(claim_id).collect())
+    Ok(stale.into_iter().map(claim_id).collect())
 }
 
 /// Puts deliveries back for later, as far as their claims still hold.
@@ -138,16 +153,17 @@ pub(super) async fn settle(
 ) -> Result<HashSet<ClaimId>> {
     let done: Vec<_> = settlements.iter().filter_map(OutcomeColumns::of).collect();
     let waiting: Vec<_> = settlements.iter().filter_map(WaitingColumns::of).collect();
-    let mut settled: HashSet<_> = settle_done(connection, &done).await?.into_iter().collect();
-    settled.extend(settle_waiting(connection, &waiting).await?);
-    let held = settlements.iter().filter(|settlement| settled.contains(&claim_of(settlement)));
+    let mut stale: HashSet<_> = settle_done(connection, &done).await?.into_iter().collect();
+    let put_back: HashSet<_> = settle_waiting(connection, &waiting).await?.into_iter().collect();
+    let waited = waiting.iter().map(|row| claim_id((row.event, row.lane, row.attempt)));
+    stale.extend(waited.filter(|claim| !put_back.contains(claim)));
+    let held = settlements.iter().filter(|settlement| !stale.contains(&claim_of(settlement)));
     let failed: Vec<_> = held.filter_map(AttemptColumns::of).collect();
     log_attempts(connection, &failed).await?;
-    let (released, moved): (Vec<_>, Vec<_>) =
-        settlements.iter().partition(|settlement| settlement.next == NextState::Released);
+    let released = settlements.iter().filter(|settlement| settlement.next == NextState::Released);
+    let released: Vec<_> = released.map(Held::of).collect();
     if !released.is_empty() {
-        let released: Vec<_> = released.into_iter().map(Held::of).collect();
         release(connection, &released).await?;
     }
-    Ok(moved.into_iter().map(claim_of).filter(|claim| !settled.contains(claim)).collect())
+    Ok(stale)
 }

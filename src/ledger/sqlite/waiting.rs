@@ -1,4 +1,4 @@
-//! Reading what waits, as one value for all rows of a claim.
+//! Reading what waits, as one value for all rows of a query.
 //!
 //! sqlx copies every column of every row on its way from the connection's thread, and hands rows over one by one: twelve
 //! columns a delivery cost more than finding, sending and settling it. Joined into one text by the database they cost a
@@ -7,50 +7,65 @@
 use bytes::Bytes;
 use sqlx::error::DatabaseError;
 
-use crate::ledger::{LedgerError, Result};
+use crate::ledger::payloads::{Payload, Place};
+use crate::ledger::{LedgerError, Result, rows};
 
-/// What waits in one of a lane's queues behind a place, in the order it falls due. A cross join is one that SQLite does
-/// not turn round, whatever the statistics of an `ANALYZE` say.
+/// What waits in one of a lane's queues behind a place, in the order it falls due.
 pub(super) const WAITING: &str = "SELECT CAST(group_concat(packed, '') AS BLOB) FROM (
-         SELECT format('%d %d %d %d %d %d %d %d %d %d %d %d ', queue.due_at, queue.event, queue.attempt, queue.failures,
-                       queue.uncertain, event.received_at, COALESCE(event.data_start, -1),
+         SELECT format('%d %d %d %d %d ', due_at, event, attempt, failures, uncertain) AS packed
+         FROM queue WHERE lane = $1 AND retry = $2 AND (due_at, event) > ($3, $4)
+         ORDER BY due_at, event LIMIT $5
+     )";
+
+/// The events with the numbers in a JSON array. A cross join is one that SQLite does not turn round, whatever the
+/// statistics of an `ANALYZE` say.
+pub(super) const EVENTS: &str = "SELECT CAST(group_concat(packed, '') AS BLOB) FROM (
+         SELECT format('%d %d %d %d %d %d %d %d ', event.seq, event.received_at, COALESCE(event.data_start, -1),
                        COALESCE(event.data_end, -1), octet_length(event.source), octet_length(event.id),
                        octet_length(event.type), octet_length(event.body))
                 || event.source || event.id || event.type || event.body AS packed
-         FROM queue CROSS JOIN event ON event.seq = queue.event
-         WHERE queue.lane = $1 AND queue.retry = $2 AND (queue.due_at, queue.event) > ($3, $4)
-         ORDER BY queue.due_at, queue.event LIMIT $5
+         FROM json_each($1) AS wanted CROSS JOIN event ON event.seq = wanted.value
      )";
 
-/// A delivery that waits, as the database has it.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct WaitingRow {
-    pub due_at: i64,
-    pub event: i64,
-    pub attempt: i64,
-    pub failures: i64,
-    pub uncertain: i64,
-    pub received_at: i64,
-    pub data_start: Option<i64>,
-    pub data_end: Option<i64>,
-    pub source: String,
-    pub id: String,
-    pub event_type: String,
-    pub body: Bytes,
+/// Takes apart what [`WAITING`] has joined, in the order it falls due. `attempt` is the last one that was settled.
+pub(super) fn places(packed: &[u8]) -> Result<Vec<Place>> {
+    let mut places = unpack(packed, |rest| {
+        let [due_at, event, attempt, failures, uncertain] = take_numbers(rest)?;
+        Some(Place { due_at, event, attempt, failures, uncertain })
+    })?;
+    // Nothing in SQL says in what order rows are joined.
+    let key = |place: &Place| (place.due_at, place.event);
+    if !places.is_sorted_by_key(key) {
+        places.sort_unstable_by_key(key);
+    }
+    Ok(places)
 }
 
-/// Takes apart what [`WAITING`] has joined, in the order it falls due.
-pub(super) fn unpack(packed: &[u8]) -> Result<Vec<WaitingRow>> {
+/// Takes apart what [`EVENTS`] has joined: each event's number and what it carries.
+pub(super) fn events(packed: &[u8]) -> Result<Vec<(i64, Payload)>> {
+    unpack(packed, |rest| {
+        let [number, received_at, start, end, source, id, event_type, body] = take_numbers(rest)?;
+        let known = |at: i64| (at >= 0).then_some(at);
+        let payload = Payload {
+            received_at,
+            data: rows::range(known(start), known(end)),
+            source: take_text(rest, source)?,
+            id: take_text(rest, id)?,
+            event_type: take_text(rest, event_type)?,
+            // A copy: one delivery that hangs must not hold all that were read with it.
+            body: Bytes::copy_from_slice(take_bytes(rest, body)?),
+        };
+        Some((number, payload))
+    })
+}
+
+fn unpack<T>(packed: &[u8], mut next: impl FnMut(&mut &[u8]) -> Option<T>) -> Result<Vec<T>> {
     let mut rest = packed;
     let mut rows = Vec::new();
     while !rest.is_empty() {
-        rows.push(row(&mut rest).ok_or_else(|| {
-            LedgerError::Unavailable("a row of the ledger's queue can't be read: the file is damaged".into())
+        rows.push(next(&mut rest).ok_or_else(|| {
+            LedgerError::Unavailable("a row of the ledger can't be read: the file is damaged".into())
         })?);
-    }
-    // Nothing in SQL says in what order rows are joined.
-    if !rows.is_sorted_by_key(place) {
-        rows.sort_unstable_by_key(place);
     }
     Ok(rows)
 }
@@ -60,33 +75,12 @@ pub(super) fn is_too_big(error: &sqlx::Error) -> bool {
     error.as_database_error().and_then(DatabaseError::code).is_some_and(|code| code == "18")
 }
 
-const fn place(row: &WaitingRow) -> (i64, i64) {
-    (row.due_at, row.event)
-}
-
-fn row(rest: &mut &[u8]) -> Option<WaitingRow> {
-    let mut numbers = [0; 12];
+fn take_numbers<const N: usize>(rest: &mut &[u8]) -> Option<[i64; N]> {
+    let mut numbers = [0; N];
     for number in &mut numbers {
         *number = take_number(rest)?;
     }
-    let [due_at, event, attempt, failures, uncertain, received_at, start, end, lengths @ ..] = numbers;
-    let [source, id, event_type, body] = lengths;
-    let known = |at: i64| (at >= 0).then_some(at);
-    Some(WaitingRow {
-        due_at,
-        event,
-        attempt,
-        failures,
-        uncertain,
-        received_at,
-        data_start: known(start),
-        data_end: known(end),
-        source: take_text(rest, source)?,
-        id: take_text(rest, id)?,
-        event_type: take_text(rest, event_type)?,
-        // A copy: one delivery that hangs must not hold all that were read with it.
-        body: Bytes::copy_from_slice(take_bytes(rest, body)?),
-    })
+    Some(numbers)
 }
 
 fn take_number(rest: &mut &[u8]) -> Option<i64> {
@@ -122,19 +116,35 @@ mod tests {
     }
 
     #[test]
-    fn what_was_joined_comes_apart_whatever_it_holds() {
-        let packed = b"20 7 0 0 0 5 -1 -1 0 3 1 2 a 1t{}10 8 3 2 1 6 0 4 2 0 0 4 12\x0012\xff";
-        let rows = unpack(packed).expect("rows");
-        assert_eq!(rows.iter().map(place).collect::<Vec<_>>(), [(10, 8), (20, 7)], "in order");
-        let (first, second) = (&rows[0], &rows[1]);
-        assert_eq!((&*second.source, &*second.id, &*second.event_type), ("", "a 1", "t"));
-        assert_eq!((second.data_start, second.data_end, &second.body[..]), (None, None, &b"{}"[..]));
-        assert_eq!((first.attempt, first.failures, first.uncertain, first.received_at), (3, 2, 1, 6));
-        assert_eq!((first.data_start, first.data_end), (Some(0), Some(4)));
-        assert_eq!((&*first.source, &first.body[..]), ("12", &b"\x0012\xff"[..]));
-        assert_eq!(unpack(b"").expect("rows"), []);
-        for damaged in [&packed[..packed.len() - 1], b"1 2 3", b"x", b"1 2 3 4 5 6 7 8 9 -9 1 1 ", b"  "] {
-            assert!(unpack(damaged).is_err(), "{damaged:?}");
+    fn places_come_apart_in_order() {
+        let place = |due_at, event, attempt, failures, uncertain| Place {
+            due_at,
+            event,
+            attempt,
+            failures,
+            uncertain,
+        };
+        let packed = b"20 7 0 0 0 10 8 3 2 1 ";
+        assert_eq!(places(packed).expect("places"), [place(10, 8, 3, 2, 1), place(20, 7, 0, 0, 0)]);
+        assert_eq!(places(b"").expect("places"), []);
+        for damaged in [&packed[..packed.len() - 1], b"1 2 3", b"x", b"  "] {
+            assert!(places(damaged).is_err(), "{damaged:?}");
+        }
+    }
+
+    #[test]
+    fn events_come_apart_whatever_they_hold() {
+        let packed = b"7 5 -1 -1 0 3 1 2 a 1t{}8 6 0 4 2 0 0 4 12\x0012\xff";
+        let rows = events(packed).expect("events");
+        assert_eq!(rows.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [7, 8]);
+        let (first, second) = (&rows[0].1, &rows[1].1);
+        assert_eq!((&*first.source, &*first.id, &*first.event_type, first.received_at), ("", "a 1", "t", 5));
+        assert_eq!((&first.data, &first.body[..]), (&None, &b"{}"[..]));
+        assert_eq!((&*second.source, second.received_at, &second.data), ("12", 6, &Some(0..4)));
+        assert_eq!(&second.body[..], b"\x0012\xff");
+        assert_eq!(events(b"").expect("events"), []);
+        for damaged in [&packed[..packed.len() - 1], b"1 2 3", b"8 6 0 4 -9 0 0 4 ", b"  "] {
+            assert!(events(damaged).is_err(), "{damaged:?}");
         }
     }
 }

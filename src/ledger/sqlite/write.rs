@@ -1,24 +1,76 @@
 //! What a commit writes: one statement for many rows.
 
-use sqlx::sqlite::SqliteArguments;
-use sqlx::{AssertSqlSafe, Sqlite, SqliteConnection};
+use std::sync::{Arc, OnceLock};
 
-use crate::domain::delivery::{Class, NextState, Settlement};
+use sqlx::sqlite::SqliteArguments;
+use sqlx::{Arguments as _, AssertSqlSafe, Encode, Sqlite, SqliteConnection, Type};
+
+use crate::domain::delivery::{NextState, Settlement};
 use crate::ledger::plan::Plan;
 use crate::ledger::rows::{self, AttemptColumns, OutcomeColumns, WaitingColumns};
 use crate::ledger::{LedgerError, Result};
 
-/// Takes rows out of the queue, by their key: head, columns and tail for [`write_rows`].
-pub(super) const TAKE_OUT: (&str, usize, &str) =
-    ("DELETE FROM queue WHERE (lane, retry, due_at, event) IN (VALUES", 4, ")");
-/// Puts rows into the queue.
-const PUT_IN: (&str, usize, &str) =
-    ("INSERT INTO queue (lane, retry, due_at, event, attempt, failures, uncertain) VALUES", 7, "");
+/// One statement for many rows: `head (?, …), (?, …) … tail`.
+pub(super) struct Rows {
+    head: &'static str,
+    /// One row, with a `?` for each value that differs.
+    row: &'static str,
+    tail: &'static str,
+    /// The text for each of [`CHUNKS`], once it was needed.
+    texts: [OnceLock<Arc<str>>; CHUNKS.len()],
+}
+
+/// Takes rows out of the queue, by their key.
+pub(super) static TAKE_OUT: Rows =
+    Rows::new("DELETE FROM queue WHERE (lane, retry, due_at, event) IN (VALUES", "(?,?,?,?)", ")");
+/// Puts back into the queue what has been tried.
+static PUT_BACK: Rows = Rows::new(
+    "INSERT INTO queue (lane, retry, due_at, event, attempt, failures, uncertain) VALUES",
+    "(?,?,?,?,?,?,?)",
+    "",
+);
+/// Puts fresh deliveries into the queue.
+static PUT_IN: Rows = Rows::new(
+    "INSERT INTO queue (lane, retry, due_at, event, attempt, failures, uncertain) VALUES",
+    "(?,0,?,?,0,0,0)",
+    "",
+);
+static EVENT_KEYS: Rows = Rows::new(
+    "INSERT INTO event_key (tenant, source, id, fingerprint, event) VALUES",
+    "(?,?,?,?,?)",
+    " ON CONFLICT DO NOTHING",
+);
+static REQUEST_KEYS: Rows = Rows::new(
+    "INSERT INTO request_key (scope, key, fingerprint, created_at) VALUES",
+    "(?,?,?,?)",
+    " ON CONFLICT DO NOTHING",
+);
+static EVENTS: Rows = Rows::new(
+    "INSERT INTO event (seq, tenant, source, id, type, received_at, destinations, body, data_start, data_end) VALUES",
+    "(?,?,?,?,?,?,?,?,?,?)",
+    "",
+);
+/// Nearly all outcomes: with less to bind than [`OUTCOMES`].
+static DELIVERED: Rows = Rows::new(
+    "INSERT INTO outcome (event, lane, state, at, attempts, failures, latency_ms, status, remote_id, \
+     dispatch_unconfirmed) VALUES",
+    "(?,?,'delivered',?,?,?,?,?,?,?)",
+    "",
+);
+static OUTCOMES: Rows = Rows::new(
+    "INSERT INTO outcome (event, lane, state, at, attempts, failures, latency_ms, status, remote_id, \
+     dispatch_unconfirmed, reason) VALUES",
+    "(?,?,?,?,?,?,?,?,?,?,?)",
+    "",
+);
+static ATTEMPTS: Rows = Rows::new(
+    "INSERT INTO attempt_log (event, lane, attempt, at, latency_ms, status, code, detail, retry_at) VALUES",
+    "(?,?,?,?,?,?,?,?,?)",
+    " ON CONFLICT DO NOTHING",
+);
 /// Rows in one statement. A few fixed sizes, so that SQLite's statement cache knows the text; powers of two, so that any
 /// count takes few statements: each is a round trip to the connection's thread.
 pub(super) const CHUNKS: [usize; 10] = [512, 256, 128, 64, 32, 16, 8, 4, 2, 1];
-
-type Query<'q> = sqlx::query::Query<'q, Sqlite, SqliteArguments>;
 
 /// The largest fixed chunk that `rows` fills, and the rest.
 pub(super) fn next_chunk<T>(rows: &[T]) -> Option<(&[T], &[T])> {
@@ -28,107 +80,133 @@ pub(super) fn next_chunk<T>(rows: &[T]) -> Option<(&[T], &[T])> {
 /// `(?,?),(?,?)` for so many rows of so many columns.
 pub(super) fn placeholders(rows: usize, columns: usize) -> String {
     let row = format!("({})", vec!["?"; columns].join(","));
-    vec![row; rows].join(",")
+    vec![&*row; rows].join(",")
 }
 
-/// The text of `head VALUES … tail` for so many rows.
-pub(super) fn statement((head, columns, tail): (&str, usize, &str), rows: usize) -> String {
-    format!("{head} {}{tail}", placeholders(rows, columns))
-}
-
-/// Runs `head VALUES … tail` over all rows, a chunk at a time; how many rows were changed.
-pub(super) async fn write_rows<T>(
-    connection: &mut SqliteConnection,
-    (head, columns, tail): (&str, usize, &str),
-    rows: &[T],
-    bind: impl for<'q> Fn(Query<'q>, &T) -> Query<'q>,
-) -> Result<u64> {
-    let mut changed = 0;
-    let mut rest = rows;
-    while let Some((chunk, left)) = next_chunk(rest) {
-        let sql = statement((head, columns, tail), chunk.len());
-        let query = chunk.iter().fold(sqlx::query(AssertSqlSafe(sql)), &bind);
-        changed += query.execute(&mut *connection).await?.rows_affected();
-        rest = left;
+impl Rows {
+    const fn new(head: &'static str, row: &'static str, tail: &'static str) -> Self {
+        Self { head, row, tail, texts: [const { OnceLock::new() }; CHUNKS.len()] }
     }
-    Ok(changed)
+
+    /// The statement for so many rows: one of [`CHUNKS`].
+    pub fn text(&self, rows: usize) -> Arc<str> {
+        let text = || format!("{} {}{}", self.head, vec![self.row; rows].join(","), self.tail).into();
+        let known = CHUNKS.iter().position(|size| *size == rows).and_then(|place| self.texts.get(place));
+        known.map_or_else(text, |known| known.get_or_init(text).clone())
+    }
+
+    /// Runs it over all rows, a chunk at a time; how many rows were changed.
+    pub async fn write<T>(
+        &self,
+        connection: &mut SqliteConnection,
+        rows: &[T],
+        bind: impl Fn(&mut Values, &T) -> sqlx::Result<()>,
+    ) -> Result<u64> {
+        let mut changed = 0;
+        let mut rest = rows;
+        while let Some((chunk, left)) = next_chunk(rest) {
+            let mut values = Values(SqliteArguments::default());
+            values.0.reserve(chunk.len() * self.row.matches('?').count(), 0);
+            for row in chunk {
+                bind(&mut values, row)?;
+            }
+            let query = sqlx::query_with(AssertSqlSafe(self.text(chunk.len())), values.0);
+            changed += query.execute(&mut *connection).await?.rows_affected();
+            rest = left;
+        }
+        Ok(changed)
+    }
+}
+
+/// What is bound to a statement, in order.
+pub(super) struct Values(SqliteArguments);
+
+impl Values {
+    fn add<'v>(&mut self, value: impl Encode<'v, Sqlite> + Type<Sqlite>) -> sqlx::Result<&mut Self> {
+        self.0.add(value).map_err(sqlx::Error::Encode)?;
+        Ok(self)
+    }
 }
 
 /// Writes a plan's rows; false where some of its keys are taken.
 pub(super) async fn insert_plan(connection: &mut SqliteConnection, plan: &Plan<'_>) -> Result<bool> {
     let keys: Vec<_> = plan.sorted().collect();
-    let head = "INSERT INTO event_key (tenant, source, id, fingerprint, event) VALUES";
-    let written = write_rows(connection, (head, 5, " ON CONFLICT DO NOTHING"), &keys, |query, insert| {
+    let written = EVENT_KEYS.write(connection, &keys, |values, insert| {
         let identity = &insert.new.event.identity;
-        let query = query.bind(&*identity.tenant).bind(&*identity.source).bind(&*identity.id);
-        query.bind(&insert.new.event.fingerprint.0[..]).bind(insert.seq.0)
+        values.add(identity.tenant.clone())?.add(&*identity.source)?.add(&*identity.id)?;
+        values.add(&insert.new.event.fingerprint.0[..])?.add(insert.seq.0).map(drop)
     });
     if written.await? < keys.len() as u64 {
         return Ok(false);
     }
-    let head = "INSERT INTO request_key (scope, key, fingerprint, created_at) VALUES";
-    let written =
-        write_rows(connection, (head, 4, " ON CONFLICT DO NOTHING"), &plan.request_keys, |query, key| {
-            query.bind(&*key.scope).bind(&*key.key).bind(&key.fingerprint[..]).bind(plan.now.as_millis())
-        });
+    let written = REQUEST_KEYS.write(connection, &plan.request_keys, |values, key| {
+        values
+            .add(&*key.scope)?
+            .add(&*key.key)?
+            .add(&key.fingerprint[..])?
+            .add(plan.now.as_millis())
+            .map(drop)
+    });
     if written.await? < plan.request_keys.len() as u64 {
         return Ok(false);
     }
-    let head = "INSERT INTO event (seq, tenant, source, id, type, received_at, destinations, body, data_start, \
-                data_end) VALUES";
-    write_rows(connection, (head, 10, ""), &plan.inserts, |query, insert| {
+    let written = EVENTS.write(connection, &plan.inserts, |values, insert| {
         let event = &insert.new.event;
         let (start, end) = rows::range_columns(event.data.as_ref());
-        let query = query.bind(insert.seq.0).bind(&*event.identity.tenant).bind(&*event.identity.source);
-        let query = query.bind(&*event.identity.id).bind(&*event.event_type).bind(plan.now.as_millis());
-        query.bind(rows::count(insert.new.lanes.len())).bind(&event.body[..]).bind(start).bind(end)
-    })
-    .await?;
-    write_rows(connection, PUT_IN, &plan.deliveries, |query, waiting| {
-        let query = query.bind(waiting.lane.id.0).bind(rows::class_column(Class::Fresh));
-        let query = query.bind(plan.now.as_millis()).bind(waiting.seq.0);
-        query.bind(0_i64).bind(0_i64).bind(0_i64)
-    })
-    .await?;
+        values.add(insert.seq.0)?.add(event.identity.tenant.clone())?.add(&*event.identity.source)?;
+        values.add(&*event.identity.id)?.add(&*event.event_type)?.add(plan.now.as_millis())?;
+        values.add(rows::count(insert.new.lanes.len()))?.add(&event.body[..])?.add(start)?.add(end).map(drop)
+    });
+    written.await?;
+    let written = PUT_IN.write(connection, &plan.deliveries, |values, waiting| {
+        values.add(waiting.lane.id.0)?.add(plan.now.as_millis())?.add(waiting.seq.0).map(drop)
+    });
+    written.await?;
     Ok(true)
 }
 
 /// Takes settled deliveries out of the queue and writes what they lead to.
-pub(super) async fn settle_rows(connection: &mut SqliteConnection, settlements: &[Settlement]) -> Result<()> {
-    let moved: Vec<_> =
-        settlements.iter().filter(|settlement| settlement.next != NextState::Released).collect();
-    let gone = write_rows(connection, TAKE_OUT, &moved, |query, settlement| {
-        let query = query.bind(settlement.id.lane.0).bind(rows::class_column(settlement.class));
-        query.bind(settlement.due_at.as_millis()).bind(settlement.id.event.0)
-    })
-    .await?;
+pub(super) async fn settle_rows(
+    connection: &mut SqliteConnection,
+    settlements: &[&Settlement],
+) -> Result<()> {
+    let mut moved = settlements.to_vec();
+    moved.retain(|settlement| settlement.next != NextState::Released);
+    let gone = TAKE_OUT.write(connection, &moved, |values, settlement| {
+        values.add(settlement.id.lane.0)?.add(rows::class_column(settlement.class))?;
+        values.add(settlement.due_at.as_millis())?.add(settlement.id.event.0).map(drop)
+    });
+    let gone = gone.await?;
     if gone != moved.len() as u64 {
         // Nobody else writes this file: a claimed row can't be gone.
         let missing = moved.len() as u64 - gone;
         return Err(LedgerError::Unavailable(format!("{missing} claimed deliveries are not in the queue")));
     }
     let waiting: Vec<_> = moved.iter().filter_map(|settlement| WaitingColumns::of(settlement)).collect();
-    write_rows(connection, PUT_IN, &waiting, |query, row| {
-        let query = query.bind(row.lane).bind(row.retry).bind(row.due_at).bind(row.event);
-        query.bind(row.attempt).bind(row.failures).bind(row.uncertain)
-    })
-    .await?;
-    let done: Vec<_> = moved.iter().filter_map(|settlement| OutcomeColumns::of(settlement)).collect();
-    let head = "INSERT INTO outcome (event, lane, state, at, attempts, failures, latency_ms, status, remote_id, \
-                dispatch_unconfirmed, reason) VALUES";
-    write_rows(connection, (head, 11, ""), &done, |query, row| {
-        let query = query.bind(row.event).bind(row.lane).bind(row.state).bind(row.at).bind(row.attempts);
-        let query =
-            query.bind(row.failures).bind(row.latency_ms).bind(row.status).bind(row.remote_id.as_deref());
-        query.bind(row.dispatch_unconfirmed).bind(row.reason)
-    })
-    .await?;
+    let written = PUT_BACK.write(connection, &waiting, |values, row| {
+        values.add(row.lane)?.add(row.retry)?.add(row.due_at)?.add(row.event)?;
+        values.add(row.attempt)?.add(row.failures)?.add(row.uncertain).map(drop)
+    });
+    written.await?;
+    let done = moved.iter().filter_map(|settlement| OutcomeColumns::of(settlement));
+    let (delivered, done): (Vec<_>, Vec<_>) = done.partition(OutcomeColumns::is_delivered);
+    let written = DELIVERED.write(connection, &delivered, |values, row| {
+        values.add(row.event)?.add(row.lane)?.add(row.at)?.add(row.attempts)?.add(row.failures)?;
+        values.add(row.latency_ms)?.add(row.status)?.add(row.remote_id.as_deref())?;
+        values.add(row.dispatch_unconfirmed).map(drop)
+    });
+    written.await?;
+    let written = OUTCOMES.write(connection, &done, |values, row| {
+        values.add(row.event)?.add(row.lane)?.add(row.state)?.add(row.at)?.add(row.attempts)?;
+        values.add(row.failures)?.add(row.latency_ms)?.add(row.status)?.add(row.remote_id.as_deref())?;
+        values.add(row.dispatch_unconfirmed)?.add(row.reason).map(drop)
+    });
+    written.await?;
     let failed: Vec<_> = moved.iter().filter_map(|settlement| AttemptColumns::of(settlement)).collect();
-    let head = "INSERT INTO attempt_log (event, lane, attempt, at, latency_ms, status, code, detail, retry_at) VALUES";
-    write_rows(connection, (head, 9, " ON CONFLICT DO NOTHING"), &failed, |query, row| {
-        let query = query.bind(row.event).bind(row.lane).bind(row.attempt).bind(row.at).bind(row.latency_ms);
-        query.bind(row.status).bind(row.code).bind(row.detail).bind(row.retry_at)
-    })
-    .await?;
+    let written = ATTEMPTS.write(connection, &failed, |values, row| {
+        values.add(row.event)?.add(row.lane)?.add(row.attempt)?.add(row.at)?.add(row.latency_ms)?;
+        values.add(row.status)?.add(row.code)?.add(row.detail)?.add(row.retry_at).map(drop)
+    });
+    written.await?;
     Ok(())
 }

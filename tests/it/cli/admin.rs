@@ -61,6 +61,19 @@ async fn partners_and_endpoints_from_the_command_line() {
     let direct = json(&["tenant", "put", "acme", "--route", "direct"]).await;
     assert_eq!((&direct["route"], &direct["weight"]), (&"direct".into(), &1.into()), "whole");
     assert!(good(&["tenant", "get", "acme"]).await.contains("direct"));
+    // `{"no":"type"}`, in a push.
+    let push = r#"{"message":{"data":"eyJubyI6InR5cGUifQ==","messageId":"1"},"subscription":"s"}"#;
+    assert_eq!(relay.post(push).await.status, 204);
+    assert!(
+        good(&["rejected", "list", "--origin", "pubsub_push", "--since", "0"]).await.contains("is missing")
+    );
+    let listed = json(&["rejected", "list"]).await;
+    let number = listed[0]["id"].to_string();
+    assert!(good(&["rejected", "show", &number]).await.contains(r#"{"no":"type"}"#));
+    let still = call(&["rejected", "replay", &number]).await;
+    assert!(still.code == Some(1) && still.err.contains("it stays rejected"), "{}", still.err);
+    good(&["rejected", "delete", &number]).await;
+    assert_eq!(json(&["rejected", "list", "--origin", "nats:orders"]).await, Value::Array(Vec::new()));
     relay.kill();
     let away = call(&["partner", "list"]).await;
     assert!(away.code == Some(1) && away.err.contains("is the relay running?"), "{}", away.err);

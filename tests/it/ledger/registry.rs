@@ -6,7 +6,7 @@ use posthaste::domain::clock::{Clock as _, Timestamp};
 use posthaste::domain::gate::CloseReason;
 use posthaste::domain::partner::RateLimit;
 use posthaste::domain::tenant::Route;
-use posthaste::ledger::{ApiKey, KeyInfo, Ledger, LedgerError, NewRejected, TenantRow};
+use posthaste::ledger::{ApiKey, KeyInfo, Ledger, LedgerError, NewRejected, RejectedFilter, TenantRow};
 
 use super::{close, lane};
 use crate::support::{TestClock, TestDatabase};
@@ -19,6 +19,7 @@ on_both_databases! {
     closed_gates_are_remembered,
     an_open_gate_is_forgotten_but_no_throttle_before_its_time,
     rejected_messages_are_kept_byte_for_byte,
+    what_a_broker_has_a_name_for_is_kept_once,
 }
 
 fn tenant(id: &str, route: Route) -> TenantRow {
@@ -210,10 +211,11 @@ async fn rejected_messages_are_kept_byte_for_byte(database: TestDatabase) {
     let ledger = database.open(&clock).await;
     let every_byte: Vec<u8> = (0..=255).cycle().take(100_000).collect();
     let message = |reason: &str, attributes: &str, body: &[u8]| NewRejected {
-        origin: "pubsub_push",
+        origin: "pubsub_push".into(),
         reason: reason.into(),
         attributes: attributes.into(),
         body: body.into(),
+        ..NewRejected::default()
     };
     let first = message("not JSON: 'x' \u{202e}🦀", r#"{"ünï":"\u0000"}"#, &every_byte);
     let second = message("no type", "{}", b"");
@@ -221,11 +223,53 @@ async fn rejected_messages_are_kept_byte_for_byte(database: TestDatabase) {
     clock.move_wall(7);
     ledger.database().reject(&[message("third", "{}", b"\0")], clock.now()).await.expect("kept");
     ledger.database().reject(&[], clock.now()).await.expect("nothing to keep");
-    let kept = ledger.database().rejected(10).await.expect("an answer");
+    let list = async |filter: RejectedFilter, limit| {
+        ledger.database().rejected(&filter, limit).await.expect("an answer")
+    };
+    let kept = list(RejectedFilter::default(), 10).await;
     let reasons: Vec<_> = kept.iter().map(|message| message.reason.as_str()).collect();
     assert_eq!(reasons, ["third", "no type", first.reason.as_str()], "newest first");
-    assert_eq!((&kept[0].body[..], kept[0].received_at), (&b"\0"[..], clock.now()));
-    assert_eq!((&kept[2].attributes, kept[2].origin.as_str()), (&first.attributes, "pubsub_push"));
-    assert!(kept[2].body == every_byte, "the bytes have changed");
-    assert_eq!(ledger.database().rejected(2).await.expect("an answer"), kept[..2]);
+    assert_eq!((kept[0].body_bytes, kept[0].received_at), (1, clock.now()));
+    let whole = ledger.database().rejected_message(kept[2].id).await.expect("an answer").expect("there");
+    assert_eq!((&whole.attributes, whole.origin.as_str()), (&first.attributes, "pubsub_push"));
+    assert!(whole.body == every_byte, "the bytes have changed");
+    assert_eq!(list(RejectedFilter::default(), 2).await, kept[..2]);
+    assert_eq!(list(RejectedFilter { before: Some(kept[0].id), ..Default::default() }, 10).await, kept[1..]);
+    assert_eq!(list(RejectedFilter { since: Some(clock.now()), ..Default::default() }, 10).await, kept[..1]);
+    let of = |origin: &str| RejectedFilter { origin: Some(origin.into()), ..Default::default() };
+    assert_eq!(list(of("pubsub_push"), 10).await.len(), 3);
+    assert_eq!(list(of("nats:orders"), 10).await, []);
+    assert!(ledger.database().delete_rejected(kept[0].id).await.expect("an answer"));
+    assert!(!ledger.database().delete_rejected(kept[0].id).await.expect("an answer"), "gone already");
+    assert_eq!(ledger.database().rejected_message(kept[0].id).await.expect("an answer"), None);
+}
+
+async fn what_a_broker_has_a_name_for_is_kept_once(database: TestDatabase) {
+    let clock = TestClock::new();
+    let ledger = database.open(&clock).await;
+    let named = |key: Option<&str>, reason: &str| NewRejected {
+        origin: "nats:orders".into(),
+        reason: reason.into(),
+        attributes: "{}".into(),
+        identity: Some(r#"["nats","orders","1"]"#.into()),
+        item: 3,
+        tenant: Some("acme".into()),
+        content_type: Some("text/\0plain".into()),
+        message_key: key.map(str::to_owned),
+        ..NewRejected::default()
+    };
+    let keep =
+        async |rejected: &[NewRejected]| ledger.database().reject(rejected, clock.now()).await.expect("kept");
+    assert_eq!(keep(&[named(Some("a"), "first"), named(None, "name\0less")]).await, 2);
+    assert_eq!(
+        keep(&[named(Some("a"), "again"), named(None, "nameless"), named(Some("b"), "other")]).await,
+        2
+    );
+    let kept = ledger.database().rejected(&RejectedFilter::default(), 10).await.expect("an answer");
+    let reasons: Vec<_> = kept.iter().map(|row| row.reason.as_str()).collect();
+    assert_eq!(reasons, ["other", "nameless", "nameless", "first"]);
+    let first = ledger.database().rejected_message(kept[3].id).await.expect("an answer").expect("there");
+    assert_eq!((first.item, first.tenant.as_deref()), (3, Some("acme")));
+    assert_eq!(first.content_type.as_deref(), Some("text/plain"));
+    assert_eq!(first.identity.as_deref(), Some(r#"["nats","orders","1"]"#));
 }

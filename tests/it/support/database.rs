@@ -76,6 +76,7 @@ impl TestDatabase {
             url: self.url.clone(),
             lease: Duration::from_secs(60),
             backlog: BacklogLimits { tenant: 1_000_000, total: 1_000_000 },
+            recent_bytes: 1 << 20,
         }
     }
 
@@ -144,6 +145,13 @@ impl TestDatabase {
         done.expect("the statement runs");
     }
 
+    /// Keeps everybody from writing to a SQLite file, as another process with a long transaction would.
+    pub async fn lock(&self) -> Lock {
+        let mut connection = SqliteConnection::connect(&self.url).await.expect("a connection");
+        sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut connection).await.expect("locked");
+        Lock(connection)
+    }
+
     /// Reads one text past the ledger; what is no text must be cast to it.
     pub async fn text(&self, sql: &str) -> String {
         let sql = AssertSqlSafe(sql.to_owned());
@@ -155,6 +163,15 @@ impl TestDatabase {
             sqlx::query_as(sql).fetch_one(&mut connection).await.expect("a row")
         };
         text
+    }
+}
+
+/// A ledger that takes no writes until it is released.
+pub struct Lock(SqliteConnection);
+
+impl Lock {
+    pub async fn release(mut self) {
+        sqlx::raw_sql("ROLLBACK").execute(&mut self.0).await.expect("released");
     }
 }
 

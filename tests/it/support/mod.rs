@@ -1,5 +1,6 @@
 //! What the tests stand on: a clock that can be set, a database of their own, events and lanes.
 
+pub mod brokers;
 mod clock;
 mod database;
 mod events;

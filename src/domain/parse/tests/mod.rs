@@ -2,9 +2,11 @@
 
 mod binary_mode;
 mod events;
+mod message;
 mod properties;
 mod push;
 mod refusals;
+mod unwrapped;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
