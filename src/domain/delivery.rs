@@ -191,6 +191,13 @@ pub enum NextState {
     Released,
 }
 
+impl NextState {
+    /// Whether it leaves the queue for good.
+    pub const fn is_final(&self) -> bool {
+        matches!(self, Self::Delivered { .. } | Self::Dead { .. } | Self::Canceled)
+    }
+}
+
 /// Why a delivery was given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeadReason {

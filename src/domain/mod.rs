@@ -7,6 +7,7 @@ pub mod clock;
 pub mod delivery;
 pub mod event;
 pub mod gate;
+pub mod hash;
 pub mod key;
 pub mod parse;
 pub mod partner;

@@ -16,6 +16,7 @@ use super::{ClaimedLane, LedgerError, Result};
 use crate::domain::clock::{Moment, Timestamp};
 use crate::domain::delivery::{Delivery, DeliveryId};
 use crate::domain::event::{EventSeq, Identity};
+use crate::domain::hash::FastMap;
 use crate::domain::scheduler::{LaneClaim, Remaining};
 use crate::domain::tenant::{Lane, LaneId};
 
@@ -115,7 +116,7 @@ struct Kept {
     events: BTreeMap<EventSeq, KeptEvent>,
     bytes: usize,
     /// Of `bytes`, what each lane's events take.
-    of_lane: HashMap<LaneId, usize>,
+    of_lane: FastMap<LaneId, usize>,
 }
 
 #[derive(Debug)]

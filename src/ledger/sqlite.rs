@@ -35,6 +35,7 @@ use super::{
 use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::delivery::{Class, DeliveryId, NextState, Settlement};
 use crate::domain::event::{EventSeq, Fingerprint, Identity};
+use crate::domain::hash::FastSet;
 use crate::domain::scheduler::{LaneClaim, Remaining};
 use crate::domain::sequence::Sequence;
 
@@ -174,8 +175,12 @@ impl SqliteStore {
         // Before a claim can find them.
         self.recent.keep(plan, self.clock.moment());
         let mut claims = self.claims();
+        let mut lanes = FastSet::default();
         for waiting in &plan.deliveries {
-            claims.appeared((waiting.lane.id, Class::Fresh), (plan.now.as_millis(), waiting.seq.0));
+            // The first of a lane is the oldest.
+            if lanes.insert(waiting.lane.id) {
+                claims.appeared((waiting.lane.id, Class::Fresh), (plan.now.as_millis(), waiting.seq.0));
+            }
         }
         for settlement in settlements {
             if settlement.next == NextState::Released {

@@ -31,7 +31,7 @@ mod policy;
 mod turns;
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{BinaryHeap, VecDeque};
 use std::sync::Arc;
 
 use self::gates::Gates;
@@ -41,6 +41,7 @@ pub use self::policy::{EndpointPolicy, GateId, PartnerPolicy, Policies, TokenGra
 use super::clock::{Moment, Timestamp};
 use super::delivery::Class;
 use super::gate::{Change, CloseReason, Gate, GateLimits, Signal, Ticket};
+use super::hash::FastMap;
 use super::tenant::{Destination, Lane, LaneId};
 
 /// Bounds of what is under way and held in memory.
@@ -130,8 +131,8 @@ struct DestinationState {
 pub struct Scheduler<T> {
     limits: SchedulerLimits,
     gates: Gates,
-    destinations: HashMap<Arc<Destination>, DestinationState>,
-    lanes: HashMap<LaneId, LaneState<T>>,
+    destinations: FastMap<Arc<Destination>, DestinationState>,
+    lanes: FastMap<LaneId, LaneState<T>>,
     ring: VecDeque<Arc<Destination>>,
     hungry: VecDeque<Queue>,
     alarms: BinaryHeap<Reverse<(Timestamp, Queue)>>,
@@ -163,8 +164,8 @@ impl<T> Scheduler<T> {
         Self {
             limits,
             gates: Gates::new(svix, endpoint),
-            destinations: HashMap::new(),
-            lanes: HashMap::new(),
+            destinations: FastMap::default(),
+            lanes: FastMap::default(),
             ring: VecDeque::new(),
             hungry: VecDeque::new(),
             alarms: BinaryHeap::new(),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::lane::Queue;
 use super::policy::{PartnerPolicy, TokenGrant, TokenWish};
 use crate::domain::clock::Moment;
+use crate::domain::hash::FastMap;
 use crate::domain::partner::RateLimit;
 use crate::domain::tenant::Destination;
 use crate::domain::token_budget::Pace;
@@ -20,7 +21,7 @@ const AFTER_ERROR: Duration = Duration::from_millis(500);
 /// The partners that something is known of. Destinations without one are never held back here.
 #[derive(Debug, Default)]
 pub(super) struct Partners {
-    states: HashMap<Arc<str>, PartnerState>,
+    states: FastMap<Arc<str>, PartnerState>,
     /// When a partner that lacks tokens may ask for them.
     openings: BinaryHeap<Reverse<(Moment, Arc<str>)>>,
     /// Partners that lack tokens and may ask now.
