@@ -75,4 +75,5 @@ pub mod reconnect;
 pub mod secrets;
 pub mod send;
 pub mod sources;
+pub mod story;
 pub mod telemetry;
