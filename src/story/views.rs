@@ -29,8 +29,8 @@ pub struct EventSummary {
     pub received_at: Timestamp,
     /// How it stands, over all its deliveries.
     pub state: EventState,
-    /// How many deliveries were made of it when it was recorded.
-    pub deliveries: i64,
+    /// How many receivers it had when it was recorded.
+    pub destinations: i64,
 }
 
 /// A page of events.
@@ -216,7 +216,7 @@ impl EventSummary {
             event_type: row.event_type.clone(),
             received_at: row.received_at,
             state: row.state,
-            deliveries: row.destinations,
+            destinations: row.destinations,
         }
     }
 }
