@@ -127,7 +127,11 @@ impl Stories {
         let Some(detail) = self.ledger.event_detail(seq).await? else {
             return Ok(Found::Pruned(sequence::given_at(seq)));
         };
-        let rows = self.ledger.deliveries_of(&detail.event).await?;
+        let mut rows = self.ledger.deliveries_of(&detail.event).await?;
+        let delivered = rows.iter().filter(|row| row.standing.is_delivered()).count();
+        if rows.len() > DELIVERIES_TOLD {
+            rows.sort_by_key(|row| row.standing.is_delivered());
+        }
         let mut deliveries = Vec::with_capacity(rows.len());
         let steering = self.ledger.steering_of(seq).await?;
         for row in rows.iter().take(DELIVERIES_TOLD) {
@@ -140,10 +144,11 @@ impl Stories {
             repeats: Repeats::new(&detail.repeats, &detail.event.event_type),
             other_sources: found.into_iter().map(|(source, _)| source).collect(),
             unrouted,
+            left_out: rows.len().saturating_sub(deliveries.len()),
             deliveries,
             conclusion: String::new(),
         };
-        story.conclusion = words::conclusion(&story);
+        story.conclusion = words::conclusion(&story, delivered);
         Ok(Found::Story(Box::new(story)))
     }
 
@@ -175,6 +180,20 @@ impl Stories {
     /// # Errors
     /// [`LedgerError::Unavailable`]: it may still happen.
     pub async fn retry(&self, id: DeliveryId, tenant: Option<&str>) -> Result<Wish> {
+        let (stories, tenant) = (self.clone(), tenant.map(str::to_owned));
+        finish(async move { stories.retry_now(id, tenant.as_deref()).await }).await
+    }
+
+    /// Takes a delivery that waits out of the queue, for good.
+    ///
+    /// # Errors
+    /// [`LedgerError::Unavailable`]: it may still happen.
+    pub async fn cancel(&self, id: DeliveryId, tenant: Option<&str>) -> Result<Wish> {
+        let (stories, tenant) = (self.clone(), tenant.map(str::to_owned));
+        finish(async move { stories.cancel_now(id, tenant.as_deref()).await }).await
+    }
+
+    async fn retry_now(&self, id: DeliveryId, tenant: Option<&str>) -> Result<Wish> {
         let Some(row) = self.own(id, tenant).await? else { return Ok(Wish::Nothing) };
         if let (Destination::Endpoint { id }, Standing::Done(_)) = (&destination(&row), &row.standing)
             && let Some(words) = self.unreachable(id)
@@ -189,11 +208,7 @@ impl Stories {
         }
     }
 
-    /// Takes a delivery that waits out of the queue, for good.
-    ///
-    /// # Errors
-    /// [`LedgerError::Unavailable`]: it may still happen.
-    pub async fn cancel(&self, id: DeliveryId, tenant: Option<&str>) -> Result<Wish> {
+    async fn cancel_now(&self, id: DeliveryId, tenant: Option<&str>) -> Result<Wish> {
         let Some(row) = self.own(id, tenant).await? else { return Ok(Wish::Nothing) };
         if let Standing::Done(done) = &row.standing {
             let words = format!("this delivery is {} already", done.state);
@@ -246,6 +261,12 @@ impl Stories {
     fn why_unrouted(&self, event: &EventRow) -> String {
         self.directory.snapshot().why_unrouted(&event.identity.tenant, &event.event_type, self.default_route)
     }
+}
+
+/// Carries a wish through although whoever has it may go away meanwhile: half of one would leave counts and claims wrong.
+async fn finish(wish: impl Future<Output = Result<Wish>> + Send + 'static) -> Result<Wish> {
+    let done = tokio::spawn(wish).await;
+    done.map_err(|error| LedgerError::Unavailable(error.to_string()))?
 }
 
 fn changed() -> Wish {

@@ -79,7 +79,7 @@ impl Repeats {
         let rows: Vec<_> = gathered.into_iter().collect();
         for chunk in rows.chunks(CHUNK) {
             if let Err(error) = database.add_repeats(chunk).await {
-                tracing::debug!(%error, "how often events came again could not be recorded");
+                return tracing::debug!(%error, "how often events came again could not be recorded");
             }
         }
     }

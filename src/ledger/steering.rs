@@ -56,11 +56,12 @@ impl Ledger {
                     failures: waiting.failures,
                     uncertain: waiting.uncertain,
                 };
-                if waiting.due_at <= row.received_at {
-                    Steered::Done
-                } else {
-                    self.steer_waiting(row, &lane, waiting, next).await?
+                if waiting.claimed_for.is_none() && waiting.due_at <= row.received_at {
+                    // It stands where it would be put.
+                    self.wake_all(&lane, row.received_at);
+                    return Ok(Steered::Done);
                 }
+                self.steer_waiting(row, &lane, waiting, next).await?
             }
             Standing::Done(done) => self.requeue(row, &lane, done).await?,
         };

@@ -56,8 +56,10 @@ pub struct Story {
     pub other_sources: Vec<String>,
     /// Why it went nowhere, as far as can be known now; null where it went somewhere.
     pub unrouted: Option<String>,
-    /// Its deliveries.
+    /// Its deliveries. Of very many, two hundred: those that have not arrived before those that have.
     pub deliveries: Vec<DeliveryStory>,
+    /// How many further deliveries it has that are not told here.
+    pub left_out: usize,
     /// Whether it reached them, why not, and what can be done, in words.
     pub conclusion: String,
 }

@@ -6,13 +6,13 @@ use crate::ledger::DeliveryState;
 /// Most deliveries that are named.
 const NAMED: usize = 3;
 
-pub(super) fn conclusion(story: &Story) -> String {
+/// `delivered`: how many deliveries arrived, told or not.
+pub(super) fn conclusion(story: &Story, delivered: usize) -> String {
     if let Some(why) = &story.unrouted {
         return format!("It reached nobody, because it had nowhere to go: {why}.");
     }
     let of = |state: DeliveryState| story.deliveries.iter().filter(move |told| told.delivery.state == state);
-    let delivered = of(DeliveryState::Delivered).count();
-    let all = story.deliveries.len();
+    let all = story.deliveries.len() + story.left_out;
     if all == 0 {
         return "It reached nobody: no delivery of it is kept.".to_owned();
     }

@@ -27,6 +27,13 @@ pub enum Standing {
     Done(Done),
 }
 
+impl Standing {
+    /// Whether it arrived.
+    pub fn is_delivered(&self) -> bool {
+        matches!(self, Self::Done(done) if done.state == "delivered")
+    }
+}
+
 /// A delivery that waits, or is under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Waiting {

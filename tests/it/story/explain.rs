@@ -292,17 +292,15 @@ async fn duplicates_and_conflicts_are_named(database: TestDatabase) {
 async fn a_node_that_sends_nothing_tells_what_the_ledger_knows() {
     let (database, svix) = (TestDatabase::postgres().await, mock_svix().await);
     let partner = posthaste::mock::MockPartner::start().await;
-    let variables = [
-        ("POSTHASTE_DIRECT__ALLOWED_NETWORKS", "127.0.0.0/8"),
-        ("POSTHASTE_MASTER_KEY", MASTER_KEY),
-        ("POSTHASTE_SVIX__TOKEN", ""),
-    ];
+    let variables =
+        [("POSTHASTE_DIRECT__ALLOWED_NETWORKS", "127.0.0.0/8"), ("POSTHASTE_MASTER_KEY", MASTER_KEY)];
     let start =
         |role| RelayProcess::start(&database, &svix, &[&variables[..], &[("POSTHASTE_ROLE", role)]].concat());
     let (ingest, worker) = (start("ingest"), start("worker"));
     for name in ["gated", "limited"] {
         let url = partner.url(&format!("/{name}"));
         add_endpoint(&ingest, name, json!({"url": url, "tenant": name})).await;
+        call(&ingest, Method::PUT, &format!("/v1/tenants/{name}"), json!({"route": "direct"})).await;
     }
     let limited = json!({"name": "limited", "rate_limit": {"per_second": 0.02, "burst": 1}});
     call(&ingest, Method::PUT, "/v1/partners/limited", limited).await;

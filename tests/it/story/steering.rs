@@ -201,7 +201,6 @@ async fn a_node_that_sends_nothing_has_its_wish_carried_out_by_one_that_does() {
     let variables = [
         ("POSTHASTE_DIRECT__ALLOWED_NETWORKS", "127.0.0.0/8"),
         ("POSTHASTE_MASTER_KEY", crate::support::partners::MASTER_KEY),
-        ("POSTHASTE_SVIX__TOKEN", ""),
     ];
     let start = |role| {
         let all = [&variables[..], &[("POSTHASTE_ROLE", role)]].concat();
@@ -211,6 +210,7 @@ async fn a_node_that_sends_nothing_has_its_wish_carried_out_by_one_that_does() {
     partner.script([PartnerAnswer::status(500)]);
     let endpoint = json!({"url": partner.url("/"), "retry_schedule_ms": [3_600_000]});
     crate::support::partners::add_endpoint(&ingest, "globex", endpoint).await;
+    call(&ingest, Method::PUT, "/v1/tenants/acme", json!({"route": "direct"})).await;
     let known = async || {
         let listed = worker.get("/v1/partners/globex/endpoints").await.json();
         (listed["endpoints"].as_array()?.len() == 1).then_some(())
