@@ -29,6 +29,8 @@ mod readings;
 use self::readings::Reading;
 
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Whose our own events are.
+pub const OPERATIONAL_TENANT: &str = "posthaste";
 /// Types of our own events begin with this; nobody else's may.
 pub const OPERATIONAL_PREFIX: &str = "posthaste.";
 
@@ -115,6 +117,43 @@ impl Snapshot {
         let endpoints = self.subscriptions.matching(tenant, event_type);
         let endpoints = endpoints.map(|id| Arc::new(Destination::Endpoint { id: id.clone() }));
         svix.into_iter().chain(endpoints).collect()
+    }
+
+    /// Why such an event has nowhere to go, as far as can be known now: what there was when it came may have changed.
+    pub fn why_unrouted(&self, tenant: &str, event_type: &str, default: DefaultRoute) -> String {
+        if event_type.starts_with(OPERATIONAL_PREFIX) && tenant == OPERATIONAL_TENANT {
+            return match self.operational_destinations(event_type).is_empty() {
+                true => format!("no endpoint has named the type `{event_type}`, which is Posthaste's own"),
+                false => "an endpoint has named its type only since".to_owned(),
+            };
+        }
+        let route = match self.route(tenant, default) {
+            Ok(route) => route,
+            Err(taken) => return taken.to_string(),
+        };
+        let now = self.destinations(&route, tenant, event_type);
+        if !now.is_empty() {
+            let names: Vec<_> = now.iter().take(3).map(ToString::to_string).collect();
+            return format!("when it came nobody wanted it; now it would go to {}", names.join(", "));
+        }
+        let own = || self.endpoints.iter().filter(|(_, reading)| reading.is_for(tenant));
+        let wanting = own().find(|(_, reading)| reading.would_want(event_type));
+        if let Some((id, reading)) = wanting {
+            let why = match reading.live.as_ref().and_then(|live| live.disabled.as_ref()) {
+                Some(reason) => format!("is disabled ({})", reason.as_str()),
+                None => "has not answered its ownership challenge yet".to_owned(),
+            };
+            return format!("endpoint {id} wants the type `{event_type}`, but {why}");
+        }
+        match own().count() {
+            0 => format!("tenant `{tenant}` has no route to Svix, and no endpoint takes its events"),
+            1 => format!(
+                "tenant `{tenant}` has one endpoint, which does not subscribe to the type `{event_type}`"
+            ),
+            count => format!(
+                "of {count} endpoints for tenant `{tenant}` none subscribes to the type `{event_type}`"
+            ),
+        }
     }
 
     /// Where one of our own events goes.

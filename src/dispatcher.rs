@@ -5,6 +5,7 @@
 
 mod attempt;
 mod neighbours;
+mod standing;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};

@@ -14,7 +14,7 @@ use self::limits::Counts;
 pub use self::limits::{OverLimit, TenantLimits};
 pub use self::messages::{Letter, Letters, MessageOrigin};
 use crate::config::UnknownEventTypes;
-use crate::directory::{Directory, OPERATIONAL_PREFIX};
+use crate::directory::{Directory, OPERATIONAL_PREFIX, OPERATIONAL_TENANT};
 use crate::domain::clock::Clock;
 use crate::domain::event::{Event, Fingerprint, Identity};
 use crate::domain::key::derived_event_id;
@@ -24,9 +24,6 @@ use crate::domain::parse::{
 use crate::domain::tenant::{DefaultRoute, Destination, Lane};
 use crate::ledger::{Accepted, ItemVerdict, Ledger, LedgerError, NewEvent, NewRejected, RequestKey};
 use crate::telemetry::Metrics;
-
-/// Whose our own events are.
-const OPERATIONAL_TENANT: &str = "posthaste";
 
 /// What became of one event of a request.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]

@@ -33,13 +33,15 @@
 //! - [`ledger`]: every event once, every delivery until it is done. The only place that knows SQL. Its writer commits
 //!   together what waits; `sqlite` and `postgres` are the hot path; `payloads` keeps what was just recorded until it is
 //!   claimed; `sql`, `registry`,
-//!   `partners`, `endpoints`, `gates` and `rejected` are the text they share; `notices` is what nodes tell one another.
+//!   `partners`, `endpoints`, `gates`, `rejected`, `reading`, `repeats` and `steering` are the text they share; `notices` is what nodes tell one another.
 //! - `mock` (feature `mock`): a mock Svix and a mock partner for tests, ours and yours, and for `posthaste dev`.
 //! - [`provisioning`]: checking, sealing and opening what an administrator sets; seeds of the configuration.
 //! - [`reconnect`]: waiting for a neighbour that is away.
 //! - [`secrets`]: what partners share with us, sealed; the master key and where it comes from.
 //! - [`send`]: one attempt of one delivery, and its signature.
 //! - [`sources`]: events that brokers hold. One runner; one file a broker, behind the cargo feature of its name.
+//! - [`story`]: what became of events, and why they wait, as the API, the command line and the console tell it; what operators
+//!   do about it.
 //! - [`telemetry`]: how log lines look, and every metric by name.
 //!
 //! # Invariants, as what never happens
@@ -75,4 +77,5 @@ pub mod reconnect;
 pub mod secrets;
 pub mod send;
 pub mod sources;
+pub mod story;
 pub mod telemetry;

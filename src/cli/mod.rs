@@ -13,6 +13,7 @@ mod migrate;
 mod output;
 mod send;
 mod serve;
+mod story;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -66,6 +67,20 @@ enum Command {
     Bench(Box<bench::BenchArgs>),
     /// Post events from a file (a JSON object, an array, or one object a line), or `-` for standard input
     Send(send::SendArgs),
+    /// One event's story: when it came, where it went, every attempt, what it waits for, and what can be done
+    Explain(story::explain::ExplainArgs),
+    /// List events, newest first
+    Events(story::EventsArgs),
+    /// List deliveries (one event for one receiver), newest first; those that wait by what falls due first
+    Deliveries(story::DeliveriesArgs),
+    /// List deliveries that were given up, newest first
+    Dead(story::DeadArgs),
+    /// Send deliveries again now, under the same idempotency keys; exit code 1 where one of them was refused
+    Retry(story::steer::SteerArgs),
+    /// Take deliveries that wait out of the queue, for good; exit code 1 where one of them was refused
+    Cancel(story::steer::SteerArgs),
+    /// Follow events and what becomes of them; Ctrl-C ends it
+    Tail(story::tail::TailArgs),
     /// API keys
     #[command(subcommand)]
     Key(key::KeyCommand),
@@ -143,6 +158,13 @@ impl Command {
             Self::Dev(args) => block_on(dev::run(args, config)),
             Self::Bench(args) => block_on(bench::run(*args, config)),
             Self::Send(args) => block_on(send::run(args, config)),
+            Self::Explain(args) => block_on(story::explain::run(args, config)),
+            Self::Events(args) => block_on(story::events(args, config)),
+            Self::Deliveries(args) => block_on(story::deliveries(args, config)),
+            Self::Dead(args) => block_on(story::dead(args, config)),
+            Self::Retry(args) => block_on(story::steer::run(story::steer::Action::Retry, args, config)),
+            Self::Cancel(args) => block_on(story::steer::run(story::steer::Action::Cancel, args, config)),
+            Self::Tail(args) => block_on(story::tail::run(args, config)),
             Self::Key(command) => block_on(key::run(command, config)),
             Self::MasterKey(command) => block_on(master_key::run(command, config)),
             Self::Tenant(command) => block_on(admin::tenant::run(command, config)),

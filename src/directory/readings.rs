@@ -24,6 +24,8 @@ pub(super) struct Reading {
     pub live: Option<Arc<LiveEndpoint>>,
     /// What it wants, sealed or not; `None` where it is disabled, or a version that is newer than this one wrote it.
     wishes: Option<Arc<Wishes>>,
+    /// The same whether it is disabled or not.
+    stated: Option<Arc<Wishes>>,
     /// It has not answered its ownership challenge yet, and gets no event before.
     unproven: bool,
 }
@@ -43,6 +45,18 @@ impl Reading {
         self.wishes.as_deref().filter(|_| !self.unproven)
     }
 
+    /// Whether it is there for this tenant's events at all, disabled or not.
+    pub fn is_for(&self, tenant: &str) -> bool {
+        self.stated.as_ref().is_some_and(|wishes| wishes.tenant.as_deref().is_none_or(|own| own == tenant))
+    }
+
+    /// Whether it would get events of this type, were it active and proven.
+    pub fn would_want(&self, event_type: &str) -> bool {
+        self.stated
+            .as_ref()
+            .is_some_and(|wishes| wishes.event_types.iter().any(|filter| filter.matches(event_type)))
+    }
+
     fn of(row: &EndpointRow, vault: &Vault, known: Option<&Self>) -> Self {
         // Said once for each version.
         let quiet = known.is_some_and(|known| known.live.is_none() && known.version == row.version);
@@ -51,12 +65,13 @@ impl Reading {
                 tracing::error!(endpoint = row.id, error, "an endpoint can't be read; its deliveries wait");
             }
         });
-        let wishes = if row.state.is_active() { wishes(row) } else { None };
+        let stated = wishes(row).map(Arc::new);
         Self {
             version: row.version,
             partner: row.partner.as_str().into(),
             live: live.ok().map(Arc::new),
-            wishes: wishes.map(Arc::new),
+            wishes: stated.clone().filter(|_| row.state.is_active()),
+            stated,
             unproven: false,
         }
     }

@@ -130,6 +130,6 @@ fn tell(delivery: &Delivery, settlement: &delivery::Settlement) {
         NextState::Delivered { .. } => {
             tracing::debug!(tenant, event, latency_ms = settlement.latency_ms, "delivered");
         }
-        NextState::Canceled | NextState::Released => {}
+        NextState::Canceled { .. } | NextState::Released => {}
     }
 }

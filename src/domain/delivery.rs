@@ -35,6 +35,17 @@ impl fmt::Display for DeliveryId {
     }
 }
 
+impl DeliveryId {
+    /// Reads what [`fmt::Display`] wrote.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (event, lane) = text.strip_prefix("dlv_")?.split_once('_')?;
+        let number = |text: &str| text.parse::<i64>().ok().filter(|number| *number >= 0);
+        let id = Self { event: EventSeq(number(event)?), lane: LaneId(number(lane)?) };
+        // One delivery, one name.
+        (id.to_string() == text).then_some(id)
+    }
+}
+
 /// Which of its lane's two queues a delivery waits in. Apart, so that neither is read past to find the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Class {
@@ -185,8 +196,11 @@ pub enum NextState {
         /// Why.
         reason: DeadReason,
     },
-    /// Not wanted any more: its destination is gone.
-    Canceled,
+    /// Not wanted any more.
+    Canceled {
+        /// Why.
+        reason: CancelReason,
+    },
     /// Back where it was, as if never claimed.
     Released,
 }
@@ -194,7 +208,7 @@ pub enum NextState {
 impl NextState {
     /// Whether it leaves the queue for good.
     pub const fn is_final(&self) -> bool {
-        matches!(self, Self::Delivered { .. } | Self::Dead { .. } | Self::Canceled)
+        matches!(self, Self::Delivered { .. } | Self::Dead { .. } | Self::Canceled { .. })
     }
 }
 
@@ -222,6 +236,25 @@ impl DeadReason {
             Self::Gone => "gone",
             Self::EndpointDisabled => "endpoint_disabled",
             Self::TransformFailed => "transform_failed",
+        }
+    }
+}
+
+/// Why a delivery is not wanted any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CancelReason {
+    /// Its destination is gone.
+    EndpointDeleted,
+    /// An operator said so.
+    Operator,
+}
+
+impl CancelReason {
+    /// The reason as it stands in the ledger and in answers.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::EndpointDeleted => "endpoint_deleted",
+            Self::Operator => "operator",
         }
     }
 }
@@ -315,7 +348,7 @@ pub fn settle(
             failure
         }
         Outcome::Canceled(failure) => {
-            settlement.next = NextState::Canceled;
+            settlement.next = NextState::Canceled { reason: CancelReason::EndpointDeleted };
             failure
         }
     };
@@ -420,6 +453,18 @@ mod tests {
         assert_eq!(settlement.next, NextState::Dead { reason: DeadReason::Rejected });
         assert_eq!(settlement.failure.map(|failure| failure.detail).as_deref(), Some("bad eventType"));
         assert_eq!(settled(0, Outcome::NotSent, true).next, NextState::Released);
+    }
+
+    #[test]
+    fn a_delivery_has_one_name() {
+        let id = DeliveryId { event: EventSeq(7_123_456_789_012_345_678), lane: LaneId(4) };
+        assert_eq!(id.to_string(), "dlv_7123456789012345678_4");
+        assert_eq!(DeliveryId::parse(&id.to_string()), Some(id));
+        for other in
+            ["", "dlv_", "dlv_1", "dlv_01_4", "dlv_+1_4", "dlv_-1_4", "dlv_1_4_5", "dlv_1_x", "ep_1_4"]
+        {
+            assert_eq!(DeliveryId::parse(other), None, "{other}");
+        }
     }
 
     #[test]

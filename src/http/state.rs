@@ -18,6 +18,7 @@ use crate::secrets::Vault;
 use crate::send::EndpointTester;
 use crate::send::address_guard::DialPolicy;
 use crate::sources::Statuses;
+use crate::story::Stories;
 use crate::telemetry::Metrics;
 
 /// Settings of the HTTP side.
@@ -71,6 +72,17 @@ pub struct HttpState {
 }
 
 impl HttpState {
+    /// What became of events.
+    pub fn stories(&self) -> Stories {
+        Stories {
+            ledger: self.ledger.clone(),
+            directory: self.directory.clone(),
+            dispatcher: self.dispatcher.clone(),
+            default_route: self.options.default_route,
+            clock: self.clock.clone(),
+        }
+    }
+
     /// Whether the process is about to end.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)

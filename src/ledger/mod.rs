@@ -13,11 +13,14 @@ mod partners;
 mod payloads;
 mod plan;
 mod postgres;
+mod reading;
 mod registry;
 mod rejected;
+mod repeats;
 mod rows;
 mod sql;
 mod sqlite;
+mod steering;
 mod tokens;
 mod writer;
 
@@ -40,10 +43,16 @@ use self::notices::Notices;
 pub use self::partners::{EventTypeRow, PartnerRow, Put};
 use self::plan::{AcceptRequest, Known, Plan};
 pub use self::plan::{Accepted, ItemVerdict, NewEvent, RequestKey};
+pub use self::reading::{
+    AttemptRow, DeliveryCursor, DeliveryFilter, DeliveryRow, DeliveryState, Done, EventDetail, EventFilter,
+    EventRow, EventState, Part, RepeatRow, Standing, SteeringRow, Waiting,
+};
 pub use self::registry::{ApiKey, KeyInfo, TenantRow};
 pub use self::rejected::{NewRejected, Rejected, RejectedFilter, RejectedRow};
+use self::repeats::Repeats;
 pub use self::sql::{Database, OutcomeRow, Progress};
 pub use self::sqlite::{database_file, lock_holder};
+pub use self::steering::Steered;
 use self::writer::{Command, Writer};
 use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::delivery::{Class, Delivery, DeliveryId, Settlement};
@@ -140,6 +149,18 @@ trait Store: Send + Sync {
     /// Gives claims back unsent.
     async fn release(&self, held: &[Held]) -> Result<()>;
 
+    /// Claims the one delivery that stands at this place in the queue: the number of the claim; `None` where somebody
+    /// holds it, or it stands there no more.
+    async fn claim_one(&self, place: &Held) -> Result<Option<i64>>;
+
+    /// How long the claims of these go on, in order, as far as only this process knows of them.
+    async fn claims_left(&self, ids: &[DeliveryId]) -> Vec<Option<Duration>> {
+        vec![None; ids.len()]
+    }
+
+    /// A delivery was put into the queue past [`Self::commit`].
+    fn appeared(&self, _id: DeliveryId, _class: Class, _due_at: Timestamp) {}
+
     /// Writes a heartbeat: proves that the ledger takes writes and keeps this node's number.
     async fn heartbeat(&self) -> Result<()>;
 
@@ -207,6 +228,7 @@ struct Shared {
     backlog: Arc<Backlog>,
     outlet: Arc<OnceLock<Box<dyn Outlet>>>,
     meter: Arc<OnceLock<CommitMetrics>>,
+    repeats: Arc<Repeats>,
     /// This node's number.
     node: i64,
     /// `None` where the ledger is not shared.
@@ -235,6 +257,7 @@ impl Ledger {
         // Before anyone writes: what is committed during a count might be counted twice.
         let backlog = Arc::new(Backlog::new(options.backlog, database.count_waiting().await?));
         let (outlet, meter) = (Arc::new(OnceLock::new()), Arc::new(OnceLock::new()));
+        let repeats = Arc::new(Repeats::default());
         let (health_sender, health) = tokio::sync::watch::channel(None);
         let (commands, queue) = tokio::sync::mpsc::channel(writer::QUEUE_LIMIT);
         let writer = Writer {
@@ -243,6 +266,7 @@ impl Ledger {
             backlog: backlog.clone(),
             outlet: outlet.clone(),
             meter: meter.clone(),
+            repeats: repeats.clone(),
             bell: notices.as_ref().map(|notices| notices.bell().clone()),
             health: health_sender,
             last_beat: clock.moment(),
@@ -260,6 +284,7 @@ impl Ledger {
                 backlog,
                 outlet,
                 meter,
+                repeats,
                 node,
                 notices,
                 silence: tokio::sync::broadcast::Sender::new(1),
@@ -270,6 +295,7 @@ impl Ledger {
             }),
         };
         backlog::keep_counting(&ledger);
+        repeats::keep_writing(&ledger);
         Ok(ledger)
     }
 
@@ -363,6 +389,11 @@ impl Ledger {
         self.shared.health.borrow().clone()
     }
 
+    /// How long a claim holds.
+    pub fn lease(&self) -> Duration {
+        self.shared.lease
+    }
+
     /// Deliveries waiting, all tenants.
     pub fn waiting(&self) -> u64 {
         self.shared.backlog.total()
@@ -405,6 +436,7 @@ impl Ledger {
         if let Some(writer) = writer {
             let _ = writer.await;
         }
+        self.shared.repeats.write(&self.shared.database).await;
         if let Some(notices) = &self.shared.notices {
             notices.stop();
         }

@@ -94,6 +94,14 @@ pub(super) struct Waiting<'a> {
     pub handed_over: bool,
 }
 
+/// An event that came although its identity was taken.
+#[derive(Debug)]
+pub(super) struct Repeat<'a> {
+    pub event: &'a Event,
+    /// With another type or data.
+    pub conflict: bool,
+}
+
 /// What a commit writes and what it answers.
 #[derive(Debug)]
 pub(super) struct Plan<'a> {
@@ -108,6 +116,8 @@ pub(super) struct Plan<'a> {
     pub by_identity: Vec<usize>,
     pub deliveries: Vec<Waiting<'a>>,
     pub request_keys: Vec<&'a RequestKey>,
+    /// What came again: to be counted, not written here.
+    pub repeats: Vec<Repeat<'a>>,
 }
 
 impl<'a> Plan<'a> {
@@ -135,6 +145,7 @@ pub(super) fn plan<'a>(
         by_identity: Vec::new(),
         deliveries: Vec::new(),
         request_keys: Vec::new(),
+        repeats: Vec::new(),
     };
     let mut planned: HashMap<&Identity, Fingerprint> = HashMap::new();
     let mut planned_keys: HashMap<(&str, &str), &[u8; 32]> = HashMap::new();
@@ -154,7 +165,7 @@ pub(super) fn plan<'a>(
                 }
             }
         }
-        let (verdicts, fresh) = judge(request, known, &mut planned);
+        let (verdicts, fresh) = judge(request, known, &mut planned, &mut plan.repeats);
         if request.strict && verdicts.contains(&ItemVerdict::Conflict) {
             // Its key is not remembered either: nothing of it is.
             if let Some(key) = &request.request_key
@@ -238,6 +249,7 @@ fn judge<'a>(
     request: &'a AcceptRequest,
     known: &Known,
     planned: &mut HashMap<&'a Identity, Fingerprint>,
+    repeats: &mut Vec<Repeat<'a>>,
 ) -> (Vec<ItemVerdict>, Vec<&'a NewEvent>) {
     let mut verdicts = Vec::with_capacity(request.events.len());
     let mut fresh = Vec::with_capacity(request.events.len());
@@ -254,8 +266,11 @@ fn judge<'a>(
             },
         };
         verdicts.push(match stored {
-            Some(fingerprint) if fingerprint == event.fingerprint => ItemVerdict::Duplicate,
-            Some(_) => ItemVerdict::Conflict,
+            Some(fingerprint) => {
+                let conflict = fingerprint != event.fingerprint;
+                repeats.push(Repeat { event, conflict });
+                if conflict { ItemVerdict::Conflict } else { ItemVerdict::Duplicate }
+            }
             None => {
                 fresh.push(new);
                 ItemVerdict::Accepted

@@ -35,6 +35,7 @@ const MIGRATIONS: Migrations = &[
     (4, "nodes", include_str!("../../migrations/postgres/0004_nodes.sql")),
     (5, "tenants", include_str!("../../migrations/postgres/0005_tenants.sql")),
     (6, "rejected", include_str!("../../migrations/postgres/0006_rejected.sql")),
+    (7, "story", include_str!("../../migrations/postgres/0007_story.sql")),
 ];
 const CONNECTIONS: u32 = 8;
 /// Every statement of ours has an index to go by. A plan that is kept from when a table was small, or a guess from old
@@ -381,6 +382,10 @@ impl Store for PostgresStore {
 
     async fn release(&self, held: &[Held]) -> Result<()> {
         settle::release(&self.pool, held).await
+    }
+
+    async fn claim_one(&self, place: &Held) -> Result<Option<i64>> {
+        settle::claim_one(&self.pool, place, self.lease_ms).await
     }
 
     async fn heartbeat(&self) -> Result<()> {

@@ -97,7 +97,7 @@ impl<'a> OutcomeColumns<'a> {
                 (DELIVERED, remote_id.as_deref().map(without_nul), *dispatch_unconfirmed, None)
             }
             NextState::Dead { reason } => ("dead", None, false, Some(reason.as_str())),
-            NextState::Canceled => ("canceled", None, false, Some("endpoint_deleted")),
+            NextState::Canceled { reason } => ("canceled", None, false, Some(reason.as_str())),
             NextState::Pending { .. } | NextState::Released => return None,
         };
         Some(Self {

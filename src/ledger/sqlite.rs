@@ -32,7 +32,7 @@ use super::{
     ClaimId, ClaimedLane, Committed, Held, LedgerError, LedgerOptions, Migrations, Opened, Result, Store,
     claim_of,
 };
-use crate::domain::clock::{Clock, Timestamp};
+use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::delivery::{Class, DeliveryId, NextState, Settlement};
 use crate::domain::event::{EventSeq, Fingerprint, Identity};
 use crate::domain::hash::FastSet;
@@ -46,6 +46,7 @@ const MIGRATIONS: Migrations = &[
     (4, "nodes", include_str!("../../migrations/sqlite/0004_nodes.sql")),
     (5, "tenants", include_str!("../../migrations/sqlite/0005_tenants.sql")),
     (6, "rejected", include_str!("../../migrations/sqlite/0006_rejected.sql")),
+    (7, "story", include_str!("../../migrations/sqlite/0007_story.sql")),
 ];
 
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -394,6 +395,43 @@ impl Store for SqliteStore {
         let mut claims = self.claims();
         held.iter().for_each(|held| claims.release(held));
         Ok(())
+    }
+
+    async fn claim_one(&self, place: &Held) -> Result<Option<i64>> {
+        let moment = self.clock.moment();
+        let (attempt, before) = {
+            let mut claims = self.claims();
+            let before = claims.held.get(&place.id).copied();
+            let Some(attempt) = claims.next_attempt(place.id, place.attempt, moment) else { return Ok(None) };
+            claims.hold(place.id, place.class, attempt, moment + self.lease);
+            (attempt, before)
+        };
+        // Held first: nobody takes it from there now, and whatever was settled before can be read.
+        let query = sqlx::query_as::<_, (i64,)>(
+            "SELECT attempt FROM queue WHERE lane = $1 AND retry = $2 AND due_at = $3 AND event = $4",
+        );
+        let query = query.bind(place.id.lane.0).bind(rows::class_column(place.class));
+        let row =
+            query.bind(place.due_at.as_millis()).bind(place.id.event.0).fetch_optional(&self.reads).await;
+        if let Ok(Some((stored,))) = row
+            && stored < attempt
+        {
+            return Ok(Some(attempt));
+        }
+        self.claims().restore(place.id, attempt, before);
+        row.map(|_| None).map_err(LedgerError::from)
+    }
+
+    async fn claims_left(&self, ids: &[DeliveryId]) -> Vec<Option<Duration>> {
+        let moment = self.clock.moment();
+        let claims = self.claims();
+        let until = |id| claims.held.get(id).and_then(|claim| claim.leased_until);
+        let left = |until: Moment| moment.until(until);
+        ids.iter().map(|id| until(id).map(left).filter(|left| !left.is_zero())).collect()
+    }
+
+    fn appeared(&self, id: DeliveryId, class: Class, due_at: Timestamp) {
+        self.claims().appeared((id.lane, class), (due_at.as_millis(), id.event.0));
     }
 
     async fn heartbeat(&self) -> Result<()> {

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::backlog::Backlog;
 use super::notices::Bell;
 use super::plan::{self, AcceptRequest, Accepted, Known, Plan, Waiting};
+use super::repeats::Repeats;
 use super::{ClaimId, Committed, LedgerError, Outlet, Result, Store, claim_of};
 use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::delivery::{Class, Delivery, DeliveryId, NextState, Settlement};
@@ -51,6 +52,8 @@ pub(super) struct Writer {
     pub outlet: Arc<OnceLock<Box<dyn Outlet>>>,
     /// Hears of every commit.
     pub meter: Arc<OnceLock<CommitMetrics>>,
+    /// Counts what came again.
+    pub repeats: Arc<Repeats>,
     /// Tells other nodes; `None` where there can't be any.
     pub bell: Option<Arc<Bell>>,
     /// Why writes fail; `None` while they work.
@@ -178,6 +181,7 @@ impl Writer {
             let now = self.clock.now();
             let mut plan = plan::plan(requests, &known, now, || self.sequence.next(now));
             if plan.writes_nothing() && settlements.is_empty() {
+                self.repeats.note(&plan.repeats, now);
                 return Ok((plan.answers, HashSet::new()));
             }
             let reserved = reserve(self.outlet(), &mut plan.deliveries);
@@ -185,6 +189,7 @@ impl Writer {
             match self.store.commit(&plan, settlements).await {
                 Ok(Committed::Done { stale }) => {
                     self.measure(began, plan.inserts.len());
+                    self.repeats.note(&plan.repeats, now);
                     self.committed(&plan, reserved);
                     return Ok((plan.answers, stale));
                 }
@@ -345,6 +350,10 @@ mod tests {
             Ok(())
         }
 
+        async fn claim_one(&self, _place: &Held) -> Result<Option<i64>> {
+            Ok(None)
+        }
+
         async fn heartbeat(&self) -> Result<()> {
             Ok(())
         }
@@ -383,6 +392,7 @@ mod tests {
             backlog: Arc::new(Backlog::new(limits, HashMap::new())),
             outlet: Arc::default(),
             meter: Arc::default(),
+            repeats: Arc::default(),
             bell: None,
             health: watch::channel(None).0,
             last_beat: Moment::default(),

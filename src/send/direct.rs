@@ -254,7 +254,10 @@ impl DirectSender {
             503 if retry_after.is_some() => {
                 Outcome::Throttled { failure: failure(), retry_after: self.wait(retry_after) }
             }
-            300..=399 => Outcome::Failed(Failure::answered(reply.status, "redirects are not followed")),
+            300..=399 => {
+                let words = format!("redirects are not followed: {}", reply.excerpt);
+                Outcome::Failed(Failure::answered(reply.status, words.trim_end_matches([':', ' '])))
+            }
             _ => Outcome::Failed(failure()),
         }
     }

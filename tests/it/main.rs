@@ -25,6 +25,7 @@ mod shutdown;
 mod simulation;
 #[cfg(feature = "full")]
 mod sources;
+mod story;
 mod svix;
 
 /// Loud, since what is not compiled can't fail.

@@ -217,6 +217,10 @@ impl Gates {
         self.openings.peek().map(|Reverse((until, _))| *until)
     }
 
+    pub fn get(&self, id: &GateId) -> Option<&Gate> {
+        self.states.get(id).map(|state| &state.gate)
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = (&GateId, &Gate)> {
         self.states.iter().map(|(id, state)| (id, &state.gate))
     }

@@ -28,6 +28,7 @@ mod gates;
 mod lane;
 mod partners;
 mod policy;
+mod standing;
 mod turns;
 
 use std::cmp::Reverse;
@@ -38,6 +39,7 @@ use self::gates::Gates;
 use self::lane::{LaneState, Queue};
 use self::partners::Partners;
 pub use self::policy::{EndpointPolicy, GateId, PartnerPolicy, Policies, TokenGrant, TokenWish};
+pub use self::standing::{Places, Standing};
 use super::clock::{Moment, Timestamp};
 use super::delivery::Class;
 use super::gate::{Change, CloseReason, Gate, GateLimits, Signal, Ticket};

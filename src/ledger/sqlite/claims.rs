@@ -65,6 +65,19 @@ impl Claims {
         }
     }
 
+    /// Takes a claim of this number back as if it had never been made; `before` is what was known of the delivery then.
+    pub fn restore(&mut self, id: DeliveryId, attempt: i64, before: Option<Claim>) {
+        if self.held.get(&id).is_none_or(|claim| claim.attempt != attempt) {
+            return;
+        }
+        match before {
+            Some(before) => {
+                self.held.insert(id, before);
+            }
+            None => self.drop_hold(id),
+        }
+    }
+
     /// A free row has appeared in `queue` at `place`: where the cursor has passed it, it must start over.
     pub fn appeared(&mut self, queue: Queue, place: (i64, i64)) {
         if self.cursors.get(&queue).is_some_and(|cursor| place <= cursor.place) {

@@ -188,7 +188,7 @@ impl Ledger {
                 row.state = State::Dead;
                 self.account.dead += 1;
             }
-            NextState::Canceled => {
+            NextState::Canceled { .. } => {
                 row.state = State::Canceled;
                 self.account.canceled += 1;
             }
