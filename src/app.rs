@@ -32,6 +32,7 @@ use crate::send::svix::{SvixOptions, SvixSender};
 use crate::send::svix_event_types::SvixEventTypes;
 use crate::send::{Senders, tls};
 use crate::sources::Sources;
+use crate::stats::Stats;
 use crate::telemetry::Metrics;
 
 /// What is left of the time to stop for the server and the ledger, after the dispatcher had its part.
@@ -138,19 +139,28 @@ impl App {
         let address = listener.local_addr()?;
         let metrics = Metrics::new().map_err(anyhow::Error::msg)?;
         ledger.meter(metrics.commits());
+        let series_limit = config.metrics.endpoint_series_max;
+        let stats = Stats::new(ledger.clone(), directory.clone(), series_limit, clock.clone());
         let ingest = Ingest::new(
             ledger.clone(),
             directory.clone(),
             ingest_rules(config)?,
             metrics.clone(),
+            stats.clone(),
             clock.clone(),
         );
         let sources = read_sources(config, &ingest, ledger, &metrics)?;
         let svix = svix_sender(config, &directory, &clock)?;
         let event_types = svix.as_ref().map(SvixSender::event_types);
         let direct = Arc::new(direct_sender(config, dial_policy.clone(), &directory, &clock)?);
-        let keeper =
-            Keeper::new(ledger.clone(), directory.clone(), ingest.clone(), direct.clone(), clock.clone());
+        let keeper = Keeper::new(
+            ledger.clone(),
+            directory.clone(),
+            ingest.clone(),
+            direct.clone(),
+            stats.clone(),
+            clock.clone(),
+        );
         let options = dispatcher_options(config, svix.is_some());
         let senders = Arc::new(Senders { svix, direct });
         let handle = config.role.sends().then(|| {
@@ -175,13 +185,14 @@ impl App {
             endpoint_tester: Some(Arc::new(keeper.clone())),
             event_types_changed: event_types_changed.clone(),
             metrics: metrics.clone(),
+            stats: stats.clone(),
             clock,
         };
         let limits = server_limits(config);
         ledger.announce(&address.to_string()).await?;
         let (stop_dispatcher, stop_server) = (CancellationToken::new(), CancellationToken::new());
         let server = tokio::spawn(http::serve(listener, http::router(state), limits, stop_server.clone()));
-        let mut background = keep_up(directory.clone(), metrics, &stop_server);
+        let mut background = keep_up(directory.clone(), metrics, stats, &stop_server);
         let dispatcher = handle.clone().map(|dispatcher| {
             let event_types = event_types.map(|svix| (svix, event_types_changed));
             send_on(&mut background, ledger, &directory, &dispatcher, keeper, event_types, &stop_server);
@@ -420,13 +431,22 @@ fn read_sources(
 }
 
 /// What every node does beside its work, until `stop` is cancelled.
-fn keep_up(directory: Directory, metrics: Metrics, stop: &CancellationToken) -> JoinSet<()> {
+fn keep_up(
+    directory: Directory,
+    metrics: Metrics,
+    stats: Stats,
+    stop: &CancellationToken,
+) -> JoinSet<()> {
     let mut background = JoinSet::new();
     background.spawn({
         let stop = stop.clone();
         async move { directory.follow(stop).await }
     });
     background.spawn(keep_metrics(metrics, stop.clone()));
+    background.spawn({
+        let stop = stop.clone();
+        async move { stats.keep(stop).await }
+    });
     background
 }
 

@@ -65,6 +65,8 @@ pub struct Config {
     pub dispatch: DispatchConfig,
     /// The program's own words.
     pub log: LogConfig,
+    /// What `/metrics` tells.
+    pub metrics: MetricsConfig,
     /// Queues and streams of brokers that events are read from.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<SourceConfig>,
@@ -166,6 +168,14 @@ pub struct LogConfig {
     pub level: String,
 }
 
+/// `[metrics]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MetricsConfig {
+    /// Most endpoints with series of their own; further ones are told together, as `other`.
+    pub endpoint_series_max: usize,
+}
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -191,6 +201,7 @@ impl Default for Config {
             ledger: LedgerConfig::default(),
             dispatch: DispatchConfig::default(),
             log: LogConfig::default(),
+            metrics: MetricsConfig::default(),
             sources: Vec::new(),
             partners: Vec::new(),
             event_types: Vec::new(),
@@ -266,6 +277,12 @@ impl Default for DispatchConfig {
 impl Default for LogConfig {
     fn default() -> Self {
         Self { format: LogFormat::Text, level: "info".into() }
+    }
+}
+
+impl Default for MetricsConfig {
+    fn default() -> Self {
+        Self { endpoint_series_max: 500 }
     }
 }
 

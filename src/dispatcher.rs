@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use self::neighbours::SeenGates;
 use crate::domain::clock::{Clock, Moment, Timestamp};
-use crate::domain::delivery::{Class, Delivery, Outcome};
+use crate::domain::delivery::{Class, Delivery, Outcome, Settlement};
 use crate::domain::gate::{CloseReason, Gate, GateLimits, Signal};
 use crate::domain::scheduler::{
     GateId, LaneClaim, Permit, Policies, Remaining, Scheduler, SchedulerLimits, Start, TokenWish,
@@ -42,6 +42,12 @@ const AFTER_ERROR: Duration = Duration::from_millis(500);
 pub trait Observer: Send + Sync {
     /// An attempt has ended; called before its settlement is handed in.
     async fn observe(&self, delivery: &Delivery, outcome: &Outcome);
+
+    /// What an attempt came to and how long it took. Must not wait for anything.
+    fn measure(&self, _delivery: &Delivery, _outcome: &Outcome, _latency: Duration) {}
+
+    /// What is about to be recorded of a delivery. Must not wait for anything.
+    fn settle(&self, _delivery: &Delivery, _settlement: &Settlement) {}
 }
 
 /// Bounds of the dispatcher.

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::directory::Directory;
 use crate::dispatcher::Observer;
 use crate::domain::clock::{Clock, Timestamp};
-use crate::domain::delivery::{DeadReason, Delivery, Outcome};
+use crate::domain::delivery::{DeadReason, Delivery, Outcome, Settlement};
 use crate::domain::key::prefixed_hex;
 use crate::domain::partner::DisableReason;
 use crate::domain::tenant::Destination;
@@ -22,6 +22,7 @@ use crate::ingest::{Ingest, new_event_id};
 use crate::ledger::{Ledger, LedgerError};
 use crate::send::direct::{DirectSender, Endpoints as _, LiveEndpoint, Reply};
 use crate::send::{EndpointTester, TestError, TestResult};
+use crate::stats::Stats;
 
 /// After so long of nothing but failures an endpoint is disabled.
 const FAILING_LIMIT: Duration = Duration::from_secs(5 * 24 * 3_600);
@@ -41,6 +42,7 @@ struct Shared {
     directory: Directory,
     ingest: Ingest,
     direct: Arc<DirectSender>,
+    stats: Stats,
     /// Since when each endpoint has been failing, as far as this process has seen; `None` where it works. Endpoints
     /// that are not in it stand as the ledger knows them.
     failing: Mutex<HashMap<Arc<str>, Option<Timestamp>>>,
@@ -54,10 +56,11 @@ impl Keeper {
         directory: Directory,
         ingest: Ingest,
         direct: Arc<DirectSender>,
+        stats: Stats,
         clock: Arc<dyn Clock>,
     ) -> Self {
         let failing = Mutex::default();
-        Self { shared: Arc::new(Shared { ledger, directory, ingest, direct, failing, clock }) }
+        Self { shared: Arc::new(Shared { ledger, directory, ingest, direct, stats, failing, clock }) }
     }
 
     /// Challenges endpoints that have to prove themselves, until `stop` is cancelled.
@@ -207,6 +210,14 @@ impl Observer for Keeper {
         if let Err(error) = kept {
             tracing::warn!(endpoint = %id, %error, "an endpoint's state could not be recorded");
         }
+    }
+
+    fn measure(&self, delivery: &Delivery, outcome: &Outcome, latency: Duration) {
+        self.shared.stats.attempted(delivery, outcome, latency);
+    }
+
+    fn settle(&self, delivery: &Delivery, settlement: &Settlement) {
+        self.shared.stats.settled(delivery, settlement);
     }
 }
 

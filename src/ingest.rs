@@ -23,6 +23,7 @@ use crate::domain::parse::{
 };
 use crate::domain::tenant::{DefaultRoute, Destination, Lane};
 use crate::ledger::{Accepted, ItemVerdict, Ledger, LedgerError, NewEvent, NewRejected, RequestKey};
+use crate::stats::Stats;
 use crate::telemetry::Metrics;
 
 /// Whose our own events are.
@@ -143,6 +144,7 @@ pub struct Ingest {
     directory: Directory,
     rules: Arc<IngestRules>,
     metrics: Metrics,
+    stats: Stats,
     clock: Arc<dyn Clock>,
 }
 
@@ -169,9 +171,19 @@ impl Ingest {
         directory: Directory,
         rules: IngestRules,
         metrics: Metrics,
+        stats: Stats,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { ledger, directory, rules: Arc::new(rules), metrics, clock }
+        Self { ledger, directory, rules: Arc::new(rules), metrics, stats, clock }
+    }
+
+    /// Counts the verdicts on a request's events. Of a request of which nothing is `stored` only what was wrong.
+    fn count_verdicts(&self, results: &[ItemResult], stored: bool) {
+        self.metrics.judged(results, stored);
+        if stored {
+            let accepted = results.iter().filter(|result| result.status == Status::Accepted).count();
+            self.stats.accepted(accepted as u64);
+        }
     }
 
     /// Reads a body and records its events; returns after the commit.
@@ -180,7 +192,7 @@ impl Ingest {
     /// [`IngestError`]: nothing is stored.
     pub async fn take(&self, incoming: Incoming<'_>, handling: Handling<'_>) -> Result<Receipt, IngestError> {
         let receipt = self.record(incoming, handling).await?;
-        self.metrics.judged(&receipt.results, receipt.stored);
+        self.count_verdicts(&receipt.results, receipt.stored);
         Ok(receipt)
     }
 

@@ -40,6 +40,7 @@
 //! - [`secrets`]: what partners share with us, sealed; the master key and where it comes from.
 //! - [`send`]: one attempt of one delivery, and its signature.
 //! - [`sources`]: events that brokers hold. One runner; one file a broker, behind the cargo feature of its name.
+//! - [`stats`]: what was counted of attempts, minute by minute, over restarts and nodes; figures of a window.
 //! - [`telemetry`]: how log lines look, and every metric by name.
 //!
 //! # Invariants, as what never happens
@@ -75,4 +76,5 @@ pub mod reconnect;
 pub mod secrets;
 pub mod send;
 pub mod sources;
+pub mod stats;
 pub mod telemetry;

@@ -32,6 +32,7 @@ impl Shared {
         } else if change == Change::Opened {
             Box::pin(self.gate_opened(&delivery.lane)).await;
         }
+        self.observer.measure(&delivery, &outcome, began.until(ended));
         self.observer.observe(&delivery, &outcome).await;
         let timing =
             Timing { at: self.clock.now(), latency: began.until(ended), chance: self.clock.chance() };
@@ -46,6 +47,7 @@ impl Shared {
         let schedule = self.sender.retry_schedule(&delivery.lane.destination);
         let settlement = delivery::settle(&delivery, outcome, counts, &schedule, timing);
         tell(&delivery, &settlement);
+        self.observer.settle(&delivery, &settlement);
         if let Err(error) = self.ledger.settle(settlement).await {
             // The lease ends and it is sent again, under the same key.
             tracing::warn!(delivery = %delivery.id, %error, "an attempt could not be recorded");

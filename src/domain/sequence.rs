@@ -15,6 +15,11 @@ const COUNTER_MASK: i64 = (1 << COUNTER_BITS) - 1;
 /// How many node numbers there are.
 pub const NODES: i64 = 1 << NODE_BITS;
 
+/// About when an event with this number was recorded: to the millisecond, but for clocks that stood still or went back.
+pub const fn recorded_at(seq: EventSeq) -> Timestamp {
+    Timestamp::from_millis(EPOCH_MS + (seq.0 >> (NODE_BITS + COUNTER_BITS)))
+}
+
 /// Hands out ever larger numbers for one node.
 #[derive(Debug)]
 pub struct Sequence {

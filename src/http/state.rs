@@ -18,6 +18,7 @@ use crate::secrets::Vault;
 use crate::send::EndpointTester;
 use crate::send::address_guard::DialPolicy;
 use crate::sources::Statuses;
+use crate::stats::Stats;
 use crate::telemetry::Metrics;
 
 /// Settings of the HTTP side.
@@ -66,6 +67,8 @@ pub struct HttpState {
     pub event_types_changed: Arc<tokio::sync::Notify>,
     /// What is counted.
     pub metrics: Metrics,
+    /// Figures of what came in and went out.
+    pub stats: Stats,
     /// Time and chance.
     pub clock: Arc<dyn Clock>,
 }

@@ -99,7 +99,7 @@ impl Ingest {
             }
         }
         self.keep(&rejected).await?;
-        self.metrics.judged(&done, true);
+        self.count_verdicts(&done, true);
         Ok(Letters { later: waits, results: done, rejected: rejected.len() })
     }
 
@@ -141,7 +141,7 @@ impl Ingest {
         if let Some((indexes, Accepted::Stored(verdicts) | Accepted::Refused(verdicts))) = recorded {
             super::note_verdicts(&mut results, indexes, verdicts);
         }
-        self.metrics.judged(&results, !results.iter().any(ItemResult::is_bad));
+        self.count_verdicts(&results, !results.iter().any(ItemResult::is_bad));
         Ok(results)
     }
 

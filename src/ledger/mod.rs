@@ -18,6 +18,7 @@ mod rejected;
 mod rows;
 mod sql;
 mod sqlite;
+mod stats;
 mod tokens;
 mod writer;
 
@@ -44,6 +45,7 @@ pub use self::registry::{ApiKey, KeyInfo, TenantRow};
 pub use self::rejected::{NewRejected, Rejected, RejectedFilter, RejectedRow};
 pub use self::sql::{Database, OutcomeRow, Progress};
 pub use self::sqlite::{database_file, lock_holder};
+pub use self::stats::{StatRow, WaitingRow};
 use self::writer::{Command, Writer};
 use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::delivery::{Class, Delivery, DeliveryId, Settlement};

@@ -7,6 +7,7 @@ mod keys;
 mod paging;
 mod partners;
 mod rejected;
+mod stats;
 mod tenants;
 mod transforms;
 
@@ -46,6 +47,7 @@ pub(super) fn routes() -> OpenApiRouter<HttpState> {
         .routes(routes!(rejected::list_rejected))
         .routes(routes!(rejected::get_rejected, rejected::delete_rejected))
         .routes(routes!(rejected::replay_rejected))
+        .routes(routes!(stats::get_stats))
 }
 
 fn ledger(state: &HttpState, error: &LedgerError) -> Problem {
