@@ -25,6 +25,8 @@ mod shutdown;
 mod simulation;
 #[cfg(feature = "full")]
 mod sources;
+
+mod stats;
 mod svix;
 
 /// Loud, since what is not compiled can't fail.
