@@ -48,8 +48,8 @@ const ENDPOINT_GATE: GateLimits = GateLimits {
     max_wait: Duration::from_secs(300),
     adaptive: None,
 };
-/// How often histograms are summed up.
-const METRICS_UPKEEP: Duration = Duration::from_secs(5);
+/// How often to look whom limits hold back.
+const LOOK_AT_LIMITS: Duration = Duration::from_secs(1);
 /// Time for a connection to a partner, TLS included.
 const DIRECT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -137,15 +137,15 @@ impl App {
             .await
             .with_context(|| format!("can't listen on {}", config.http.listen))?;
         let address = listener.local_addr()?;
-        let metrics = Metrics::new().map_err(anyhow::Error::msg)?;
+        let metrics = Metrics::new();
         ledger.meter(metrics.commits());
-        let series_limit = config.metrics.endpoint_series_max;
-        let stats = Stats::new(ledger.clone(), directory.clone(), series_limit, clock.clone());
+        let series_max = config.metrics.endpoint_series_max;
+        let stats = Stats::new(ledger.clone(), directory.clone(), series_max, clock.clone());
         let ingest = Ingest::new(
             ledger.clone(),
             directory.clone(),
             ingest_rules(config)?,
-            metrics.clone(),
+            &metrics,
             stats.clone(),
             clock.clone(),
         );
@@ -159,6 +159,7 @@ impl App {
             ingest.clone(),
             direct.clone(),
             stats.clone(),
+            metrics.clone(),
             clock.clone(),
         );
         let options = dispatcher_options(config, svix.is_some());
@@ -192,10 +193,12 @@ impl App {
         ledger.announce(&address.to_string()).await?;
         let (stop_dispatcher, stop_server) = (CancellationToken::new(), CancellationToken::new());
         let server = tokio::spawn(http::serve(listener, http::router(state), limits, stop_server.clone()));
-        let mut background = keep_up(directory.clone(), metrics, stats, &stop_server);
+        let mut background = keep_up(directory.clone(), stats, &stop_server);
         let dispatcher = handle.clone().map(|dispatcher| {
             let event_types = event_types.map(|svix| (svix, event_types_changed));
             send_on(&mut background, ledger, &directory, &dispatcher, keeper, event_types, &stop_server);
+            let stop = stop_server.clone();
+            background.spawn(watch_limits(dispatcher.clone(), directory.clone(), metrics, series_max, stop));
             let stop = stop_dispatcher.clone();
             tokio::spawn(async move { dispatcher.run(stop).await })
         });
@@ -431,18 +434,12 @@ fn read_sources(
 }
 
 /// What every node does beside its work, until `stop` is cancelled.
-fn keep_up(
-    directory: Directory,
-    metrics: Metrics,
-    stats: Stats,
-    stop: &CancellationToken,
-) -> JoinSet<()> {
+fn keep_up(directory: Directory, stats: Stats, stop: &CancellationToken) -> JoinSet<()> {
     let mut background = JoinSet::new();
     background.spawn({
         let stop = stop.clone();
         async move { directory.follow(stop).await }
     });
-    background.spawn(keep_metrics(metrics, stop.clone()));
     background.spawn({
         let stop = stop.clone();
         async move { stats.keep(stop).await }
@@ -450,10 +447,18 @@ fn keep_up(
     background
 }
 
-/// Keeps what the metrics hold in memory small, until `stop` is cancelled.
-async fn keep_metrics(metrics: Metrics, stop: CancellationToken) {
-    while stop.run_until_cancelled(tokio::time::sleep(METRICS_UPKEEP)).await.is_some() {
-        metrics.upkeep();
+/// Counts how long partners' limits hold deliveries back, until `stop` is cancelled.
+async fn watch_limits(
+    dispatcher: Dispatcher,
+    directory: Directory,
+    metrics: Metrics,
+    series_max: usize,
+    stop: CancellationToken,
+) {
+    while stop.run_until_cancelled(tokio::time::sleep(LOOK_AT_LIMITS)).await.is_some() {
+        metrics.held(&dispatcher.held(), LOOK_AT_LIMITS, series_max);
+        let snapshot = directory.snapshot();
+        metrics.retain_partners(|partner| snapshot.policies().partners.contains_key(partner));
     }
 }
 
@@ -471,5 +476,6 @@ fn http_options(config: &Config) -> HttpOptions {
         body_limit_bytes: config.http.body_limit_bytes,
         body_timeout: Duration::from_millis(config.http.body_timeout_ms),
         default_route: config.default_route(),
+        endpoint_series_max: config.metrics.endpoint_series_max,
     }
 }

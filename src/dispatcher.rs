@@ -23,6 +23,7 @@ use crate::domain::scheduler::{
     GateId, LaneClaim, Permit, Policies, Remaining, Scheduler, SchedulerLimits, Start, TokenWish,
 };
 use crate::domain::tenant::{Lane, LaneId};
+pub use crate::domain::scheduler::{Held, HeldBy};
 use crate::ledger::{BusyLane, ClaimedLane, Ledger, Outlet};
 use crate::send::Sender;
 
@@ -48,6 +49,12 @@ pub trait Observer: Send + Sync {
 
     /// What is about to be recorded of a delivery. Must not wait for anything.
     fn settle(&self, _delivery: &Delivery, _settlement: &Settlement) {}
+
+    /// A gate has closed for so long, or stays closed for longer; not where another node told of it. Must not wait.
+    fn gate_closed(&self, _gate: &GateId, _reason: CloseReason, _wait: Duration) {}
+
+    /// A gate is open again. Must not wait.
+    fn gate_opened(&self, _gate: &GateId) {}
 }
 
 /// Bounds of the dispatcher.
@@ -193,6 +200,11 @@ impl Dispatcher {
         let mut gates: Vec<_> = scheduler.gates().map(|(gate, state)| status((gate, state))).collect();
         gates.sort_by(|one, other| one.gate.cmp(&other.gate));
         gates
+    }
+
+    /// Partners whose limits hold deliveries back now.
+    pub fn held(&self) -> Vec<Held> {
+        self.shared.scheduler().held_partners(self.shared.clock.moment())
     }
 
     /// What is known of receivers from now on.

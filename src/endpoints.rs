@@ -14,8 +14,10 @@ use crate::directory::Directory;
 use crate::dispatcher::Observer;
 use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::delivery::{DeadReason, Delivery, Outcome, Settlement};
+use crate::domain::gate::CloseReason;
 use crate::domain::key::prefixed_hex;
 use crate::domain::partner::DisableReason;
+use crate::domain::scheduler::GateId;
 use crate::domain::tenant::Destination;
 use crate::domain::transform::{Context, DEFAULT_OUTPUT_LIMIT_BYTES};
 use crate::ingest::{Ingest, new_event_id};
@@ -23,6 +25,7 @@ use crate::ledger::{Ledger, LedgerError};
 use crate::send::direct::{DirectSender, Endpoints as _, LiveEndpoint, Reply};
 use crate::send::{EndpointTester, TestError, TestResult};
 use crate::stats::Stats;
+use crate::telemetry::Metrics;
 
 /// After so long of nothing but failures an endpoint is disabled.
 const FAILING_LIMIT: Duration = Duration::from_secs(5 * 24 * 3_600);
@@ -43,6 +46,7 @@ struct Shared {
     ingest: Ingest,
     direct: Arc<DirectSender>,
     stats: Stats,
+    metrics: Metrics,
     /// Since when each endpoint has been failing, as far as this process has seen; `None` where it works. Endpoints
     /// that are not in it stand as the ledger knows them.
     failing: Mutex<HashMap<Arc<str>, Option<Timestamp>>>,
@@ -57,10 +61,12 @@ impl Keeper {
         ingest: Ingest,
         direct: Arc<DirectSender>,
         stats: Stats,
+        metrics: Metrics,
         clock: Arc<dyn Clock>,
     ) -> Self {
         let failing = Mutex::default();
-        Self { shared: Arc::new(Shared { ledger, directory, ingest, direct, stats, failing, clock }) }
+        let shared = Shared { ledger, directory, ingest, direct, stats, metrics, failing, clock };
+        Self { shared: Arc::new(shared) }
     }
 
     /// Challenges endpoints that have to prove themselves, until `stop` is cancelled.
@@ -218,6 +224,10 @@ impl Observer for Keeper {
 
     fn settle(&self, delivery: &Delivery, settlement: &Settlement) {
         self.shared.stats.settled(delivery, settlement);
+    }
+
+    fn gate_closed(&self, _gate: &GateId, reason: CloseReason, _wait: Duration) {
+        self.shared.metrics.gate_closed(reason);
     }
 }
 

@@ -24,7 +24,7 @@ use crate::domain::parse::{
 use crate::domain::tenant::{DefaultRoute, Destination, Lane};
 use crate::ledger::{Accepted, ItemVerdict, Ledger, LedgerError, NewEvent, NewRejected, RequestKey};
 use crate::stats::Stats;
-use crate::telemetry::Metrics;
+use crate::telemetry::{FROM_HTTP, FROM_PUSH, FROM_REJECTED, Metrics, SourceMetrics};
 
 /// Whose our own events are.
 const OPERATIONAL_TENANT: &str = "posthaste";
@@ -42,6 +42,9 @@ pub struct ItemResult {
     pub tenant: Option<String>,
     /// What became of it.
     pub status: Status,
+    /// Where it goes.
+    #[serde(skip)]
+    pub routed: Routed,
     /// Why, where it was not taken.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
@@ -62,6 +65,60 @@ pub enum Status {
     Conflict,
     /// It can never be an event.
     Invalid,
+}
+
+impl Status {
+    /// All of them, in order.
+    pub const ALL: [Self; 4] = [Self::Accepted, Self::Duplicate, Self::Conflict, Self::Invalid];
+
+    /// The verdict as it stands in answers and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Duplicate => "duplicate",
+            Self::Conflict => "conflict",
+            Self::Invalid => "invalid",
+        }
+    }
+}
+
+/// Where an event goes, as far as metrics tell it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Routed {
+    /// Nobody knows: it is no event.
+    #[default]
+    Unknown,
+    /// To Svix, and maybe to endpoints.
+    Svix,
+    /// To endpoints alone.
+    Direct,
+    /// Nobody wants it.
+    Unrouted,
+}
+
+impl Routed {
+    /// All of them, in order.
+    pub const ALL: [Self; 4] = [Self::Unknown, Self::Svix, Self::Direct, Self::Unrouted];
+
+    /// The route as it stands in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Svix => "svix",
+            Self::Direct => "direct",
+            Self::Unrouted => "unrouted",
+        }
+    }
+
+    /// Of an event that goes to these lanes.
+    fn of(lanes: &[Arc<Lane>]) -> Self {
+        // Svix stands first, where it is among them.
+        match lanes.first().map(|lane| &*lane.destination) {
+            None => Self::Unrouted,
+            Some(Destination::Svix { .. }) => Self::Svix,
+            Some(Destination::Endpoint { .. }) => Self::Direct,
+        }
+    }
 }
 
 /// The verdicts on a request.
@@ -143,7 +200,10 @@ pub struct Ingest {
     ledger: Ledger,
     directory: Directory,
     rules: Arc<IngestRules>,
-    metrics: Metrics,
+    http: Arc<SourceMetrics>,
+    pushes: Arc<SourceMetrics>,
+    /// What was rejected before and is taken in again.
+    replays: Arc<SourceMetrics>,
     stats: Stats,
     clock: Arc<dyn Clock>,
 }
@@ -170,16 +230,18 @@ impl Ingest {
         ledger: Ledger,
         directory: Directory,
         rules: IngestRules,
-        metrics: Metrics,
+        metrics: &Metrics,
         stats: Stats,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { ledger, directory, rules: Arc::new(rules), metrics, stats, clock }
+        let from = |source| metrics.of_source(source, false);
+        let (http, pushes, replays) = (from(FROM_HTTP), from(FROM_PUSH), from(FROM_REJECTED));
+        Self { ledger, directory, rules: Arc::new(rules), http, pushes, replays, stats, clock }
     }
 
     /// Counts the verdicts on a request's events. Of a request of which nothing is `stored` only what was wrong.
-    fn count_verdicts(&self, results: &[ItemResult], stored: bool) {
-        self.metrics.judged(results, stored);
+    fn count_verdicts(&self, from: &SourceMetrics, results: &[ItemResult], stored: bool) {
+        from.judged(results, stored);
         if stored {
             let accepted = results.iter().filter(|result| result.status == Status::Accepted).count();
             self.stats.accepted(accepted as u64);
@@ -192,7 +254,8 @@ impl Ingest {
     /// [`IngestError`]: nothing is stored.
     pub async fn take(&self, incoming: Incoming<'_>, handling: Handling<'_>) -> Result<Receipt, IngestError> {
         let receipt = self.record(incoming, handling).await?;
-        self.count_verdicts(&receipt.results, receipt.stored);
+        let from = if receipt.shape == Shape::PubSubPush { &self.pushes } else { &self.http };
+        self.count_verdicts(from, &receipt.results, receipt.stored);
         Ok(receipt)
     }
 
@@ -285,7 +348,8 @@ impl Ingest {
                 continue;
             }
             let (status, detail, pointer) = (Status::Accepted, None, String::new());
-            results.push(ItemResult { index, id: draft.id.clone(), tenant, status, detail, pointer });
+            let (id, routed) = (draft.id.clone(), Routed::Unknown);
+            results.push(ItemResult { index, id, tenant, status, routed, detail, pointer });
             drafts.push((index, draft));
         }
         Ok((results, drafts, raw))
@@ -332,7 +396,10 @@ impl Ingest {
             let result = &mut results[index];
             result.id = Some(event.identity.id.clone());
             match lanes.of(&event.identity.tenant, &event.event_type).await? {
-                Ok(lanes) => events.push((index, NewEvent { event, lanes })),
+                Ok(lanes) => {
+                    result.routed = Routed::of(&lanes);
+                    events.push((index, NewEvent { event, lanes }));
+                }
                 Err(detail) => (result.status, result.detail) = (Status::Invalid, Some(detail)),
             }
         }
@@ -438,17 +505,17 @@ fn note_verdicts(results: &mut [ItemResult], indexes: Vec<usize>, verdicts: Vec<
 }
 
 /// The lanes an event goes to, or why there are none to be had.
-type Routed = Result<Vec<Arc<Lane>>, String>;
+type LanesFound = Result<Vec<Arc<Lane>>, String>;
 
 /// The lanes of each tenant and event type in a request, asked for once.
 struct Lanes<'a> {
     ingest: &'a Ingest,
-    known: HashMap<(Arc<str>, String), Routed>,
+    known: HashMap<(Arc<str>, String), LanesFound>,
 }
 
 impl Lanes<'_> {
     /// The lanes that such events go to now, or why there are none to be had.
-    async fn of(&mut self, tenant: &Arc<str>, event_type: &str) -> Result<Routed, LedgerError> {
+    async fn of(&mut self, tenant: &Arc<str>, event_type: &str) -> Result<LanesFound, LedgerError> {
         let name = (tenant.clone(), event_type.to_owned());
         if let Some(lanes) = self.known.get(&name) {
             return Ok(lanes.clone());
@@ -472,6 +539,7 @@ fn refused(index: usize, invalid: Invalid) -> ItemResult {
         id: invalid.id,
         tenant: invalid.tenant,
         status: Status::Invalid,
+        routed: Routed::Unknown,
         detail: Some(invalid.detail),
         pointer: invalid.pointer,
     }

@@ -79,6 +79,17 @@ pub struct Backlog {
     pub deliveries: u64,
     /// When the oldest event among them was recorded.
     pub oldest: Timestamp,
+    /// When the first of them falls or fell due.
+    pub first_due: Timestamp,
+}
+
+impl Backlog {
+    /// Adds another's.
+    pub fn add(&mut self, other: Self) {
+        self.deliveries += other.deliveries;
+        self.oldest = self.oldest.min(other.oldest);
+        self.first_due = self.first_due.min(other.first_due);
+    }
 }
 
 /// What waits, by destination.
@@ -207,9 +218,9 @@ impl Stats {
         for row in self.shared.ledger.database().waiting().await? {
             let Some(destination) = Destination::parse(&row.destination) else { continue };
             let (deliveries, oldest) = (row.count.max(0).unsigned_abs(), sequence::recorded_at(row.oldest));
-            let known = backlogs.entry(destination).or_insert(Backlog { deliveries: 0, oldest });
-            known.deliveries += deliveries;
-            known.oldest = known.oldest.min(oldest);
+            let first_due = row.first_due;
+            let known = backlogs.entry(destination).or_insert(Backlog { deliveries: 0, oldest, first_due });
+            known.add(Backlog { deliveries, oldest, first_due });
         }
         let (backlogs, at) = (Arc::new(backlogs), self.shared.clock.moment());
         *last = Some(BacklogCount { at, took: began.until(at), backlogs: backlogs.clone() });

@@ -87,6 +87,7 @@ impl Shared {
                 );
             }
         }
+        self.observer.gate_closed(&gate, reason, wait);
         let recalled = self.scheduler().recall(&gate);
         // Before the release: others know of the gate when they hear of the work.
         if let Err(error) = self.ledger.save_gate(gate.as_str(), reason, wait).await {
@@ -100,6 +101,7 @@ impl Shared {
     async fn gate_opened(&self, lane: &Lane) {
         let gate = GateId::of(&lane.destination);
         tracing::info!(gate = gate.as_str(), "gate open again");
+        self.observer.gate_opened(&gate);
         if let Err(error) = self.ledger.gate_opened(gate.as_str()).await {
             tracing::debug!(%error, "an open gate could not be recorded");
         }

@@ -34,6 +34,8 @@ pub struct HttpOptions {
     pub body_timeout: Duration,
     /// Where tenants go that have no route of their own.
     pub default_route: DefaultRoute,
+    /// Most endpoints with metrics of their own.
+    pub endpoint_series_max: usize,
 }
 
 /// What the handlers share. Cheap to clone.

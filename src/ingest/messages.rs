@@ -12,6 +12,7 @@ use super::{Ingest, IngestError, ItemResult, Status};
 use crate::domain::event::Identity;
 use crate::domain::parse::{IncomingMessage, Item, LazyIdentity, MessageIdentity, parse_message};
 use crate::ledger::{Accepted, LedgerError, NewEvent, NewRejected, Rejected};
+use crate::telemetry::SourceMetrics;
 
 /// How long a tenant that has too much waiting is left alone.
 const BACKLOG_WAIT: Duration = Duration::from_secs(1);
@@ -23,6 +24,8 @@ pub struct MessageOrigin<'a> {
     pub origin: &'a str,
     /// The one tenant that all events belong to, whatever they say.
     pub tenant: Option<&'a str>,
+    /// Where their events are counted.
+    pub metrics: &'a SourceMetrics,
 }
 
 /// A broker's message as it came.
@@ -99,7 +102,7 @@ impl Ingest {
             }
         }
         self.keep(&rejected).await?;
-        self.count_verdicts(&done, true);
+        self.count_verdicts(from.metrics, &done, true);
         Ok(Letters { later: waits, results: done, rejected: rejected.len() })
     }
 
@@ -141,7 +144,7 @@ impl Ingest {
         if let Some((indexes, Accepted::Stored(verdicts) | Accepted::Refused(verdicts))) = recorded {
             super::note_verdicts(&mut results, indexes, verdicts);
         }
-        self.count_verdicts(&results, !results.iter().any(ItemResult::is_bad));
+        self.count_verdicts(&self.replays, &results, !results.iter().any(ItemResult::is_bad));
         Ok(results)
     }
 

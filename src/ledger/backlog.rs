@@ -107,6 +107,10 @@ impl Backlog {
         self.counts().total.max(0).unsigned_abs()
     }
 
+    pub const fn limit(&self) -> u64 {
+        self.limits.total
+    }
+
     pub fn add(&self, tenant: &Arc<str>, change: i64) {
         self.counts().add(tenant, change);
     }

@@ -206,7 +206,7 @@ struct Shared {
     writer: Mutex<Option<tokio::task::JoinHandle<()>>>,
     backlog: Arc<Backlog>,
     outlet: Arc<OnceLock<Box<dyn Outlet>>>,
-    meter: Arc<OnceLock<CommitMetrics>>,
+    meter: Arc<OnceLock<Arc<CommitMetrics>>>,
     /// This node's number.
     node: i64,
     /// `None` where the ledger is not shared.
@@ -280,7 +280,7 @@ impl Ledger {
     }
 
     /// Names where commits are told of. Without one, nobody hears of them.
-    pub fn meter(&self, metrics: CommitMetrics) {
+    pub fn meter(&self, metrics: Arc<CommitMetrics>) {
         // The first stays, as with the outlet.
         let _ = self.shared.meter.set(metrics);
     }
@@ -366,6 +366,11 @@ impl Ledger {
     /// Deliveries waiting, all tenants.
     pub fn waiting(&self) -> u64 {
         self.shared.backlog.total()
+    }
+
+    /// Most deliveries that may wait, all tenants.
+    pub fn waiting_limit(&self) -> u64 {
+        self.shared.backlog.limit()
     }
 
     /// What other nodes tell from now on. Nothing ever comes where the ledger is not shared. Whoever reads too slowly

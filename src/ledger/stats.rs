@@ -38,6 +38,8 @@ pub struct WaitingRow {
     pub count: i64,
     /// The oldest event among them.
     pub oldest: EventSeq,
+    /// When the first of them falls or fell due.
+    pub first_due: Timestamp,
 }
 
 impl Database {
@@ -122,20 +124,22 @@ impl Database {
     /// # Errors
     /// [`super::LedgerError::Unavailable`].
     pub async fn waiting(&self) -> Result<Vec<WaitingRow>> {
-        let rows: Vec<(String, String, i64, i64)> = on!(self, reads, pool => {
+        let rows: Vec<(String, String, i64, i64, i64)> = on!(self, reads, pool => {
             sqlx::query_as(
-                "SELECT lane.destination, lane.tenant, waiting.n, waiting.oldest
-                 FROM (SELECT lane, COUNT(*) AS n, MIN(event) AS oldest FROM queue GROUP BY lane) AS waiting
+                "SELECT lane.destination, lane.tenant, waiting.n, waiting.oldest, waiting.first_due
+                 FROM (SELECT lane, COUNT(*) AS n, MIN(event) AS oldest, MIN(due_at) AS first_due
+                       FROM queue GROUP BY lane) AS waiting
                  JOIN lane ON lane.id = waiting.lane",
             )
             .fetch_all(pool)
             .await?
         });
-        let row = |(destination, tenant, count, oldest)| WaitingRow {
+        let row = |(destination, tenant, count, oldest, first_due)| WaitingRow {
             destination,
             tenant,
             count,
             oldest: EventSeq(oldest),
+            first_due: Timestamp::from_millis(first_due),
         };
         Ok(rows.into_iter().map(row).collect())
     }

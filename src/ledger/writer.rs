@@ -48,7 +48,7 @@ pub(super) struct Writer {
     pub backlog: Arc<Backlog>,
     pub outlet: Arc<OnceLock<Box<dyn Outlet>>>,
     /// Hears of every commit.
-    pub meter: Arc<OnceLock<CommitMetrics>>,
+    pub meter: Arc<OnceLock<Arc<CommitMetrics>>>,
     /// Tells other nodes; `None` where there can't be any.
     pub bell: Option<Arc<Bell>>,
     /// Why writes fail; `None` while they work.
@@ -199,12 +199,8 @@ impl Writer {
     }
 
     fn measure(&self, began: Moment, events: usize) {
-        let Some(meter) = self.meter.get() else { return };
-        meter.seconds.record(began.until(self.clock.moment()));
-        // A group that only settles has none.
-        if events > 0 {
-            #[expect(clippy::cast_precision_loss, reason = "a few thousand")]
-            meter.events.record(events as f64);
+        if let Some(meter) = self.meter.get() {
+            meter.committed(began.until(self.clock.moment()), events);
         }
     }
 
@@ -243,6 +239,9 @@ impl Writer {
         for settlement in settlements {
             if stale.contains(&claim_of(&settlement)) {
                 tracing::warn!(delivery = %settlement.id, attempt = settlement.attempt, "lease lost: not settled");
+                if let Some(meter) = self.meter.get() {
+                    meter.lease_lost();
+                }
                 continue;
             }
             match settlement.next {

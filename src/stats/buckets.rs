@@ -1,4 +1,4 @@
-//! Latencies, counted in buckets that are good to about 10 %.
+//! Latencies, counted in buckets that are good to about 10 %, from 0.1 ms to 100 s.
 //!
 //! Bounds are fixed, so that the counts of minutes, endpoints and nodes add up, and round, so that some of them can
 //! stand in a Prometheus histogram as they are.
@@ -109,7 +109,7 @@ impl Latencies {
                 buckets.push((*bound as f64 / 1e6, std::mem::take(&mut count)));
             }
         }
-        buckets.push((f64::MAX, count + self.counts[BUCKETS - 1]));
+        buckets.push((f64::INFINITY, count + self.counts[BUCKETS - 1]));
         (self.sum_us as f64 / 1e6, self.count(), buckets)
     }
 }
@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn a_quantile_is_at_most_ten_percent_off() {
-        for micros in (100..100_000_000).step_by(3_333) {
+        for micros in (101..100_000_000).step_by(3_333) {
             let live = LiveLatencies::default();
             live.record(Duration::from_micros(micros));
             let told = live.read().quantile_ms(0.5).expect("one") * 1_000.0;
@@ -189,6 +189,6 @@ mod tests {
         assert!((seconds - 505.05).abs() < 1e-6);
         let bounds: Vec<_> = buckets.iter().map(|(bound, _)| *bound).collect();
         assert_eq!(bounds[..5], [0.0005, 0.001, 0.0025, 0.005, 0.01]);
-        assert_eq!(bounds[bounds.len() - 3..], [50.0, 100.0, f64::MAX]);
+        assert_eq!(bounds[bounds.len() - 3..], [50.0, 100.0, f64::INFINITY]);
     }
 }
