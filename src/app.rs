@@ -22,7 +22,7 @@ use crate::domain::retry::RetrySchedule;
 use crate::domain::scheduler::SchedulerLimits;
 use crate::endpoints::Keeper;
 use crate::http::{self, HttpOptions, HttpState, PushGate, ServerLimits};
-use crate::ingest::{Ingest, IngestRules, TenantLimits};
+use crate::ingest::{Ingest, IngestRules, TenantLimits, Watch};
 use crate::ledger::{Ledger, database_file};
 use crate::provisioning::{self, Seeds};
 use crate::secrets::{KeySources, Vault};
@@ -34,6 +34,7 @@ use crate::send::{Senders, tls};
 use crate::sources::Sources;
 use crate::stats::Stats;
 use crate::telemetry::Metrics;
+use crate::traces::Tracer;
 
 /// What is left of the time to stop for the server and the ledger, after the dispatcher had its part.
 const AFTER_DISPATCHER: Duration = Duration::from_secs(5);
@@ -139,14 +140,15 @@ impl App {
         let address = listener.local_addr()?;
         let metrics = Metrics::new();
         ledger.meter(metrics.commits());
+        let (tracer, exports) =
+            Tracer::new(config.traces.export().map_err(anyhow::Error::msg)?, &clock).map_err(anyhow::Error::msg)?;
         let series_max = config.metrics.endpoint_series_max;
         let stats = Stats::new(ledger.clone(), directory.clone(), series_max, clock.clone());
         let ingest = Ingest::new(
             ledger.clone(),
             directory.clone(),
             ingest_rules(config)?,
-            &metrics,
-            stats.clone(),
+            Watch { metrics: &metrics, stats: stats.clone(), tracer: tracer.clone() },
             clock.clone(),
         );
         let sources = read_sources(config, &ingest, ledger, &metrics)?;
@@ -163,7 +165,8 @@ impl App {
             clock.clone(),
         );
         let options = dispatcher_options(config, svix.is_some());
-        let senders = Arc::new(Senders { svix, direct });
+        let forward_traces = config.traces.forward;
+        let senders = Arc::new(Senders { svix, direct, tracer: tracer.clone(), forward_traces });
         let handle = config.role.sends().then(|| {
             let observer = Arc::new(keeper.clone());
             Dispatcher::new(ledger.clone(), senders, observer, options, clock.clone())
@@ -187,6 +190,7 @@ impl App {
             event_types_changed: event_types_changed.clone(),
             metrics: metrics.clone(),
             stats: stats.clone(),
+            tracer,
             clock,
         };
         let limits = server_limits(config);
@@ -194,6 +198,9 @@ impl App {
         let (stop_dispatcher, stop_server) = (CancellationToken::new(), CancellationToken::new());
         let server = tokio::spawn(http::serve(listener, http::router(state), limits, stop_server.clone()));
         let mut background = keep_up(directory.clone(), stats, &stop_server);
+        if let Some(exports) = exports {
+            background.spawn(exports.run(stop_server.clone()));
+        }
         let dispatcher = handle.clone().map(|dispatcher| {
             let event_types = event_types.map(|svix| (svix, event_types_changed));
             send_on(&mut background, ledger, &directory, &dispatcher, keeper, event_types, &stop_server);

@@ -9,6 +9,7 @@ mod pubsub_push;
 mod redact;
 mod role;
 mod sources;
+mod traces;
 mod variables;
 
 use std::net::SocketAddr;
@@ -29,6 +30,7 @@ pub use self::role::Role;
 pub use self::sources::{
     BrokerConfig, NatsConfig, PubsubConfig, RabbitmqConfig, RedisConfig, SourceConfig, SqsConfig,
 };
+pub use self::traces::{ExportSettings, OtelVariables, TracesConfig};
 use self::variables::Variable;
 use crate::domain::tenant::DefaultRoute;
 use crate::ledger::{BacklogLimits, LedgerOptions};
@@ -67,6 +69,8 @@ pub struct Config {
     pub log: LogConfig,
     /// What `/metrics` tells.
     pub metrics: MetricsConfig,
+    /// Which spans are recorded, and where they go.
+    pub traces: TracesConfig,
     /// Queues and streams of brokers that events are read from.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<SourceConfig>,
@@ -202,6 +206,7 @@ impl Default for Config {
             dispatch: DispatchConfig::default(),
             log: LogConfig::default(),
             metrics: MetricsConfig::default(),
+            traces: TracesConfig::default(),
             sources: Vec::new(),
             partners: Vec::new(),
             event_types: Vec::new(),
@@ -319,9 +324,14 @@ impl Config {
         }
         let mut warnings = Vec::new();
         let mut source_urls = Vec::new();
+        let mut standard = OtelVariables::default();
         for (name, text) in variables {
             if let Some(source) = sources::url_of(&name) {
                 source_urls.push((name.clone(), source, text));
+                continue;
+            }
+            if name.starts_with("OTEL_") {
+                warnings.extend(standard.take(&name, &text));
                 continue;
             }
             match variables::read(&name, &text, &defaults)? {
@@ -340,6 +350,7 @@ impl Config {
                 warnings.push(format!("{name} names no source of the configuration and does nothing"));
             }
         }
+        config.traces.standard = standard;
         config.check()?;
         Ok(Loaded { config, warnings })
     }
@@ -406,6 +417,8 @@ impl Config {
         } else if self.svix.server_url.as_deref().is_some_and(|url| !is_http_url(url)) {
             "svix.server_url must be an http:// or https:// URL".into()
         } else if let Err(problem) = self.direct.dial_policy() {
+            problem
+        } else if let Err(problem) = self.traces.export() {
             problem
         } else if let Err(problem) = self.ingest.tenant_limit() {
             problem

@@ -4,6 +4,7 @@
 
 mod limits;
 mod messages;
+mod spans;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use crate::domain::tenant::{DefaultRoute, Destination, Lane};
 use crate::ledger::{Accepted, ItemVerdict, Ledger, LedgerError, NewEvent, NewRejected, RequestKey};
 use crate::stats::Stats;
 use crate::telemetry::{FROM_HTTP, FROM_PUSH, FROM_REJECTED, Metrics, SourceMetrics};
+use crate::traces::Tracer;
 
 /// Whose our own events are.
 const OPERATIONAL_TENANT: &str = "posthaste";
@@ -205,7 +207,18 @@ pub struct Ingest {
     /// What was rejected before and is taken in again.
     replays: Arc<SourceMetrics>,
     stats: Stats,
+    tracer: Tracer,
     clock: Arc<dyn Clock>,
+}
+
+/// Who hears of what is taken in.
+pub struct Watch<'a> {
+    /// Counts verdicts.
+    pub metrics: &'a Metrics,
+    /// Counts what was recorded.
+    pub stats: Stats,
+    /// Records spans.
+    pub tracer: Tracer,
 }
 
 /// What is taken in, and how.
@@ -230,13 +243,13 @@ impl Ingest {
         ledger: Ledger,
         directory: Directory,
         rules: IngestRules,
-        metrics: &Metrics,
-        stats: Stats,
+        watch: Watch<'_>,
         clock: Arc<dyn Clock>,
     ) -> Self {
+        let Watch { metrics, stats, tracer } = watch;
         let from = |source| metrics.of_source(source, false);
         let (http, pushes, replays) = (from(FROM_HTTP), from(FROM_PUSH), from(FROM_REJECTED));
-        Self { ledger, directory, rules: Arc::new(rules), http, pushes, replays, stats, clock }
+        Self { ledger, directory, rules: Arc::new(rules), http, pushes, replays, stats, tracer, clock }
     }
 
     /// Counts the verdicts on a request's events. Of a request of which nothing is `stored` only what was wrong.
@@ -272,10 +285,11 @@ impl Ingest {
         let receipt = |stored, results| Receipt { shape: batch.shape, stored, results };
         let refuses =
             |results: &[ItemResult]| strict && results.iter().any(|result| result.status == Status::Invalid);
-        let (mut results, drafts, raw) = self.screen(batch.items, handling.bound_tenant, pushed)?;
+        let (mut results, mut drafts, raw) = self.screen(batch.items, handling.bound_tenant, pushed)?;
         if refuses(&results) {
             return Ok(receipt(false, results));
         }
+        let mut spans = self.begin_spans(&mut drafts);
         // Before the ledger is asked for anything.
         let taken = self.admit(&drafts)?;
         let recorded = async {
@@ -284,7 +298,9 @@ impl Ingest {
                 return Ok(None);
             }
             let (indexes, events): (Vec<_>, Vec<_>) = events.into_iter().unzip();
+            let commits = spans.commit();
             let accepted = self.ledger.accept(events, strict, request_key).await?;
+            drop(commits);
             Ok(Some((indexes, accepted)))
         };
         let recorded = recorded.await.inspect_err(|_: &LedgerError| self.rules.limits.refund(&taken))?;
@@ -295,6 +311,7 @@ impl Ingest {
             Accepted::KeyReused => return Err(IngestError::KeyReused),
         };
         note_verdicts(&mut results, indexes, verdicts);
+        spans.end(&results);
         if pushed {
             self.keep_rejected(&results, &raw, batch.attributes.as_deref(), batch.identity).await?;
         }
@@ -449,6 +466,7 @@ impl Ingest {
             fingerprint,
             body: format!("{head}{data}}}").into(),
             data: Some(range),
+            trace: None,
         };
         let destinations = self.directory.snapshot().operational_destinations(event_type);
         let lanes = self.lanes(&destinations, &tenant).await?;

@@ -42,6 +42,7 @@
 //! - [`sources`]: events that brokers hold. One runner; one file a broker, behind the cargo feature of its name.
 //! - [`stats`]: what was counted of attempts, minute by minute, over restarts and nodes; figures of a window.
 //! - [`telemetry`]: how log lines look, and every metric by name.
+//! - [`traces`]: spans of what is done with an event, and their way to a collector.
 //!
 //! # Invariants, as what never happens
 //!
@@ -78,3 +79,4 @@ pub mod send;
 pub mod sources;
 pub mod stats;
 pub mod telemetry;
+pub mod traces;

@@ -43,7 +43,7 @@ pub async fn metrics(State(state): State<HttpState>, caller: Caller) -> Result<R
         disabled,
         attempts: state.stats.meters().shown(),
         series_max: state.options.endpoint_series_max,
-        spans: None,
+        spans: state.tracer.counts(),
     };
     Ok(([(CONTENT_TYPE, MEDIA_TYPE)], state.metrics.render(standing)).into_response())
 }

@@ -20,6 +20,7 @@ use crate::send::address_guard::DialPolicy;
 use crate::sources::Statuses;
 use crate::stats::Stats;
 use crate::telemetry::Metrics;
+use crate::traces::Tracer;
 
 /// Settings of the HTTP side.
 #[derive(Debug, Clone)]
@@ -71,6 +72,8 @@ pub struct HttpState {
     pub metrics: Metrics,
     /// Figures of what came in and went out.
     pub stats: Stats,
+    /// For how many spans it has recorded.
+    pub tracer: Tracer,
     /// Time and chance.
     pub clock: Arc<dyn Clock>,
 }

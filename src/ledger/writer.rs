@@ -295,6 +295,7 @@ fn fresh(waiting: &Waiting<'_>, now: Timestamp) -> Delivery {
         received_at: now,
         body: event.body.clone(),
         data: event.data.clone(),
+        trace: event.trace.clone(),
     }
 }
 
@@ -391,6 +392,7 @@ mod tests {
                 fingerprint: Fingerprint([0; 32]),
                 body: body.clone(),
                 data: None,
+                trace: None,
             };
             let events = (0..events).map(|n| NewEvent { event: event(n), lanes: Vec::new() }).collect();
             let request = AcceptRequest { events, strict: true, request_key: None };
