@@ -321,6 +321,10 @@ fn send_on(
         async move { dispatcher.follow_neighbours(stop).await }
     });
     background.spawn({
+        let (announcer, stop) = (keeper.announcer().clone(), stop.clone());
+        async move { announcer.run(stop).await }
+    });
+    background.spawn({
         let stop = stop.clone();
         async move { keeper.challenge(stop).await }
     });

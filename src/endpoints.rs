@@ -10,10 +10,11 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use crate::announcements::Announcer;
 use crate::directory::Directory;
 use crate::dispatcher::Observer;
 use crate::domain::clock::{Clock, Timestamp};
-use crate::domain::delivery::{DeadReason, Delivery, Outcome, Settlement};
+use crate::domain::delivery::{DeadReason, Delivery, NextState, Outcome, Settlement};
 use crate::domain::gate::CloseReason;
 use crate::domain::key::prefixed_hex;
 use crate::domain::partner::DisableReason;
@@ -47,6 +48,7 @@ struct Shared {
     direct: Arc<DirectSender>,
     stats: Stats,
     metrics: Metrics,
+    announcer: Announcer,
     /// Since when each endpoint has been failing, as far as this process has seen; `None` where it works. Endpoints
     /// that are not in it stand as the ledger knows them.
     failing: Mutex<HashMap<Arc<str>, Option<Timestamp>>>,
@@ -65,8 +67,14 @@ impl Keeper {
         clock: Arc<dyn Clock>,
     ) -> Self {
         let failing = Mutex::default();
-        let shared = Shared { ledger, directory, ingest, direct, stats, metrics, failing, clock };
+        let announcer = Announcer::new(ingest.clone(), directory.clone(), clock.clone());
+        let shared = Shared { ledger, directory, ingest, direct, stats, metrics, announcer, failing, clock };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// What announces what it hears of.
+    pub fn announcer(&self) -> &Announcer {
+        &self.shared.announcer
     }
 
     /// Challenges endpoints that have to prove themselves, until `stop` is cancelled.
@@ -224,10 +232,18 @@ impl Observer for Keeper {
 
     fn settle(&self, delivery: &Delivery, settlement: &Settlement) {
         self.shared.stats.settled(delivery, settlement);
+        if let NextState::Dead { reason } = settlement.next {
+            self.shared.announcer.died(delivery, reason);
+        }
     }
 
-    fn gate_closed(&self, _gate: &GateId, reason: CloseReason, _wait: Duration) {
+    fn gate_closed(&self, gate: &GateId, reason: CloseReason, wait: Duration) {
         self.shared.metrics.gate_closed(reason);
+        self.shared.announcer.gate_closed(gate, reason, wait);
+    }
+
+    fn gate_opened(&self, gate: &GateId) {
+        self.shared.announcer.gate_opened(gate);
     }
 }
 

@@ -21,6 +21,7 @@
 //!
 //! # Codemap
 //!
+//! - [`announcements`]: our own events of what operators should know, gathered so that no flood makes another.
 //! - [`app`]: the composition root. Opens, connects, starts and ends everything; the real clock.
 //! - [`cli`]: the command line, one file a command. Its `bench` measures a relay from outside.
 //! - [`config`]: every setting with its default; file and environment.
@@ -60,6 +61,7 @@
 //! - No node's clock decides about another's lease or gate.
 //! - Nothing pending is ever given up because the process, the network or Svix was away.
 
+pub mod announcements;
 pub mod app;
 pub mod cli;
 pub mod config;

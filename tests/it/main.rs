@@ -5,6 +5,7 @@
 mod support;
 mod access;
 mod admin;
+mod announcements;
 mod brokers;
 mod cli;
 mod direct;
@@ -25,9 +26,9 @@ mod shutdown;
 mod simulation;
 #[cfg(feature = "full")]
 mod sources;
-
 mod stats;
 mod svix;
+mod traces;
 
 /// Loud, since what is not compiled can't fail.
 #[cfg(not(feature = "full"))]

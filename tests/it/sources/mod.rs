@@ -11,6 +11,7 @@ mod redis;
 mod rejected;
 mod speed;
 mod sqs;
+mod watching;
 
 use std::io::Write as _;
 
