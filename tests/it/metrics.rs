@@ -78,9 +78,9 @@ async fn verdicts_refusals_and_commits_are_counted(database: TestDatabase) {
         assert_eq!(value(&relay, &series).await, Some(count), "{code}");
     }
     relay.settled().await;
-    let (commits, events) = ("posthaste_ledger_commit_seconds_count", "posthaste_ledger_commit_events_sum");
+    let (commits, committed) = ("posthaste_ledger_commit_seconds_count", "posthaste_ledger_commit_events_sum");
     assert!(value(&relay, commits).await >= Some(2.0));
-    assert_eq!(value(&relay, events).await, Some(15.0));
+    assert_eq!(value(&relay, committed).await, Some(15.0));
     assert_eq!(value(&relay, "posthaste_dispatch_in_flight_requests").await, Some(0.0));
     // Beside it another relay, which counts for itself.
     let (elsewhere, other) = (TestDatabase::sqlite(), mock_svix().await);
