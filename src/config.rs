@@ -9,6 +9,7 @@ mod pubsub_push;
 mod redact;
 mod role;
 mod sources;
+mod traces;
 mod variables;
 
 use std::net::SocketAddr;
@@ -29,6 +30,7 @@ pub use self::role::Role;
 pub use self::sources::{
     BrokerConfig, NatsConfig, PubsubConfig, RabbitmqConfig, RedisConfig, SourceConfig, SqsConfig,
 };
+pub use self::traces::{ExportSettings, OtelVariables, TracesConfig};
 use self::variables::Variable;
 use crate::domain::tenant::DefaultRoute;
 use crate::ledger::{BacklogLimits, LedgerOptions};
@@ -65,6 +67,10 @@ pub struct Config {
     pub dispatch: DispatchConfig,
     /// The program's own words.
     pub log: LogConfig,
+    /// What `/metrics` tells.
+    pub metrics: MetricsConfig,
+    /// Which spans are recorded, and where they go.
+    pub traces: TracesConfig,
     /// Queues and streams of brokers that events are read from.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<SourceConfig>,
@@ -169,6 +175,14 @@ pub struct LogConfig {
     pub level: String,
 }
 
+/// `[metrics]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MetricsConfig {
+    /// Most endpoints with series of their own; further ones are told together, as `other`.
+    pub endpoint_series_max: usize,
+}
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -194,6 +208,8 @@ impl Default for Config {
             ledger: LedgerConfig::default(),
             dispatch: DispatchConfig::default(),
             log: LogConfig::default(),
+            metrics: MetricsConfig::default(),
+            traces: TracesConfig::default(),
             sources: Vec::new(),
             partners: Vec::new(),
             event_types: Vec::new(),
@@ -277,6 +293,12 @@ impl Default for LogConfig {
     }
 }
 
+impl Default for MetricsConfig {
+    fn default() -> Self {
+        Self { endpoint_series_max: 500 }
+    }
+}
+
 /// Why a configuration can't be used: one line, naming the place.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -310,9 +332,14 @@ impl Config {
         }
         let mut warnings = Vec::new();
         let mut source_urls = Vec::new();
+        let mut standard = OtelVariables::default();
         for (name, text) in variables {
             if let Some(source) = sources::url_of(&name) {
                 source_urls.push((name.clone(), source, text));
+                continue;
+            }
+            if name.starts_with("OTEL_") {
+                warnings.extend(standard.take(&name, &text));
                 continue;
             }
             match variables::read(&name, &text, &defaults)? {
@@ -331,6 +358,7 @@ impl Config {
                 warnings.push(format!("{name} names no source of the configuration and does nothing"));
             }
         }
+        config.traces.standard = standard;
         config.check()?;
         Ok(Loaded { config, warnings })
     }
@@ -398,6 +426,8 @@ impl Config {
         } else if self.svix.server_url.as_deref().is_some_and(|url| !is_http_url(url)) {
             "svix.server_url must be an http:// or https:// URL".into()
         } else if let Err(problem) = self.direct.dial_policy() {
+            problem
+        } else if let Err(problem) = self.traces.export() {
             problem
         } else if let Err(problem) = self.ingest.tenant_limit() {
             problem

@@ -54,6 +54,21 @@ pub struct Snapshot {
     ingest_limits: HashMap<Arc<str>, RateLimit>,
 }
 
+/// An endpoint that exists, as operators see it.
+#[derive(Debug, Clone, Copy)]
+pub struct KnownEndpoint<'a> {
+    /// Its id.
+    pub id: &'a Arc<str>,
+    /// Whose it is.
+    pub partner: &'a Arc<str>,
+    /// The one tenant whose events it gets; every tenant's where `None`.
+    pub tenant: Option<&'a str>,
+    /// It is not disabled.
+    pub is_active: bool,
+    /// What a sender needs; `None` where that can't be read.
+    pub live: Option<&'a Arc<LiveEndpoint>>,
+}
+
 /// Why a tenant's events can't be routed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -160,6 +175,22 @@ impl Snapshot {
     pub fn operational_destinations(&self, event_type: &str) -> Vec<Arc<Destination>> {
         let endpoints = self.operational.matching("", event_type);
         endpoints.map(|id| Arc::new(Destination::Endpoint { id: id.clone() })).collect()
+    }
+
+    /// Whose endpoint this is; `None` where there is none of this id.
+    pub fn partner_of(&self, endpoint: &str) -> Option<Arc<str>> {
+        self.endpoints.get(endpoint).map(|reading| reading.partner.clone())
+    }
+
+    /// Every endpoint, in no order.
+    pub fn endpoints(&self) -> impl Iterator<Item = KnownEndpoint<'_>> {
+        self.endpoints.iter().map(|(id, reading)| KnownEndpoint {
+            id,
+            partner: &reading.partner,
+            tenant: reading.tenant(),
+            is_active: reading.is_active(),
+            live: reading.live.as_ref(),
+        })
     }
 
     /// Active endpoints that have not answered their challenge yet.

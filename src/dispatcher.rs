@@ -18,11 +18,12 @@ use tokio_util::task::TaskTracker;
 
 use self::neighbours::SeenGates;
 use crate::domain::clock::{Clock, Moment, Timestamp};
-use crate::domain::delivery::{Class, Delivery, Outcome};
+use crate::domain::delivery::{Class, Delivery, Outcome, Settlement};
 use crate::domain::gate::{CloseReason, Gate, GateLimits, Signal};
 use crate::domain::scheduler::{
     GateId, LaneClaim, Permit, Policies, Remaining, Scheduler, SchedulerLimits, Start, TokenWish,
 };
+pub use crate::domain::scheduler::{Held, HeldBy};
 use crate::domain::tenant::{Lane, LaneId};
 use crate::ledger::{BusyLane, ClaimedLane, Ledger, Outlet};
 use crate::send::Sender;
@@ -43,6 +44,18 @@ const AFTER_ERROR: Duration = Duration::from_millis(500);
 pub trait Observer: Send + Sync {
     /// An attempt has ended; called before its settlement is handed in.
     async fn observe(&self, delivery: &Delivery, outcome: &Outcome);
+
+    /// What an attempt came to and how long it took. Must not wait for anything.
+    fn measure(&self, _delivery: &Delivery, _outcome: &Outcome, _latency: Duration) {}
+
+    /// What is about to be recorded of a delivery. Must not wait for anything.
+    fn settle(&self, _delivery: &Delivery, _settlement: &Settlement) {}
+
+    /// A gate has closed for so long, or stays closed for longer; not where another node told of it. Must not wait.
+    fn gate_closed(&self, _gate: &GateId, _reason: CloseReason, _wait: Duration) {}
+
+    /// A gate is open again. Must not wait.
+    fn gate_opened(&self, _gate: &GateId) {}
 }
 
 /// Bounds of the dispatcher.
@@ -188,6 +201,11 @@ impl Dispatcher {
         let mut gates: Vec<_> = scheduler.gates().map(|(gate, state)| status((gate, state))).collect();
         gates.sort_by(|one, other| one.gate.cmp(&other.gate));
         gates
+    }
+
+    /// Partners whose limits hold deliveries back now.
+    pub fn held(&self) -> Vec<Held> {
+        self.shared.scheduler().held_partners(self.shared.clock.moment())
     }
 
     /// What is known of receivers from now on.

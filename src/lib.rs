@@ -21,6 +21,7 @@
 //!
 //! # Codemap
 //!
+//! - [`announcements`]: our own events of what operators should know, gathered so that no flood makes another.
 //! - [`app`]: the composition root. Opens, connects, starts and ends everything; the real clock.
 //! - [`cli`]: the command line, one file a command. Its `bench` measures a relay from outside.
 //! - [`config`]: every setting with its default; file and environment.
@@ -42,7 +43,9 @@
 //! - [`sources`]: events that brokers hold. One runner; one file a broker, behind the cargo feature of its name.
 //! - [`story`]: what became of events, and why they wait, as the API, the command line and the console tell it; what operators
 //!   do about it.
+//! - [`stats`]: what was counted of attempts, minute by minute, over restarts and nodes; figures of a window.
 //! - [`telemetry`]: how log lines look, and every metric by name.
+//! - [`traces`]: spans of what is done with an event, and their way to a collector.
 //!
 //! # Invariants, as what never happens
 //!
@@ -60,6 +63,7 @@
 //! - No node's clock decides about another's lease or gate.
 //! - Nothing pending is ever given up because the process, the network or Svix was away.
 
+pub mod announcements;
 pub mod app;
 pub mod cli;
 pub mod config;
@@ -77,5 +81,7 @@ pub mod reconnect;
 pub mod secrets;
 pub mod send;
 pub mod sources;
+pub mod stats;
 pub mod story;
 pub mod telemetry;
+pub mod traces;

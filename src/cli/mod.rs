@@ -13,6 +13,7 @@ mod migrate;
 mod output;
 mod send;
 mod serve;
+mod stats;
 mod story;
 
 use std::future::Future;
@@ -110,8 +111,10 @@ enum Command {
     Config(config::ConfigCommand),
     /// Bring the ledger's schema to this version's, and end
     Migrate,
-    /// Ask a running relay whether it is ready; exit code 0 where it is
+    /// Ask a running relay whether it is ready, and what waits or is in its way; exit code 0 where it is ready
     Health(health::HealthArgs),
+    /// Throughput, latency and errors by partner and endpoint (through a running relay)
+    Stats(stats::StatsArgs),
 }
 
 /// How lists are printed.
@@ -176,6 +179,7 @@ impl Command {
             Self::Config(command) => config::run(&command, &config),
             Self::Migrate => block_on(migrate::run(config)),
             Self::Health(args) => block_on(health::run(args, config)),
+            Self::Stats(args) => block_on(stats::run(args, config)),
         }
     }
 }

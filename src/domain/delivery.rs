@@ -19,6 +19,7 @@ use super::clock::Timestamp;
 use super::event::{EventSeq, Identity};
 use super::retry::RetrySchedule;
 use super::tenant::{Lane, LaneId};
+use super::trace::TraceContext;
 
 /// One event for one destination: there is at most one delivery in a lane for an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -90,6 +91,8 @@ pub struct Delivery {
     pub body: Bytes,
     /// Where in `body` its data stands.
     pub data: Option<Range<usize>>,
+    /// The trace that the event belongs to.
+    pub trace: Option<Arc<TraceContext>>,
 }
 
 impl Delivery {
@@ -398,6 +401,7 @@ mod tests {
             received_at: Timestamp::from_millis(1_000),
             body: Bytes::from_static(b"{}"),
             data: None,
+            trace: None,
         }
     }
 

@@ -17,4 +17,5 @@ pub mod scheduler;
 pub mod sequence;
 pub mod tenant;
 pub mod token_budget;
+pub mod trace;
 pub mod transform;

@@ -39,6 +39,7 @@ impl IntoResponses for Problems {
         (name = "transforms", description = "How a receiver wants its payload"),
         (name = "tenants", description = "Where a tenant's events go, and what it may take"),
         (name = "keys", description = "Who may do what"),
+        (name = "stats", description = "Throughput, latency and errors"),
         (name = "health", description = "Alive, able to take events, and how things stand")))]
 struct Base;
 

@@ -18,8 +18,10 @@ use crate::secrets::Vault;
 use crate::send::EndpointTester;
 use crate::send::address_guard::DialPolicy;
 use crate::sources::Statuses;
+use crate::stats::Stats;
 use crate::story::Stories;
 use crate::telemetry::Metrics;
+use crate::traces::Tracer;
 
 /// Settings of the HTTP side.
 #[derive(Debug, Clone)]
@@ -34,6 +36,8 @@ pub struct HttpOptions {
     pub body_timeout: Duration,
     /// Where tenants go that have no route of their own.
     pub default_route: DefaultRoute,
+    /// Most endpoints with metrics of their own.
+    pub endpoint_series_max: usize,
 }
 
 /// What the handlers share. Cheap to clone.
@@ -67,6 +71,10 @@ pub struct HttpState {
     pub event_types_changed: Arc<tokio::sync::Notify>,
     /// What is counted.
     pub metrics: Metrics,
+    /// Figures of what came in and went out.
+    pub stats: Stats,
+    /// For how many spans it has recorded.
+    pub tracer: Tracer,
     /// Time and chance.
     pub clock: Arc<dyn Clock>,
 }

@@ -108,6 +108,14 @@ impl Backlog {
         self.counts().total.max(0).unsigned_abs()
     }
 
+    pub const fn limit(&self) -> u64 {
+        self.limits.total
+    }
+
+    pub fn add(&self, tenant: &Arc<str>, change: i64) {
+        self.counts().add(tenant, change);
+    }
+
     /// One `change` for each of these tenants.
     pub fn add_each<'t>(&self, tenants: impl Iterator<Item = &'t Arc<str>>, change: i64) {
         let mut tenants = tenants.peekable();

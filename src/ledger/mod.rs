@@ -20,6 +20,7 @@ mod repeats;
 mod rows;
 mod sql;
 mod sqlite;
+mod stats;
 mod steering;
 mod tokens;
 mod writer;
@@ -52,6 +53,7 @@ pub use self::rejected::{NewRejected, Rejected, RejectedFilter, RejectedRow};
 use self::repeats::Repeats;
 pub use self::sql::{Database, OutcomeRow, Progress};
 pub use self::sqlite::{database_file, lock_holder};
+pub use self::stats::{StatRow, WaitingRow};
 pub use self::steering::Steered;
 use self::writer::{Command, Writer};
 use crate::domain::clock::{Clock, Moment, Timestamp};
@@ -227,8 +229,8 @@ struct Shared {
     writer: Mutex<Option<tokio::task::JoinHandle<()>>>,
     backlog: Arc<Backlog>,
     outlet: Arc<OnceLock<Box<dyn Outlet>>>,
-    meter: Arc<OnceLock<CommitMetrics>>,
     repeats: Arc<Repeats>,
+    meter: Arc<OnceLock<Arc<CommitMetrics>>>,
     /// This node's number.
     node: i64,
     /// `None` where the ledger is not shared.
@@ -306,7 +308,7 @@ impl Ledger {
     }
 
     /// Names where commits are told of. Without one, nobody hears of them.
-    pub fn meter(&self, metrics: CommitMetrics) {
+    pub fn meter(&self, metrics: Arc<CommitMetrics>) {
         // The first stays, as with the outlet.
         let _ = self.shared.meter.set(metrics);
     }
@@ -397,6 +399,11 @@ impl Ledger {
     /// Deliveries waiting, all tenants.
     pub fn waiting(&self) -> u64 {
         self.shared.backlog.total()
+    }
+
+    /// Most deliveries that may wait, all tenants.
+    pub fn waiting_limit(&self) -> u64 {
+        self.shared.backlog.limit()
     }
 
     /// What other nodes tell from now on. Nothing ever comes where the ledger is not shared. Whoever reads too slowly

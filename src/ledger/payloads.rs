@@ -19,6 +19,7 @@ use crate::domain::event::{EventSeq, Identity};
 use crate::domain::hash::FastMap;
 use crate::domain::scheduler::{LaneClaim, Remaining};
 use crate::domain::tenant::{Lane, LaneId};
+use crate::domain::trace::TraceContext;
 
 /// How long an event is kept that nobody claims: its lane may be blocked, or another node has claimed it.
 const KEPT_FOR: Duration = Duration::from_secs(30);
@@ -34,6 +35,7 @@ pub(super) struct Payload {
     pub received_at: i64,
     pub body: Bytes,
     pub data: Option<Range<usize>>,
+    pub trace: Option<Arc<TraceContext>>,
 }
 
 /// Where a claimed delivery stands in the queue, and the number of its claim.
@@ -48,7 +50,7 @@ pub(super) struct Place {
 
 impl Place {
     fn delivery(self, lane: &Arc<Lane>, payload: Payload) -> Delivery {
-        let Payload { source, id, event_type, received_at, body, data } = payload;
+        let Payload { source, id, event_type, received_at, body, data, trace } = payload;
         Delivery {
             id: DeliveryId { event: EventSeq(self.event), lane: lane.id },
             lane: lane.clone(),
@@ -61,6 +63,7 @@ impl Place {
             received_at: Timestamp::from_millis(received_at),
             body,
             data,
+            trace,
         }
     }
 }
@@ -162,6 +165,7 @@ impl Recent {
                 // A copy: it must not hold the request that it came with.
                 body: Bytes::copy_from_slice(&event.body),
                 data: event.data.clone(),
+                trace: event.trace.clone(),
             };
             kept.bytes += bytes;
             *kept.of_lane.entry(lane).or_default() += bytes;
@@ -229,6 +233,7 @@ mod tests {
             fingerprint: Fingerprint([0; 32]),
             body: vec![b'x'; size].into(),
             data: Some(1..2),
+            trace: None,
         };
         let lanes: Vec<_> = lanes.iter().map(|id| lane(*id)).collect();
         let events = numbers.clone().map(|number| NewEvent { event: event(number), lanes: lanes.clone() });

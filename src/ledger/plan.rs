@@ -126,6 +126,11 @@ impl<'a> Plan<'a> {
         self.by_identity.iter().filter_map(|index| self.inserts.get(*index))
     }
 
+    /// Whether any of the events belongs to a trace.
+    pub fn is_traced(&self) -> bool {
+        self.inserts.iter().any(|insert| insert.new.event.trace.is_some())
+    }
+
     pub fn writes_nothing(&self) -> bool {
         self.inserts.is_empty() && self.request_keys.is_empty()
     }
@@ -294,6 +299,7 @@ mod tests {
                 fingerprint: Fingerprint::of("t", Some(data)),
                 body: Bytes::from_static(b"{}"),
                 data: None,
+                trace: None,
             },
             lanes: Vec::new(),
         }

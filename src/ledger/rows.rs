@@ -2,9 +2,11 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::{LedgerError, Result};
 use crate::domain::delivery::{Class, NextState, Settlement};
+use crate::domain::trace::TraceContext;
 
 /// `data_start` and `data_end`.
 pub(super) fn range_columns(range: Option<&Range<usize>>) -> (Option<i64>, Option<i64>) {
@@ -14,6 +16,11 @@ pub(super) fn range_columns(range: Option<&Range<usize>>) -> (Option<i64>, Optio
 /// What [`range_columns`] wrote.
 pub(super) fn range(start: Option<i64>, end: Option<i64>) -> Option<Range<usize>> {
     Some(usize::try_from(start?).ok()?..usize::try_from(end?).ok()?)
+}
+
+/// The trace that an event belongs to, from its column; none where that is empty.
+pub(super) fn trace(column: Option<&str>) -> Option<Arc<TraceContext>> {
+    column.and_then(TraceContext::read).map(Arc::new)
 }
 
 /// The column `retry`.

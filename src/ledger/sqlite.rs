@@ -47,6 +47,7 @@ const MIGRATIONS: Migrations = &[
     (5, "tenants", include_str!("../../migrations/sqlite/0005_tenants.sql")),
     (6, "rejected", include_str!("../../migrations/sqlite/0006_rejected.sql")),
     (7, "story", include_str!("../../migrations/sqlite/0007_story.sql")),
+    (8, "watching", include_str!("../../migrations/sqlite/0008_watching.sql")),
 ];
 
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

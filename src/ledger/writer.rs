@@ -51,7 +51,7 @@ pub(super) struct Writer {
     pub backlog: Arc<Backlog>,
     pub outlet: Arc<OnceLock<Box<dyn Outlet>>>,
     /// Hears of every commit.
-    pub meter: Arc<OnceLock<CommitMetrics>>,
+    pub meter: Arc<OnceLock<Arc<CommitMetrics>>>,
     /// Counts what came again.
     pub repeats: Arc<Repeats>,
     /// Tells other nodes; `None` where there can't be any.
@@ -207,12 +207,8 @@ impl Writer {
     }
 
     fn measure(&self, began: Moment, events: usize) {
-        let Some(meter) = self.meter.get() else { return };
-        meter.seconds.record(began.until(self.clock.moment()));
-        // A group that only settles has none.
-        if events > 0 {
-            #[expect(clippy::cast_precision_loss, reason = "a few thousand")]
-            meter.events.record(events as f64);
+        if let Some(meter) = self.meter.get() {
+            meter.committed(began.until(self.clock.moment()), events);
         }
     }
 
@@ -251,6 +247,9 @@ impl Writer {
         let is_stale = |settlement: &&Settlement| stale.contains(&claim_of(settlement));
         for settlement in settlements.iter().filter(is_stale) {
             tracing::warn!(delivery = %settlement.id, attempt = settlement.attempt, "lease lost: not settled");
+            if let Some(meter) = self.meter.get() {
+                meter.lease_lost();
+            }
         }
         let settled = settlements.iter().filter(|settlement| !is_stale(settlement));
         let done = settled.clone().filter(|settlement| settlement.next.is_final());
@@ -309,6 +308,7 @@ fn fresh(waiting: &Waiting<'_>, now: Timestamp) -> Delivery {
         received_at: now,
         body: event.body.clone(),
         data: event.data.clone(),
+        trace: event.trace.clone(),
     }
 }
 
@@ -410,6 +410,7 @@ mod tests {
                 fingerprint: Fingerprint([0; 32]),
                 body: body.clone(),
                 data: None,
+                trace: None,
             };
             let events = (0..events).map(|n| NewEvent { event: event(n), lanes: Vec::new() }).collect();
             let request = AcceptRequest { events, strict: true, request_key: None };

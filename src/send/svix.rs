@@ -27,6 +27,7 @@ use crate::domain::event::Relay;
 use crate::domain::key::idempotency_key;
 use crate::domain::retry::{self, RetrySchedule};
 use crate::domain::tenant::svix_name_is_valid;
+use crate::domain::trace::TraceContext;
 use crate::send::direct::{Endpoints, reshape};
 use crate::send::svix_event_types::SvixEventTypes;
 
@@ -149,11 +150,12 @@ impl SvixSender {
         &self.options.retry_schedule
     }
 
-    /// Makes sure that Svix has the delivery's message in `app`, once.
+    /// Makes sure that Svix has the delivery's message in `app`, once; `trace` goes along with the request. Svix takes no
+    /// headers for its receivers.
     ///
     /// What is rare is boxed: a future is as large as the largest thing it may wait for, and is moved on its way into a
     /// task.
-    pub async fn send(&self, delivery: &Delivery, app: &str) -> Outcome {
+    pub async fn send(&self, delivery: &Delivery, app: &str, trace: Option<&TraceContext>) -> Outcome {
         let key = idempotency_key(
             &self.options.environment,
             &delivery.lane.destination.to_string(),
@@ -164,7 +166,7 @@ impl SvixSender {
             Ok(payload) => payload,
             Err(failure) => return Outcome::Rejected(DeadReason::TransformFailed, failure),
         };
-        let message = Message { delivery, app, payload: &payload, key: &key };
+        let message = Message { delivery, app, payload: &payload, key: &key, trace };
         if self.clock.now().since(delivery.received_at) > LOOK_UP_AFTER {
             match Box::pin(self.look_up(app, event_id)).await {
                 Ok(Some(found)) if message.is_same(&found) => {
@@ -255,7 +257,7 @@ impl SvixSender {
 
     async fn post(&self, message: &Message<'_>, event_id: &str) -> Result<Answer, Outcome> {
         let body = message_body(&message.delivery.event_type, event_id, message.payload);
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(Method::POST)
             .uri(format!("{}/api/v1/app/{}/msg/?with_content=false", self.api.server_url(), message.app))
             .header(AUTHORIZATION, self.authorization.clone())
@@ -264,6 +266,7 @@ impl SvixSender {
             .header("idempotency-key", message.key)
             .body(Full::new(body))
             .map_err(|error| rejected(Failure::transport("bad_request", error, false)))?;
+        super::add_trace(request.headers_mut(), message.trace);
         let exchange = async {
             let response = self.http.request(request).await.map_err(|error| transport_failure(&error))?;
             let (head, body) = response.into_parts();
@@ -323,6 +326,7 @@ struct Message<'a> {
     app: &'a str,
     payload: &'a [u8],
     key: &'a str,
+    trace: Option<&'a TraceContext>,
 }
 
 impl Message<'_> {

@@ -33,7 +33,7 @@ const LAG_EVERY: Duration = Duration::from_secs(5);
 pub(super) struct Doorway {
     pub(super) ingest: Ingest,
     pub(super) ledger: Ledger,
-    pub(super) metrics: SourceMetrics,
+    pub(super) metrics: Arc<SourceMetrics>,
     pub(super) status: Arc<SourceStatus>,
 }
 
@@ -115,7 +115,7 @@ impl Runner {
             let error = match connected.unwrap_or_else(timed_out) {
                 Ok(source) => {
                     if !std::mem::take(&mut is_first) {
-                        self.doorway.metrics.reconnects.increment(1);
+                        self.doorway.metrics.reconnected();
                     }
                     self.note(SourceState::Up);
                     match self.read(Arc::new(source), &mut pauses).await {
@@ -175,7 +175,7 @@ impl Runner {
             if messages.is_empty() {
                 continue;
             }
-            self.doorway.metrics.received.increment(messages.len() as u64);
+            self.doorway.metrics.received(messages.len());
             let batch = self.batch_of(messages, held, asked_at);
             if self.stop.is_cancelled() {
                 return source.nack(batch.handles).await;
@@ -236,12 +236,16 @@ impl Runner {
     async fn settle<S: Source>(&self, source: &S, mut batch: Batch<S::Handle>) {
         let mut pauses = Pauses::new();
         loop {
-            let origin = MessageOrigin { origin: &self.origin, tenant: self.tenant.as_deref() };
+            let origin = MessageOrigin {
+                origin: &self.origin,
+                tenant: self.tenant.as_deref(),
+                metrics: &self.doorway.metrics,
+            };
             let taking = self.doorway.ingest.take_messages(origin, &batch.letters);
             let extended_at = &mut batch.extended_at;
             let delay = match while_extending(source, &batch.handles, extended_at, taking).await {
                 Ok(taken) => {
-                    self.doorway.metrics.judged(&taken.results, taken.rejected);
+                    self.doorway.metrics.rejected(taken.rejected);
                     let wait = taken.later.iter().flatten().min().copied();
                     let done = batch.part(&taken.later);
                     self.acknowledge(source, done).await;

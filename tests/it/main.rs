@@ -5,6 +5,7 @@
 mod support;
 mod access;
 mod admin;
+mod announcements;
 mod brokers;
 mod cli;
 mod direct;
@@ -25,8 +26,10 @@ mod shutdown;
 mod simulation;
 #[cfg(feature = "full")]
 mod sources;
+mod stats;
 mod story;
 mod svix;
+mod traces;
 
 /// Loud, since what is not compiled can't fail.
 #[cfg(not(feature = "full"))]

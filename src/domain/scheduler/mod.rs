@@ -38,6 +38,7 @@ use std::sync::Arc;
 use self::gates::Gates;
 use self::lane::{LaneState, Queue};
 use self::partners::Partners;
+pub use self::partners::{Held, HeldBy};
 pub use self::policy::{EndpointPolicy, GateId, PartnerPolicy, Policies, TokenGrant, TokenWish};
 pub use self::standing::{Places, Standing};
 use super::clock::{Moment, Timestamp};
@@ -376,6 +377,11 @@ impl<T> Scheduler<T> {
     /// The gates and their state.
     pub fn gates(&self) -> impl Iterator<Item = (&GateId, &Gate)> {
         self.gates.iter()
+    }
+
+    /// Partners whose limits hold deliveries back at `now`.
+    pub fn held_partners(&mut self, now: Moment) -> Vec<Held> {
+        self.partners.held(now)
     }
 
     /// Requests in flight.

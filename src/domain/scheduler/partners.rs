@@ -84,6 +84,37 @@ impl Tokens {
     }
 }
 
+/// A partner whose limits hold deliveries back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// The partner.
+    pub partner: Arc<str>,
+    /// Which of them.
+    pub limit: HeldBy,
+}
+
+/// What holds a partner's deliveries back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeldBy {
+    /// It is paused.
+    Pause,
+    /// As many requests are in flight as it may have.
+    InFlight,
+    /// Its rate.
+    Rate,
+}
+
+impl HeldBy {
+    /// The limit as it stands in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pause => "paused",
+            Self::InFlight => "in_flight",
+            Self::Rate => "rate",
+        }
+    }
+}
+
 impl PartnerState {
     fn has_room(&self) -> bool {
         !self.policy.paused && self.in_flight < self.policy.max_in_flight
@@ -195,6 +226,27 @@ impl Partners {
         } else {
             self.openings.push(Reverse((state.tokens.not_before, partner.clone())));
         }
+    }
+
+    /// Partners with something to send that may not go out now.
+    pub fn held(&mut self, now: Moment) -> Vec<Held> {
+        let mut held = Vec::new();
+        for (name, state) in &mut self.states {
+            if state.parked.is_empty() && state.waiting.is_empty() {
+                continue;
+            }
+            let limit = if state.policy.paused {
+                HeldBy::Pause
+            } else if !state.has_room() {
+                HeldBy::InFlight
+            } else if state.policy.rate_limit.is_some() && state.tokens.count(now) == 0 {
+                HeldBy::Rate
+            } else {
+                continue;
+            };
+            held.push(Held { partner: name.clone(), limit });
+        }
+        held
     }
 
     /// Whether there is something to reserve.

@@ -9,6 +9,7 @@ mod keys;
 mod paging;
 mod partners;
 mod rejected;
+mod stats;
 mod tenants;
 mod times;
 mod transforms;
@@ -56,6 +57,7 @@ pub(super) fn routes() -> OpenApiRouter<HttpState> {
         .routes(routes!(rejected::list_rejected))
         .routes(routes!(rejected::get_rejected, rejected::delete_rejected))
         .routes(routes!(rejected::replay_rejected))
+        .routes(routes!(stats::get_stats))
 }
 
 fn ledger(state: &HttpState, error: &LedgerError) -> Problem {

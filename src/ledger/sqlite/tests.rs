@@ -101,6 +101,7 @@ async fn record(store: &SqliteStore, lane: &Arc<Lane>, number: i64) {
         fingerprint: Fingerprint([0; 32]),
         body: Bytes::from_static(b"{}"),
         data: None,
+        trace: None,
     };
     let events = vec![NewEvent { event, lanes: vec![lane.clone()] }];
     let requests = [AcceptRequest { events, strict: true, request_key: None }];

@@ -20,10 +20,10 @@ pub(super) const WAITING: &str = "SELECT CAST(group_concat(packed, '') AS BLOB) 
 /// The events with the numbers in a JSON array. A cross join is one that SQLite does not turn round, whatever the
 /// statistics of an `ANALYZE` say.
 pub(super) const EVENTS: &str = "SELECT CAST(group_concat(packed, '') AS BLOB) FROM (
-         SELECT format('%d %d %d %d %d %d %d %d ', event.seq, event.received_at, COALESCE(event.data_start, -1),
+         SELECT format('%d %d %d %d %d %d %d %d %d ', event.seq, event.received_at, COALESCE(event.data_start, -1),
                        COALESCE(event.data_end, -1), octet_length(event.source), octet_length(event.id),
-                       octet_length(event.type), octet_length(event.body))
-                || event.source || event.id || event.type || event.body AS packed
+                       octet_length(event.type), octet_length(event.body), COALESCE(octet_length(event.trace), 0))
+                || event.source || event.id || event.type || event.body || COALESCE(event.trace, '') AS packed
          FROM json_each($1) AS wanted CROSS JOIN event ON event.seq = wanted.value
      )";
 
@@ -44,7 +44,7 @@ pub(super) fn places(packed: &[u8]) -> Result<Vec<Place>> {
 /// Takes apart what [`EVENTS`] has joined: each event's number and what it carries.
 pub(super) fn events(packed: &[u8]) -> Result<Vec<(i64, Payload)>> {
     unpack(packed, |rest| {
-        let [number, received_at, start, end, source, id, event_type, body] = take_numbers(rest)?;
+        let [number, received_at, start, end, source, id, event_type, body, trace] = take_numbers(rest)?;
         let known = |at: i64| (at >= 0).then_some(at);
         let payload = Payload {
             received_at,
@@ -54,6 +54,7 @@ pub(super) fn events(packed: &[u8]) -> Result<Vec<(i64, Payload)>> {
             event_type: take_text(rest, event_type)?,
             // A copy: one delivery that hangs must not hold all that were read with it.
             body: Bytes::copy_from_slice(take_bytes(rest, body)?),
+            trace: rows::trace(std::str::from_utf8(take_bytes(rest, trace)?).ok()),
         };
         Some((number, payload))
     })

@@ -50,6 +50,13 @@ static EVENTS: Rows = Rows::new(
     "(?,?,?,?,?,?,?,?,?,?)",
     "",
 );
+/// The same where some belong to traces: most belong to none, and pay for none.
+static TRACED_EVENTS: Rows = Rows::new(
+    "INSERT INTO event (seq, tenant, source, id, type, received_at, destinations, body, data_start, data_end, \
+     trace) VALUES",
+    "(?,?,?,?,?,?,?,?,?,?,?)",
+    "",
+);
 /// Nearly all outcomes: with less to bind than [`OUTCOMES`].
 static DELIVERED: Rows = Rows::new(
     "INSERT INTO outcome (event, lane, state, at, attempts, failures, latency_ms, status, remote_id, \
@@ -150,12 +157,18 @@ pub(super) async fn insert_plan(connection: &mut SqliteConnection, plan: &Plan<'
     if written.await? < plan.request_keys.len() as u64 {
         return Ok(false);
     }
-    let written = EVENTS.write(connection, &plan.inserts, |values, insert| {
+    let traced = plan.is_traced();
+    let events = if traced { &TRACED_EVENTS } else { &EVENTS };
+    let written = events.write(connection, &plan.inserts, |values, insert| {
         let event = &insert.new.event;
         let (start, end) = rows::range_columns(event.data.as_ref());
         values.add(insert.seq.0)?.add(event.identity.tenant.clone())?.add(&*event.identity.source)?;
         values.add(&*event.identity.id)?.add(&*event.event_type)?.add(plan.now.as_millis())?;
-        values.add(rows::count(insert.new.lanes.len()))?.add(&event.body[..])?.add(start)?.add(end).map(drop)
+        values.add(rows::count(insert.new.lanes.len()))?.add(&event.body[..])?.add(start)?.add(end)?;
+        if traced {
+            values.add(event.trace.as_ref().map(ToString::to_string))?;
+        }
+        Ok(())
     });
     written.await?;
     let written = PUT_IN.write(connection, &plan.deliveries, |values, waiting| {

@@ -105,6 +105,7 @@ impl World {
             received_at: Timestamp::from_millis(known.due_at),
             body: Bytes::new(),
             data: None,
+            trace: None,
         }
     }
 

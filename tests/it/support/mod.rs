@@ -5,6 +5,7 @@ mod clock;
 mod database;
 mod events;
 pub mod http;
+pub mod metrics;
 pub mod partners;
 mod relay;
 pub mod sink;
