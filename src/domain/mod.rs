@@ -11,6 +11,7 @@ pub mod key;
 pub mod parse;
 pub mod partner;
 pub mod rate_limit;
+pub mod replay;
 pub mod retry;
 pub mod scheduler;
 pub mod sequence;

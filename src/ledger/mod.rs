@@ -14,6 +14,7 @@ mod payloads;
 mod plan;
 mod postgres;
 mod registry;
+mod replays;
 mod rejected;
 mod rows;
 mod sql;
@@ -40,6 +41,8 @@ use self::notices::Notices;
 pub use self::partners::{EventTypeRow, PartnerRow, Put};
 use self::plan::{AcceptRequest, Known, Plan};
 pub use self::plan::{Accepted, ItemVerdict, NewEvent, RequestKey};
+pub use self::replays::select::{Candidate, Cursor, Selection, Window};
+pub use self::replays::{NewReplay, ReplayRow, ReplayStep, ReplayWork, Untried};
 pub use self::registry::{ApiKey, KeyInfo, TenantRow};
 pub use self::rejected::{NewRejected, Rejected, RejectedFilter, RejectedRow};
 pub use self::sql::{Database, OutcomeRow, Progress};
@@ -138,6 +141,9 @@ trait Store: Send + Sync {
     /// Gives claims back unsent.
     async fn release(&self, held: &[Held]) -> Result<()>;
 
+    /// A delivery has appeared in the queue past the writer, free to be claimed.
+    fn appeared(&self, _id: DeliveryId, _class: Class, _due_at: Timestamp) {}
+
     /// Writes a heartbeat: proves that the ledger takes writes and keeps this node's number.
     async fn heartbeat(&self) -> Result<()>;
 
@@ -169,8 +175,8 @@ impl Held {
 
 impl From<&Delivery> for Held {
     fn from(delivery: &Delivery) -> Self {
-        let class = delivery.class();
-        Self { id: delivery.id, class, due_at: delivery.due_at, attempt: delivery.attempt }
+        let Delivery { id, class, due_at, attempt, .. } = delivery;
+        Self { id: *id, class: *class, due_at: *due_at, attempt: *attempt }
     }
 }
 

@@ -27,7 +27,7 @@ use self::write::{insert_plan, next_chunk, placeholders, settle_rows};
 use super::payloads::{self, ClaimedPlaces, Payload, Place, Recent};
 use super::plan::{Known, Plan, RequestKey};
 use super::rows;
-use super::sql::Database;
+use super::sql::{Database, Turn};
 use super::{
     ClaimId, ClaimedLane, Committed, Held, LedgerError, LedgerOptions, Migrations, Opened, Result, Store,
     claim_of,
@@ -45,6 +45,7 @@ const MIGRATIONS: Migrations = &[
     (4, "nodes", include_str!("../../migrations/sqlite/0004_nodes.sql")),
     (5, "tenants", include_str!("../../migrations/sqlite/0005_tenants.sql")),
     (6, "rejected", include_str!("../../migrations/sqlite/0006_rejected.sql")),
+    (9, "replays", include_str!("../../migrations/sqlite/0009_replays.sql")),
 ];
 
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -55,7 +56,7 @@ const AUTOCHECKPOINT_PAGES: u32 = 16_000;
 pub(super) struct SqliteStore {
     options: SqliteConnectOptions,
     /// `None` after an error: a transaction that SQLite gave up must not see another statement.
-    writer: tokio::sync::Mutex<Option<SqliteConnection>>,
+    writer: Turn,
     reads: SqlitePool,
     claims: Mutex<Claims>,
     /// One claim at a time: `Claims::reading` belongs to it.
@@ -96,13 +97,14 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
         .connect_with(connect.clone().read_only(true).create_if_missing(false))
         .await?;
     let writes = SqlitePoolOptions::new().max_connections(1).connect_with(connect.clone()).await?;
-    let database = Database::Sqlite { reads: reads.clone(), writes };
+    let writer: Turn = Arc::new(tokio::sync::Mutex::new(Some(writer)));
+    let database = Database::Sqlite { reads: reads.clone(), writes, turn: writer.clone() };
     let largest = database.largest_seq().await?;
     let written = Arc::new(tokio::sync::Notify::new());
     let checkpointer = tokio::spawn(checkpoint_on_the_side(connect.clone(), written.clone())).abort_handle();
     let store = SqliteStore {
         options: connect,
-        writer: tokio::sync::Mutex::new(Some(writer)),
+        writer,
         reads,
         claims: Mutex::default(),
         claiming: tokio::sync::Mutex::default(),
@@ -185,7 +187,7 @@ impl SqliteStore {
                 meanwhile.settled.insert(settlement.id);
             }
             if let NextState::Pending { due_at, failures, .. } = settlement.next {
-                let queue = (settlement.id.lane, Class::of(failures));
+                let queue = (settlement.id.lane, settlement.class_with(failures));
                 claims.appeared(queue, (due_at.as_millis(), settlement.id.event.0));
             }
         }
@@ -387,6 +389,10 @@ impl Store for SqliteStore {
         let mut claims = self.claims();
         held.iter().for_each(|held| claims.release(held));
         Ok(())
+    }
+
+    fn appeared(&self, id: DeliveryId, class: Class, due_at: Timestamp) {
+        self.claims().appeared((id.lane, class), (due_at.as_millis(), id.event.0));
     }
 
     async fn heartbeat(&self) -> Result<()> {
