@@ -22,7 +22,7 @@ use crate::domain::gate::{CloseReason, Gate, GateLimits, Signal};
 use crate::domain::scheduler::{
     GateId, LaneClaim, Permit, Policies, Remaining, Scheduler, SchedulerLimits, Start, TokenWish,
 };
-use crate::domain::tenant::{Lane, LaneId};
+use crate::domain::tenant::{Destination, Lane, LaneId};
 use crate::ledger::{BusyLane, ClaimedLane, Ledger, Outlet};
 use crate::send::Sender;
 
@@ -198,6 +198,11 @@ impl Dispatcher {
     /// Requests in flight.
     pub fn in_flight(&self) -> usize {
         self.shared.scheduler().in_flight()
+    }
+
+    /// Whether others wait for what one more delivery to `destination` would take.
+    pub fn is_pressed(&self, destination: &Destination) -> bool {
+        self.shared.scheduler().is_pressed(destination)
     }
 
     /// Asks the ledger which lanes have work, and wakes them.

@@ -37,6 +37,8 @@
 //! - `mock` (feature `mock`): a mock Svix and a mock partner for tests, ours and yours, and for `posthaste dev`.
 //! - [`provisioning`]: checking, sealing and opening what an administrator sets; seeds of the configuration.
 //! - [`reconnect`]: waiting for a neighbour that is away.
+//! - [`replays`]: deliveries that are done, out again: paced, behind what is fresh, a step at a time. What is picked is
+//!   `ledger::replays`' to know.
 //! - [`secrets`]: what partners share with us, sealed; the master key and where it comes from.
 //! - [`send`]: one attempt of one delivery, and its signature.
 //! - [`sources`]: events that brokers hold. One runner; one file a broker, behind the cargo feature of its name.
@@ -72,6 +74,7 @@ pub mod ledger;
 pub mod mock;
 pub mod provisioning;
 pub mod reconnect;
+pub mod replays;
 pub mod secrets;
 pub mod send;
 pub mod sources;

@@ -16,5 +16,6 @@ pub mod retry;
 pub mod scheduler;
 pub mod sequence;
 pub mod tenant;
+pub mod time_text;
 pub mod token_budget;
 pub mod transform;

@@ -307,6 +307,14 @@ impl Database {
         })
     }
 
+    /// The largest event number in use; 0 where there is no event.
+    ///
+    /// # Errors
+    /// [`super::LedgerError::Unavailable`].
+    pub async fn largest_event(&self) -> Result<i64> {
+        Ok(self.largest_seq().await?.map_or(0, |seq| seq.0))
+    }
+
     /// The largest event number in use.
     pub(super) async fn largest_seq(&self) -> Result<Option<EventSeq>> {
         on!(self, reads, pool => {

@@ -152,7 +152,7 @@ struct Extent {
 
 impl Database {
     /// What a replay picks behind `after`, in a window of about `rows` rows.
-    pub(in crate::ledger) async fn replay_window(
+    pub async fn replay_window(
         &self,
         selection: &Selection,
         after: Cursor,
@@ -176,7 +176,7 @@ impl Database {
     }
 
     /// How many deliveries a window has, by state and destination (empty for unrouted events).
-    pub(in crate::ledger) async fn count_replay_window(
+    pub async fn count_replay_window(
         &self,
         selection: &Selection,
         after: Cursor,
@@ -274,7 +274,7 @@ impl Database {
     }
 
     /// The numbers of the events with this id, of one source or of all.
-    pub(in crate::ledger) async fn event_numbers(
+    pub async fn event_numbers(
         &self,
         tenant: &str,
         source: Option<&str>,
