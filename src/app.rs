@@ -25,6 +25,7 @@ use crate::http::{self, HttpOptions, HttpState, PushGate, ServerLimits};
 use crate::ingest::{Ingest, IngestRules, TenantLimits};
 use crate::ledger::{Ledger, database_file};
 use crate::provisioning::{self, Seeds};
+use crate::replays::Replays;
 use crate::secrets::{KeySources, Vault};
 use crate::send::address_guard::{DialPolicy, GuardedConnector, GuardedHttps, SystemResolver};
 use crate::send::direct::{DirectOptions, DirectSender};
@@ -153,9 +154,11 @@ impl App {
             Keeper::new(ledger.clone(), directory.clone(), ingest.clone(), direct.clone(), clock.clone());
         let options = dispatcher_options(config, svix.is_some());
         let senders = Arc::new(Senders { svix, direct });
+        let replays =
+            Replays::new(ledger.clone(), directory.clone(), config.default_route(), clock.clone());
         let handle = config.role.sends().then(|| {
             let observer = Arc::new(keeper.clone());
-            Dispatcher::new(ledger.clone(), senders, observer, options, clock.clone())
+            Dispatcher::new(ledger.clone(), senders.clone(), observer, options, clock.clone())
         });
         let push_gate = PushGate::new(&config.ingest.pubsub_push, &clock).map_err(anyhow::Error::msg)?;
         let draining = Arc::new(AtomicBool::new(false));
@@ -174,6 +177,8 @@ impl App {
             dial_policy: Arc::new(dial_policy),
             endpoint_tester: Some(Arc::new(keeper.clone())),
             event_types_changed: event_types_changed.clone(),
+            replays: replays.clone(),
+            senders,
             metrics: metrics.clone(),
             clock,
         };
@@ -185,6 +190,10 @@ impl App {
         let dispatcher = handle.clone().map(|dispatcher| {
             let event_types = event_types.map(|svix| (svix, event_types_changed));
             send_on(&mut background, ledger, &directory, &dispatcher, keeper, event_types, &stop_server);
+            background.spawn({
+                let (dispatcher, stop) = (dispatcher.clone(), stop_dispatcher.clone());
+                async move { replays.run(dispatcher, stop).await }
+            });
             let stop = stop_dispatcher.clone();
             tokio::spawn(async move { dispatcher.run(stop).await })
         });

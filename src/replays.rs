@@ -5,7 +5,7 @@
 
 mod worker;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::domain::delivery::DeliveryId;
 use crate::domain::partner::EventTypeFilter;
 use crate::domain::replay::{DEFAULT_PACE, EndState, PACES};
 use crate::domain::sequence;
-use crate::domain::tenant::{DefaultRoute, Destination};
+use crate::domain::tenant::DefaultRoute;
 use crate::domain::time_text::parse_time;
 use crate::ledger::{Ledger, LedgerError, NewReplay, ReplayRow, Selection};
 

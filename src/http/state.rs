@@ -14,8 +14,9 @@ use crate::domain::clock::Clock;
 use crate::domain::tenant::DefaultRoute;
 use crate::ingest::Ingest;
 use crate::ledger::Ledger;
+use crate::replays::Replays;
 use crate::secrets::Vault;
-use crate::send::EndpointTester;
+use crate::send::{EndpointTester, Senders};
 use crate::send::address_guard::DialPolicy;
 use crate::sources::Statuses;
 use crate::telemetry::Metrics;
@@ -64,6 +65,10 @@ pub struct HttpState {
     pub endpoint_tester: Option<Arc<dyn EndpointTester>>,
     /// Rung when there is an event type that Svix was not told of.
     pub event_types_changed: Arc<tokio::sync::Notify>,
+    /// Deliveries that go out again.
+    pub replays: Replays,
+    /// For what Svix is asked; it may have none.
+    pub senders: Arc<Senders>,
     /// What is counted.
     pub metrics: Metrics,
     /// Time and chance.

@@ -7,6 +7,7 @@ mod keys;
 mod paging;
 mod partners;
 mod rejected;
+mod replays;
 mod tenants;
 mod transforms;
 
@@ -46,6 +47,12 @@ pub(super) fn routes() -> OpenApiRouter<HttpState> {
         .routes(routes!(rejected::list_rejected))
         .routes(routes!(rejected::get_rejected, rejected::delete_rejected))
         .routes(routes!(rejected::replay_rejected))
+        .routes(routes!(replays::list_replays, replays::start_replay))
+        .routes(routes!(replays::get_replay))
+        .routes(routes!(replays::cancel_replay))
+        .routes(routes!(replays::pause_replay))
+        .routes(routes!(replays::resume_replay))
+        .routes(routes!(tenants::open_portal))
 }
 
 fn ledger(state: &HttpState, error: &LedgerError) -> Problem {
