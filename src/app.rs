@@ -26,6 +26,7 @@ use crate::ingest::{Ingest, IngestRules, TenantLimits};
 use crate::ledger::{Ledger, database_file};
 use crate::provisioning::{self, Seeds};
 use crate::replays::Replays;
+use crate::retention::Pruner;
 use crate::secrets::{KeySources, Vault};
 use crate::send::address_guard::{DialPolicy, GuardedConnector, GuardedHttps, SystemResolver};
 use crate::send::direct::{DirectOptions, DirectSender};
@@ -154,8 +155,8 @@ impl App {
             Keeper::new(ledger.clone(), directory.clone(), ingest.clone(), direct.clone(), clock.clone());
         let options = dispatcher_options(config, svix.is_some());
         let senders = Arc::new(Senders { svix, direct });
-        let replays =
-            Replays::new(ledger.clone(), directory.clone(), config.default_route(), clock.clone());
+        let replays = Replays::new(ledger.clone(), directory.clone(), config.default_route(), clock.clone());
+        let pruner = Pruner::new(ledger.clone(), directory.clone(), config.retention.clone(), clock.clone());
         let handle = config.role.sends().then(|| {
             let observer = Arc::new(keeper.clone());
             Dispatcher::new(ledger.clone(), senders.clone(), observer, options, clock.clone())
@@ -178,6 +179,7 @@ impl App {
             endpoint_tester: Some(Arc::new(keeper.clone())),
             event_types_changed: event_types_changed.clone(),
             replays: replays.clone(),
+            pruner: pruner.clone(),
             senders,
             metrics: metrics.clone(),
             clock,
@@ -187,6 +189,10 @@ impl App {
         let (stop_dispatcher, stop_server) = (CancellationToken::new(), CancellationToken::new());
         let server = tokio::spawn(http::serve(listener, http::router(state), limits, stop_server.clone()));
         let mut background = keep_up(directory.clone(), metrics, &stop_server);
+        background.spawn({
+            let stop = stop_server.clone();
+            async move { pruner.run(stop).await }
+        });
         let dispatcher = handle.clone().map(|dispatcher| {
             let event_types = event_types.map(|svix| (svix, event_types_changed));
             send_on(&mut background, ledger, &directory, &dispatcher, keeper, event_types, &stop_server);

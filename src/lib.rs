@@ -22,6 +22,7 @@
 //! # Codemap
 //!
 //! - [`app`]: the composition root. Opens, connects, starts and ends everything; the real clock.
+//! - [`audit`]: whether Svix has what it was given; what it lacks is a replay's to send.
 //! - [`cli`]: the command line, one file a command. Its `bench` measures a relay from outside.
 //! - [`config`]: every setting with its default; file and environment.
 //! - [`directory`]: who is who. Tenants, API keys, partners, in memory, read again when they change.
@@ -39,6 +40,7 @@
 //! - [`reconnect`]: waiting for a neighbour that is away.
 //! - [`replays`]: deliveries that are done, out again: paced, behind what is fresh, a step at a time. What is picked is
 //!   `ledger::replays`' to know.
+//! - [`retention`]: how long what is done is kept, and the chore that takes away what may go.
 //! - [`secrets`]: what partners share with us, sealed; the master key and where it comes from.
 //! - [`send`]: one attempt of one delivery, and its signature.
 //! - [`sources`]: events that brokers hold. One runner; one file a broker, behind the cargo feature of its name.
@@ -61,6 +63,7 @@
 //! - Nothing pending is ever given up because the process, the network or Svix was away.
 
 pub mod app;
+pub mod audit;
 pub mod cli;
 pub mod config;
 pub mod directory;
@@ -75,6 +78,7 @@ pub mod mock;
 pub mod provisioning;
 pub mod reconnect;
 pub mod replays;
+pub mod retention;
 pub mod secrets;
 pub mod send;
 pub mod sources;

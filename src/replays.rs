@@ -336,7 +336,10 @@ impl Replays {
         filter.until = Some(until.to_rfc3339());
         let destinations = self.destinations(&filter)?;
         if destinations.is_some() && filter.states == [EndState::Unrouted] {
-            return Err(invalid("/states", "an unrouted event has no partner and no endpoint to be named by"));
+            return Err(invalid(
+                "/states",
+                "an unrouted event has no partner and no endpoint to be named by",
+            ));
         }
         let (listed, unknown) = self.listed(&filter).await?;
         let largest = self.ledger.database().largest_event().await?;
@@ -452,8 +455,7 @@ impl Replays {
         Ok(ReplayPreview {
             total: counts.iter().map(|count| count.deliveries).sum(),
             complete,
-            counted_until: (!complete)
-                .then(|| sequence::given_at(crate::domain::event::EventSeq(cursor.0))),
+            counted_until: (!complete).then(|| sequence::given_at(crate::domain::event::EventSeq(cursor.0))),
             counts,
             unknown: picked.unknown.clone(),
         })

@@ -61,3 +61,11 @@ CREATE INDEX event_unrouted ON event (seq) WHERE destinations = 0;
 
 -- How long what a tenant's events leave behind is kept, as JSON; NULL: as configured.
 ALTER TABLE tenant_limit ADD COLUMN retention TEXT;
+
+-- Work that one node at a time does for all, and when it was last done, on the ledger's clock.
+CREATE TABLE chore (
+    name         TEXT   PRIMARY KEY,
+    worker       BIGINT NOT NULL,
+    worker_until BIGINT NOT NULL,
+    done_at      BIGINT NOT NULL
+);

@@ -475,7 +475,9 @@ mod tests {
         let id = DeliveryId { event: EventSeq(7_123_456_789_012_345_678), lane: LaneId(4) };
         assert_eq!(id.to_string(), "dlv_7123456789012345678_4");
         assert_eq!(DeliveryId::parse(&id.to_string()), Some(id));
-        for other in ["", "dlv_", "dlv_1", "dlv_01_4", "dlv_+1_4", "dlv_-1_4", "dlv_1_4_5", "dlv_1_x", "ep_1_4"] {
+        for other in
+            ["", "dlv_", "dlv_1", "dlv_01_4", "dlv_+1_4", "dlv_-1_4", "dlv_1_4_5", "dlv_1_x", "ep_1_4"]
+        {
             assert_eq!(DeliveryId::parse(other), None, "{other}");
         }
     }

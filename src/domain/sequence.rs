@@ -20,7 +20,13 @@ pub const NODES: i64 = 1 << NODE_BITS;
 pub const fn floor(at: Timestamp) -> EventSeq {
     let millis = at.as_millis().saturating_sub(EPOCH_MS);
     let most = i64::MAX >> (NODE_BITS + COUNTER_BITS);
-    let millis = if millis < 0 { 0 } else if millis > most { most } else { millis };
+    let millis = if millis < 0 {
+        0
+    } else if millis > most {
+        most
+    } else {
+        millis
+    };
     EventSeq(millis << (NODE_BITS + COUNTER_BITS))
 }
 

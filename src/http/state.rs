@@ -15,9 +15,10 @@ use crate::domain::tenant::DefaultRoute;
 use crate::ingest::Ingest;
 use crate::ledger::Ledger;
 use crate::replays::Replays;
+use crate::retention::Pruner;
 use crate::secrets::Vault;
-use crate::send::{EndpointTester, Senders};
 use crate::send::address_guard::DialPolicy;
+use crate::send::{EndpointTester, Senders};
 use crate::sources::Statuses;
 use crate::telemetry::Metrics;
 
@@ -67,6 +68,8 @@ pub struct HttpState {
     pub event_types_changed: Arc<tokio::sync::Notify>,
     /// Deliveries that go out again.
     pub replays: Replays,
+    /// Takes away what was kept for long enough.
+    pub pruner: Pruner,
     /// For what Svix is asked; it may have none.
     pub senders: Arc<Senders>,
     /// What is counted.

@@ -5,6 +5,7 @@
 
 pub mod select;
 mod step;
+pub mod svix;
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -12,7 +12,7 @@ use wiremock::MockServer;
 use super::api::{Counts, Settings, State};
 use super::front::Shared;
 use super::input::NewApplication;
-use super::record::{MockEvent, ReceivedMessage, ReceivedRequest};
+use super::record::{MockEvent, ReceivedMessage, ReceivedRequest, Resent};
 use super::store::Moment;
 use super::trouble::Trouble;
 
@@ -67,6 +67,17 @@ impl MockSvix {
     /// Adds an application with this uid (which is also its name), unless it is there already.
     pub fn add_application(&self, uid: &str) {
         add_application(&mut self.shared.state(), uid);
+    }
+
+    /// Gives an application an endpoint of this name, for its messages to be sent to again.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such application.
+    pub fn add_endpoint(&self, app: &str, endpoint: &str) {
+        let mut state = self.shared.state();
+        let application = state.store.application(app).expect("the application exists");
+        state.store.add_endpoint(application, endpoint.to_owned());
     }
 
     // ---- Trouble ----------------------------------------------------------------------------
@@ -163,6 +174,11 @@ impl MockSvix {
         state.requests.iter().filter(of_event).cloned().collect()
     }
 
+    /// What was sent to endpoints again, in the order in which it was asked for.
+    pub fn resent(&self) -> Vec<Resent> {
+        self.shared.state().resent.clone()
+    }
+
     /// How many POSTs of messages came since the start or the last [`MockSvix::clear`].
     pub fn request_count(&self) -> u64 {
         self.shared.state().counts.requests
@@ -205,6 +221,7 @@ impl MockSvix {
         state.store.clear();
         state.keys.clear();
         state.requests.clear();
+        state.resent.clear();
         self.shared.reset_counts(&mut state);
     }
 

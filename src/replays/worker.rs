@@ -234,11 +234,7 @@ impl Replays {
     }
 
     /// Puts deliveries back; how many. `None` where this node no longer works on the replay.
-    async fn step(
-        &self,
-        replay: &mut Active,
-        step: &[Candidate],
-    ) -> Result<Option<usize>, LedgerError> {
+    async fn step(&self, replay: &mut Active, step: &[Candidate]) -> Result<Option<usize>, LedgerError> {
         let is_last = step.len() == replay.picked.len();
         let exhausted = is_last && replay.all_picked;
         let cursor = match step.last() {

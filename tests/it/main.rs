@@ -20,6 +20,7 @@ mod neighbours;
 mod nodes;
 mod partners_storage;
 mod push;
+mod replays;
 mod retries;
 mod shutdown;
 mod simulation;

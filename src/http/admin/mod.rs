@@ -1,11 +1,13 @@
 //! `/v1`: what an administrator sets and sees. One file a subject.
 
+mod audits;
 mod conditional;
 mod endpoints;
 mod event_types;
 mod keys;
 mod paging;
 mod partners;
+mod prune;
 mod rejected;
 mod replays;
 mod tenants;
@@ -53,6 +55,8 @@ pub(super) fn routes() -> OpenApiRouter<HttpState> {
         .routes(routes!(replays::pause_replay))
         .routes(routes!(replays::resume_replay))
         .routes(routes!(tenants::open_portal))
+        .routes(routes!(audits::audit_svix))
+        .routes(routes!(prune::prune))
 }
 
 fn ledger(state: &HttpState, error: &LedgerError) -> Problem {

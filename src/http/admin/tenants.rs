@@ -19,6 +19,7 @@ use crate::http::problem::Problem;
 use crate::http::state::HttpState;
 use crate::ledger::TenantRow;
 use crate::provisioning;
+use crate::retention::{self, TenantRetention};
 use crate::send::svix::portal::PortalError;
 
 /// A tenant as it is set.
@@ -37,6 +38,9 @@ pub(crate) struct TenantBody {
     weight: Option<u32>,
     /// How fast it may put events in on one node; the configured default where absent.
     ingest_limit: Option<IngestLimitBody>,
+    /// How long what its events leave behind is kept; as configured where absent.
+    #[schema(inline = false)]
+    retention: Option<TenantRetention>,
 }
 
 /// A bucket of tokens, one for each event.
@@ -78,6 +82,9 @@ pub(crate) struct TenantView {
     weight: u32,
     /// How fast it may put events in on one node; the configured default where null.
     ingest_limit: Option<IngestLimitView>,
+    /// How long what its events leave behind is kept; as configured where absent in it.
+    #[schema(inline = false)]
+    retention: TenantRetention,
 }
 
 /// A bucket of tokens, one for each event.
@@ -105,6 +112,7 @@ impl TenantView {
             transform: row.transform.and_then(|text| RawValue::from_string(text).ok()),
             weight: row.weight,
             ingest_limit: row.ingest_limit.map(limit),
+            retention: row.retention,
         }
     }
 }
@@ -137,7 +145,14 @@ impl TenantBody {
             .transpose()
             .map_err(|fault| bad_field(&format!("/ingest_limit{}", fault.pointer), &fault.detail))?;
         let transform = self.transform.map(|transform| transform.get().to_owned());
-        Ok(TenantRow { id: tenant.to_owned(), route, transform, weight, ingest_limit })
+        let retention = self.retention.unwrap_or_default();
+        if let TenantRetention { events_days: Some(events), dedup_days: Some(dedup) } = retention
+            && retention::too_short(events, dedup)
+        {
+            let detail = "identities can't be forgotten before their events: `dedup_days` is too short";
+            return Err(bad_field("/retention/dedup_days", detail));
+        }
+        Ok(TenantRow { id: tenant.to_owned(), route, transform, weight, ingest_limit, retention })
     }
 
     fn route(&self, tenant: &str) -> Result<Option<Route>, Problem> {

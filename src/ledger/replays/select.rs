@@ -102,7 +102,7 @@ impl Selection {
     }
 
     /// The statement that finds deliveries among outcomes, and its parameters.
-    fn among_outcomes(&self, bounds: &str, columns: &str) -> Option<(String, Vec<String>)> {
+    pub(super) fn among_outcomes(&self, bounds: &str, columns: &str) -> Option<(String, Vec<String>)> {
         let states = self.outcome_states();
         if states.is_empty() {
             return None;
@@ -142,22 +142,17 @@ fn quoted(states: &[EndState]) -> String {
 }
 
 /// Where a window ends, and where to look in it.
-struct Extent {
-    outcomes: String,
+pub(super) struct Extent {
+    pub outcomes: String,
     unrouted: String,
-    reached: Cursor,
-    exhausted: bool,
+    pub reached: Cursor,
+    pub exhausted: bool,
     examined: u64,
 }
 
 impl Database {
     /// What a replay picks behind `after`, in a window of about `rows` rows.
-    pub async fn replay_window(
-        &self,
-        selection: &Selection,
-        after: Cursor,
-        rows: u32,
-    ) -> Result<Window> {
+    pub async fn replay_window(&self, selection: &Selection, after: Cursor, rows: u32) -> Result<Window> {
         let extent = self.extent(selection, after, rows).await?;
         let mut candidates = Vec::new();
         let columns = "outcome.event, outcome.lane, outcome.state, event.tenant, event.type";
@@ -220,7 +215,7 @@ impl Database {
         Ok(rows.into_iter().filter_map(candidate).collect())
     }
 
-    async fn extent(&self, selection: &Selection, after: Cursor, rows: u32) -> Result<Extent> {
+    pub(super) async fn extent(&self, selection: &Selection, after: Cursor, rows: u32) -> Result<Extent> {
         if let Some(listed) = &selection.listed {
             return Ok(extent_of_list(selection, listed, after));
         }
@@ -230,7 +225,8 @@ impl Database {
         let mut edge = last;
         let (mut exhausted, mut examined) = (true, 0);
         let states = selection.outcome_states();
-        let behind = format!("outcome.event >= {event} AND (outcome.event, outcome.lane) > ({event}, {lane})");
+        let behind =
+            format!("outcome.event >= {event} AND (outcome.event, outcome.lane) > ({event}, {lane})");
         if !states.is_empty() {
             // There is an index for the dead alone.
             let dead = if states == [EndState::Dead] { " AND state = 'dead'" } else { "" };
@@ -274,12 +270,7 @@ impl Database {
     }
 
     /// The numbers of the events with this id, of one source or of all.
-    pub async fn event_numbers(
-        &self,
-        tenant: &str,
-        source: Option<&str>,
-        id: &str,
-    ) -> Result<Vec<i64>> {
+    pub async fn event_numbers(&self, tenant: &str, source: Option<&str>, id: &str) -> Result<Vec<i64>> {
         // Source by source: the key has it before the id.
         let rows: Vec<(i64,)> = on!(self, reads, pool => {
             sqlx::query_as(

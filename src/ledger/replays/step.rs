@@ -85,8 +85,19 @@ impl Moved {
     pub fn outcomes(&mut self, gone: Vec<OutcomeTuple>, known: &[(i64, i64, i64)]) {
         let numbers: HashMap<_, _> = known.iter().map(|(event, lane, n)| ((*event, *lane), *n)).collect();
         for row in gone {
-            let (event, lane, state, at, attempts, failures, latency_ms, status, remote_id, unconfirmed, reason) =
-                row;
+            let (
+                event,
+                lane,
+                state,
+                at,
+                attempts,
+                failures,
+                latency_ms,
+                status,
+                remote_id,
+                unconfirmed,
+                reason,
+            ) = row;
             let number = numbers.get(&(event, lane)).copied().unwrap_or_default() + 1;
             self.waiting.push(Waiting { event, lane, attempt: attempts, nth: number });
             self.earlier.push(Earlier {

@@ -1,14 +1,19 @@
 //! What Svix has: its messages, page by page.
 
-use axum::http::header::{AUTHORIZATION, USER_AGENT};
+use std::time::Duration;
+
+use axum::http::header::{AUTHORIZATION, RETRY_AFTER, USER_AGENT};
+use axum::http::response::Parts;
 use axum::http::{Method, Request, StatusCode};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use serde::Deserialize;
-use std::time::Duration;
 
-use super::{AGENT, SvixSender, words};
+use super::{AGENT, SvixSender, event_id_is_valid, words};
 use crate::domain::clock::Timestamp;
+use crate::domain::event::Identity;
+use crate::domain::key::idempotency_key;
+use crate::domain::tenant::Destination;
 
 /// Most messages that Svix gives in an answer.
 const PAGE: u32 = 250;
@@ -18,8 +23,8 @@ const LIST_LIMIT_BYTES: usize = 4 << 20;
 /// A page of messages, newest first.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct MessagePage {
-    /// The `eventId` of each; its own id where it has none.
-    pub event_ids: Vec<String>,
+    /// Svix's own id of each.
+    pub ids: Vec<String>,
     /// Where the next page begins; `None` on the last.
     pub next: Option<String>,
 }
@@ -47,10 +52,8 @@ struct Listed {
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
 struct ListedMessage {
     id: String,
-    event_id: Option<String>,
 }
 
 impl SvixSender {
@@ -75,6 +78,40 @@ impl SvixSender {
             path.push_str("&iterator=");
             path.extend(url::form_urlencoded::byte_serialize(iterator.as_bytes()));
         }
+        let (head, body) = self.get(&path).await?;
+        match head.status {
+            StatusCode::OK => {
+                let page: Listed =
+                    serde_json::from_slice(&body).map_err(|error| ListError::Refused(error.to_string()))?;
+                let ids = page.data.into_iter().map(|message| message.id).collect();
+                Ok(MessagePage { ids, next: page.iterator.filter(|_| !page.done) })
+            }
+            StatusCode::NOT_FOUND => Ok(MessagePage::default()),
+            _ => Err(self.no_answer(&head, &body)),
+        }
+    }
+
+    /// Whether an application has a message of this name: Svix's own id or an `eventId`.
+    ///
+    /// # Errors
+    /// [`ListError`].
+    pub async fn has_message(&self, app: &str, name: &str) -> Result<bool, ListError> {
+        let (head, body) = self.get(&format!("/api/v1/app/{app}/msg/{name}/?with_content=false")).await?;
+        match head.status {
+            StatusCode::OK => Ok(true),
+            StatusCode::NOT_FOUND => Ok(false),
+            _ => Err(self.no_answer(&head, &body)),
+        }
+    }
+
+    /// The names that the message of a delivery may have at Svix.
+    pub fn names_of(&self, destination: &Destination, identity: &Identity) -> Vec<String> {
+        let key = idempotency_key(&self.options.environment, &destination.to_string(), identity);
+        let id = Some(identity.id.clone()).filter(|id| event_id_is_valid(id));
+        id.into_iter().chain([key]).collect()
+    }
+
+    async fn get(&self, path: &str) -> Result<(Parts, Bytes), ListError> {
         let request = Request::builder()
             .method(Method::GET)
             .uri(format!("{}{path}", self.api.server_url()))
@@ -90,27 +127,23 @@ impl SvixSender {
             Ok((head, body.map_err(|error| unavailable(&error))?.to_bytes()))
         };
         let exchanged = tokio::time::timeout(self.options.timeout, exchange).await;
-        let (head, body) = exchanged.unwrap_or_else(|_| {
+        exchanged.unwrap_or_else(|_| {
             let detail = format!("no answer within {} ms", self.options.timeout.as_millis());
             Err(ListError::Unavailable(detail))
-        })?;
-        match head.status {
-            StatusCode::OK => {
-                let page: Listed =
-                    serde_json::from_slice(&body).map_err(|error| ListError::Refused(error.to_string()))?;
-                let id = |message: ListedMessage| message.event_id.unwrap_or(message.id);
-                let event_ids = page.data.into_iter().map(id).collect();
-                Ok(MessagePage { event_ids, next: page.iterator.filter(|_| !page.done) })
-            }
-            StatusCode::NOT_FOUND => Ok(MessagePage::default()),
-            StatusCode::TOO_MANY_REQUESTS => {
-                let header = head.headers.get(axum::http::header::RETRY_AFTER);
-                Err(ListError::Throttled(self.wait(header.and_then(|header| header.to_str().ok()))))
-            }
-            status if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
-                Err(ListError::Unavailable(format!("{status} {}", words(&body))))
-            }
-            status => Err(ListError::Refused(format!("{status} {}", words(&body)))),
+        })
+    }
+
+    /// Why an answer is none.
+    fn no_answer(&self, head: &Parts, body: &[u8]) -> ListError {
+        let status = head.status;
+        let retry_after = head.headers.get(RETRY_AFTER).and_then(|header| header.to_str().ok());
+        if status == StatusCode::TOO_MANY_REQUESTS {
+            return ListError::Throttled(self.wait(retry_after));
+        }
+        let detail = format!("{status} {}", words(body));
+        match status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT {
+            true => ListError::Unavailable(detail),
+            false => ListError::Refused(detail),
         }
     }
 }

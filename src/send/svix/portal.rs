@@ -23,10 +23,10 @@ impl SvixSender {
     /// # Errors
     /// [`PortalError`].
     pub async fn portal_link(&self, app: &str, tenant: &str, expiry_s: u64) -> Result<String, PortalError> {
-        let application = self.options.create_applications.then(|| ApplicationIn {
-            uid: Some(app.to_owned()),
-            ..ApplicationIn::new(tenant.to_owned())
-        });
+        let application = self
+            .options
+            .create_applications
+            .then(|| ApplicationIn { uid: Some(app.to_owned()), ..ApplicationIn::new(tenant.to_owned()) });
         // Svix passes over the application where it has one.
         let wish = AppPortalAccessIn { application, expiry: Some(expiry_s), ..AppPortalAccessIn::new() };
         match self.api.authentication().app_portal_access(app.to_owned(), wish, None).await {
