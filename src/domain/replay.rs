@@ -71,8 +71,8 @@ impl Pacer {
 
     /// How many may go now.
     pub fn allowance(&mut self, now: Moment) -> usize {
-        // At least the time of one, or a slow pace would never have a whole one.
-        let burst = BURST.max(self.spacing(1));
+        // At least the time of two: a slow pace would never have a whole one, or lose a part of it at each look.
+        let burst = BURST.max(self.spacing(2));
         let earliest = Moment::after_start(now.since_start().saturating_sub(burst));
         self.spent_until = self.spent_until.max(earliest);
         let saved = self.spent_until.until(now).as_nanos() * u128::from(self.pace);

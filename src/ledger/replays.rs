@@ -14,7 +14,7 @@ use std::time::Duration;
 use sqlx::AssertSqlSafe;
 
 use self::select::{Candidate, Cursor, Selection};
-use self::step::{Moved, OutcomeTuple, Texts};
+use self::step::{Moved, OutcomeTuple};
 use super::sql::{Database, on};
 use super::{Ledger, LedgerError, Result, rows};
 use crate::domain::clock::Timestamp;
@@ -491,37 +491,17 @@ impl Database {
         node: i64,
         due_at: Timestamp,
     ) -> Result<Option<Vec<(i64, i64)>>> {
-        let texts = Texts::of(&work.selection, step.deliveries);
+        let take_outcomes = step::take_outcomes(&work.selection, step.deliveries);
         let _turn = self.turn().await;
         on!(self, writes, pool => {
             let mut transaction = pool.begin().await?;
-            // First of all a write, which puts whoever pauses it, or works on it too, behind this step.
-            let ours = sqlx::query(
-                "UPDATE replay SET cursor_event = $3, cursor_lane = $4, exhausted = $5, waits_for = NULL
-                 WHERE id = $1 AND worker = $2 AND state = 'running'",
-            )
-            .bind(&work.id)
-            .bind(node)
-            .bind(step.cursor.0)
-            .bind(step.cursor.1)
-            .bind(i64::from(step.exhausted))
-            .execute(&mut *transaction)
-            .await?;
-            if ours.rows_affected() != 1 {
-                transaction.rollback().await?;
-                return Ok(None);
-            }
             let mut moved = Moved::default();
-            if let Some(Texts { take_outcomes, numbers }) = texts {
-                let gone: Vec<OutcomeTuple> = sqlx::query_as(AssertSqlSafe(take_outcomes))
+            if let Some(sql) = take_outcomes {
+                let gone: Vec<OutcomeTuple> = sqlx::query_as(AssertSqlSafe(sql))
                     .persistent(false)
                     .fetch_all(&mut *transaction)
                     .await?;
-                let known: Vec<(i64, i64, i64)> = sqlx::query_as(AssertSqlSafe(numbers))
-                    .persistent(false)
-                    .fetch_all(&mut *transaction)
-                    .await?;
-                moved.outcomes(gone, &known);
+                moved.outcomes(gone);
             }
             if !moved.earlier.is_empty() {
                 let sql = moved.keep_earlier(due_at);
@@ -545,12 +525,25 @@ impl Database {
                 let sql = moved.note_waiting(due_at);
                 sqlx::query(AssertSqlSafe(sql)).persistent(false).bind(&work.id).execute(&mut *transaction).await?;
             }
-            sqlx::query("UPDATE replay SET queued = queued + $2, unroutable = unroutable + $3 WHERE id = $1")
-                .bind(&work.id)
-                .bind(rows::count(moved.waiting.len()))
-                .bind(moved.unroutable)
-                .execute(&mut *transaction)
-                .await?;
+            // Where it was paused meanwhile, or another node works on it, nothing of this has happened.
+            let ours = sqlx::query(
+                "UPDATE replay SET cursor_event = $3, cursor_lane = $4, exhausted = $5, queued = queued + $6,
+                                   unroutable = unroutable + $7, waits_for = NULL
+                 WHERE id = $1 AND worker = $2 AND state = 'running'",
+            )
+            .bind(&work.id)
+            .bind(node)
+            .bind(step.cursor.0)
+            .bind(step.cursor.1)
+            .bind(i64::from(step.exhausted))
+            .bind(rows::count(moved.waiting.len()))
+            .bind(moved.unroutable)
+            .execute(&mut *transaction)
+            .await?;
+            if ours.rows_affected() != 1 {
+                transaction.rollback().await?;
+                return Ok(None);
+            }
             transaction.commit().await?;
             Ok(Some(moved.waiting.iter().map(|waiting| (waiting.event, waiting.lane)).collect()))
         })

@@ -37,6 +37,8 @@ pub(super) struct State {
     pub(super) keys: Keys,
     pub(super) rules: Rulebook,
     pub(super) requests: VecDeque<Arc<ReceivedRequest>>,
+    /// `Retry-After` of the next GETs of messages that are answered 429.
+    pub(super) throttled_looks: VecDeque<Option<String>>,
     /// What was sent to endpoints again.
     pub(super) resent: Vec<Resent>,
     pub(super) counts: Counts,
@@ -60,6 +62,7 @@ impl State {
             settings,
             rules: Rulebook::default(),
             requests: VecDeque::new(),
+            throttled_looks: VecDeque::new(),
             resent: Vec::new(),
             counts: Counts::default(),
             outbox: Vec::new(),
@@ -73,6 +76,10 @@ impl State {
             (_, path) if path.contains(&"") => Err(Answer::no_such_route()),
             ("POST", ["api", "v1", "app", app, "msg"]) => {
                 return self.post_message(app, request, now);
+            }
+            ("GET", ["api", "v1", "app", _, "msg", ..]) if !self.throttled_looks.is_empty() => {
+                let retry_after = self.throttled_looks.pop_front().flatten();
+                Err(Answer::of_status(429).retry_after(retry_after.as_deref()))
             }
             ("GET", ["api", "v1", "app", app, "msg"]) => self.list_messages(app, request),
             ("GET", ["api", "v1", "app", app, "msg", id, "endpoint"]) => {

@@ -119,6 +119,13 @@ impl MockSvix {
         self.shared.state().rules.set_every_nth(n, trouble);
     }
 
+    /// Answers 429 to the next so many GETs of messages, with this `Retry-After`.
+    pub fn throttle_looks(&self, count: usize, retry_after: Option<&str>) {
+        let mut state = self.shared.state();
+        let retry_after = retry_after.map(str::to_owned);
+        state.throttled_looks = std::iter::repeat_n(retry_after, count).collect();
+    }
+
     /// Drops the scripts and all standing rules.
     pub fn clear_troubles(&self) {
         self.shared.state().rules = Default::default();

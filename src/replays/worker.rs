@@ -152,7 +152,7 @@ impl Replays {
         if room == 0 {
             self.held_up(replay, Some("receivers: what was put back has not been tried yet")).await?;
         }
-        while count > 0 {
+        while count > 0 && !replay.work.exhausted {
             if replay.picked.is_empty() && !replay.all_picked {
                 self.pick_more(replay).await?;
             }
@@ -167,7 +167,6 @@ impl Replays {
             }
             match self.step(replay, &step).await? {
                 None => return Ok(Fed::Left),
-                Some(_) if replay.work.exhausted => return Ok(Fed::On),
                 Some(put_back) => {
                     replay.pacer.spend(part);
                     replay.waiting += put_back;

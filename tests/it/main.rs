@@ -5,6 +5,7 @@
 mod support;
 mod access;
 mod admin;
+mod audit;
 mod brokers;
 mod cli;
 mod direct;
@@ -21,6 +22,7 @@ mod nodes;
 mod partners_storage;
 mod push;
 mod replays;
+mod retention;
 mod retries;
 mod shutdown;
 mod simulation;

@@ -1,7 +1,6 @@
 //! What one step of a replay moves, as rows and texts. Numbers stand in the text itself: there are no more parameters than
 //! texts, and how many rows there are differs from step to step.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::select::{Candidate, Selection};
@@ -10,41 +9,28 @@ use crate::domain::delivery::ReplayNumber;
 use crate::domain::replay::EndState;
 use crate::domain::tenant::Lane;
 
-/// event, lane, state, at, attempts, failures, latency_ms, status, remote_id, dispatch_unconfirmed, reason
+/// event, lane, state, at, attempts, failures, latency_ms, status, remote_id, dispatch_unconfirmed, reason, and how often
+/// it has been replayed before
 pub(super) type OutcomeTuple =
-    (i64, i64, String, i64, i64, i64, i64, Option<i64>, Option<String>, i64, Option<String>);
+    (i64, i64, String, i64, i64, i64, i64, Option<i64>, Option<String>, i64, Option<String>, i64);
 
-/// The statements that find what is to be moved.
-pub(super) struct Texts {
-    pub take_outcomes: String,
-    /// How often each has been replayed.
-    pub numbers: String,
-}
-
-impl Texts {
-    /// `None` where there are no deliveries.
-    pub fn of(selection: &Selection, deliveries: &[Candidate]) -> Option<Self> {
-        if deliveries.is_empty() {
-            return None;
-        }
-        let pairs: Vec<_> =
-            deliveries.iter().map(|delivery| format!("({},{})", delivery.event, delivery.lane)).collect();
-        let pairs = pairs.join(",");
-        let states: Vec<_> = selection.states.iter().map(|state| format!("'{}'", state.as_str())).collect();
-        let states = states.join(",");
-        Some(Self {
-            // What has changed since it was picked is not what was asked for any more.
-            take_outcomes: format!(
-                "DELETE FROM outcome WHERE (event, lane) IN (VALUES {pairs}) AND state IN ({states})
-                 RETURNING event, lane, state, at, attempts, failures, latency_ms, status, remote_id,
-                           dispatch_unconfirmed, reason"
-            ),
-            numbers: format!(
-                "SELECT event, lane, MAX(number) FROM earlier_outcome WHERE (event, lane) IN (VALUES {pairs})
-                 GROUP BY event, lane"
-            ),
-        })
+/// Takes out how deliveries had ended; `None` where there are none.
+pub(super) fn take_outcomes(selection: &Selection, deliveries: &[Candidate]) -> Option<String> {
+    if deliveries.is_empty() {
+        return None;
     }
+    let pairs: Vec<_> =
+        deliveries.iter().map(|delivery| format!("({},{})", delivery.event, delivery.lane)).collect();
+    let states: Vec<_> = selection.states.iter().map(|state| format!("'{}'", state.as_str())).collect();
+    // What has changed since it was picked is not what was asked for any more.
+    Some(format!(
+        "DELETE FROM outcome WHERE (event, lane) IN (VALUES {}) AND state IN ({})
+         RETURNING event, lane, state, at, attempts, failures, latency_ms, status, remote_id, dispatch_unconfirmed, reason,
+                   (SELECT COALESCE(MAX(earlier.number), 0) FROM earlier_outcome AS earlier
+                    WHERE earlier.event = outcome.event AND earlier.lane = outcome.lane)",
+        pairs.join(","),
+        states.join(",")
+    ))
 }
 
 /// How a delivery had ended.
@@ -81,9 +67,8 @@ pub(super) struct Moved {
 }
 
 impl Moved {
-    /// Takes outcomes that were taken out, with how often those that are `known` have been replayed before.
-    pub fn outcomes(&mut self, gone: Vec<OutcomeTuple>, known: &[(i64, i64, i64)]) {
-        let numbers: HashMap<_, _> = known.iter().map(|(event, lane, n)| ((*event, *lane), *n)).collect();
+    /// Takes over what was taken out.
+    pub fn outcomes(&mut self, gone: Vec<OutcomeTuple>) {
         for row in gone {
             let (
                 event,
@@ -97,8 +82,9 @@ impl Moved {
                 remote_id,
                 unconfirmed,
                 reason,
+                before,
             ) = row;
-            let number = numbers.get(&(event, lane)).copied().unwrap_or_default() + 1;
+            let number = before + 1;
             self.waiting.push(Waiting { event, lane, attempt: attempts, nth: number });
             self.earlier.push(Earlier {
                 event,
