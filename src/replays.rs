@@ -142,9 +142,9 @@ pub struct Replay {
     pub queued: i64,
     /// Of these: not tried yet.
     pub waiting: i64,
-    /// Of these: delivered at the first attempt.
+    /// Of these: delivered, when it was looked at after the first attempt.
     pub delivered: i64,
-    /// Of these: the first attempt failed; they go on by the retry schedule, or are dead.
+    /// Of these: the first attempt failed. They go on by the retry schedule, or are dead, and are not followed any more.
     pub failed: i64,
     /// Of these: not wanted any more.
     pub canceled: i64,

@@ -354,7 +354,7 @@ impl Database {
         let found: Vec<(String, String, String, i64, i64)> = on!(self, reads, pool => {
             sqlx::query_as(
                 "SELECT tenant, source, id, event,
-                        CASE WHEN EXISTS (SELECT 1 FROM event WHERE event.seq = event_key.event) THEN 0 ELSE 1 END
+                        CAST(CASE WHEN EXISTS (SELECT 1 FROM event WHERE event.seq = event_key.event) THEN 0 ELSE 1 END AS BIGINT)
                  FROM event_key WHERE (tenant, source, id) > ($1, $2, $3) ORDER BY tenant, source, id LIMIT $4",
             )
             .bind(after.0)

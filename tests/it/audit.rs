@@ -35,8 +35,14 @@ fn lose(svix: &MockSvix, tenant: &str, numbers: impl IntoIterator<Item = usize>)
     lost
 }
 
+/// What a program printed as JSON, before anything that it said beside it.
+pub fn json_of(text: &str) -> Value {
+    serde_json::from_str(text.lines().next().unwrap_or_default())
+        .unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
 /// Runs the program against a relay; its exit code and what it printed.
-async fn posthaste(relay: &RelayProcess, arguments: &[&str]) -> (i32, String) {
+pub async fn posthaste(relay: &RelayProcess, arguments: &[&str]) -> (i32, String) {
     let url = format!("http://{}", relay.address());
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_posthaste"));
     let output = command.args(arguments).env("POSTHASTE_URL", url).output().await.expect("it runs");
@@ -68,7 +74,7 @@ async fn what_was_deleted_behind_our_back_is_sent_again_and_nothing_else(databas
     let requests = svix.request_count();
     let (code, text) = posthaste(&relay, &["audit", "svix", "--since", "1h", "--format", "json"]).await;
     assert_eq!(code, 3, "{text}");
-    let report: Value = serde_json::from_str(text.lines().next().unwrap_or_default()).expect("JSON");
+    let report = json_of(&text);
     assert_eq!(report["checked"], EVENTS + 2);
     assert_eq!(ids(&report, "missing"), lost);
     assert_eq!(svix.request_count(), requests, "it only looks");
@@ -94,6 +100,7 @@ async fn a_throttled_audit_waits_and_finds_the_same(database: TestDatabase) {
     let svix = mock_svix().await;
     let relay = TestRelay::start_with(config(&database, &svix)).await;
     post(&relay, "acme", 300).await;
+    relay.settled().await;
     // Stored, and told as an error: perhaps never sent on.
     svix.script([Trouble::StoredThenStatus(500)]);
     post(&relay, "umbrella", 1).await;

@@ -1,4 +1,7 @@
 //! What a replay costs those who come meanwhile.
+//!
+//! In earnest: `POSTHASTE_LOAD_REPLAY_ALL=1 cargo nextest run --release --features full --locked --test it --no-capture
+//! -E 'test(load_a_replay)'`, which goes on until all of it is replayed.
 
 use std::time::Instant;
 
@@ -12,8 +15,8 @@ const FRESH_PER_S: u64 = 200;
 const WINDOW: Duration = Duration::from_secs(4);
 /// Pairs of windows, one with the replay and one without.
 const PAIRS: usize = 7;
-/// Deliveries a second that are replayed.
-const PACE: u32 = 1_000;
+/// Deliveries a second that are replayed. A debug build takes several times as long for each.
+const PACE: u32 = if cfg!(debug_assertions) { 250 } else { 1_000 };
 /// Set to anything: go on until all are replayed.
 const ALL: &str = "POSTHASTE_LOAD_REPLAY_ALL";
 
