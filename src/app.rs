@@ -134,9 +134,7 @@ impl App {
         seeds.apply(ledger.database(), &vault, &*clock).await?;
         let directory = Directory::open(ledger.clone(), vault.clone(), ENDPOINT_GATE).await?;
         guard_listen_address(config, &directory)?;
-        let listener = TcpListener::bind(config.http.listen)
-            .await
-            .with_context(|| format!("can't listen on {}", config.http.listen))?;
+        let listener = listen(config).await?;
         let address = listener.local_addr()?;
         let metrics = Metrics::new().map_err(anyhow::Error::msg)?;
         ledger.meter(metrics.commits());
@@ -148,13 +146,11 @@ impl App {
             clock.clone(),
         );
         let sources = read_sources(config, &ingest, ledger, &metrics)?;
-        let svix = svix_sender(config, &directory, &clock)?;
-        let event_types = svix.as_ref().map(SvixSender::event_types);
-        let direct = Arc::new(direct_sender(config, dial_policy.clone(), &directory, &clock)?);
-        let keeper =
-            Keeper::new(ledger.clone(), directory.clone(), ingest.clone(), direct.clone(), clock.clone());
-        let options = dispatcher_options(config, svix.is_some());
-        let senders = Arc::new(Senders { svix, direct });
+        let senders = senders(config, dial_policy.clone(), &directory, &clock)?;
+        let event_types = senders.svix.as_ref().map(SvixSender::event_types);
+        let direct = senders.direct.clone();
+        let keeper = Keeper::new(ledger.clone(), directory.clone(), ingest.clone(), direct, clock.clone());
+        let options = dispatcher_options(config, senders.svix.is_some());
         let replays = Replays::new(ledger.clone(), directory.clone(), config.default_route(), clock.clone());
         let pruner = Pruner::new(ledger.clone(), directory.clone(), config.retention.clone(), clock.clone());
         let handle = config.role.sends().then(|| {
@@ -188,18 +184,11 @@ impl App {
         ledger.announce(&address.to_string()).await?;
         let (stop_dispatcher, stop_server) = (CancellationToken::new(), CancellationToken::new());
         let server = tokio::spawn(http::serve(listener, http::router(state), limits, stop_server.clone()));
-        let mut background = keep_up(directory.clone(), metrics, &stop_server);
-        background.spawn({
-            let stop = stop_server.clone();
-            async move { pruner.run(stop).await }
-        });
+        let mut background = keep_up(directory.clone(), metrics, pruner, &stop_server);
         let dispatcher = handle.clone().map(|dispatcher| {
             let event_types = event_types.map(|svix| (svix, event_types_changed));
             send_on(&mut background, ledger, &directory, &dispatcher, keeper, event_types, &stop_server);
-            background.spawn({
-                let (dispatcher, stop) = (dispatcher.clone(), stop_dispatcher.clone());
-                async move { replays.run(dispatcher, stop).await }
-            });
+            work_on(&mut background, replays, &dispatcher, &stop_dispatcher);
             let stop = stop_dispatcher.clone();
             tokio::spawn(async move { dispatcher.run(stop).await })
         });
@@ -323,6 +312,17 @@ fn send_on(
     }
 }
 
+/// Works on replays, until the dispatcher stops.
+fn work_on(
+    background: &mut JoinSet<()>,
+    replays: Replays,
+    dispatcher: &Dispatcher,
+    stop_dispatcher: &CancellationToken,
+) {
+    let (dispatcher, stop) = (dispatcher.clone(), stop_dispatcher.clone());
+    background.spawn(async move { replays.run(dispatcher, stop).await });
+}
+
 /// Tells the dispatcher of every change of partners and endpoints, and whoever tells Svix of event types that there
 /// may be one: another node may have made it.
 async fn pass_policies_on(
@@ -339,6 +339,23 @@ async fn pass_policies_on(
             changed.notify_one();
         }
     }
+}
+
+async fn listen(config: &Config) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind(config.http.listen).await;
+    listener.with_context(|| format!("can't listen on {}", config.http.listen))
+}
+
+/// The ways out.
+fn senders(
+    config: &Config,
+    policy: DialPolicy,
+    directory: &Directory,
+    clock: &Arc<dyn Clock>,
+) -> anyhow::Result<Arc<Senders>> {
+    let svix = svix_sender(config, directory, clock)?;
+    let direct = Arc::new(direct_sender(config, policy, directory, clock)?);
+    Ok(Arc::new(Senders { svix, direct }))
 }
 
 fn direct_sender(
@@ -435,13 +452,17 @@ fn read_sources(
 }
 
 /// What every node does beside its work, until `stop` is cancelled.
-fn keep_up(directory: Directory, metrics: Metrics, stop: &CancellationToken) -> JoinSet<()> {
+fn keep_up(directory: Directory, metrics: Metrics, pruner: Pruner, stop: &CancellationToken) -> JoinSet<()> {
     let mut background = JoinSet::new();
     background.spawn({
         let stop = stop.clone();
         async move { directory.follow(stop).await }
     });
     background.spawn(keep_metrics(metrics, stop.clone()));
+    background.spawn({
+        let stop = stop.clone();
+        async move { pruner.run(stop).await }
+    });
     background
 }
 

@@ -101,7 +101,7 @@ async fn a_throttled_audit_waits_and_finds_the_same(database: TestDatabase) {
     let relay = TestRelay::start_with(config(&database, &svix)).await;
     post(&relay, "acme", 300).await;
     relay.settled().await;
-    // Stored, and told as an error: perhaps never sent on.
+    // holds: 26. Stored, and told as an error: perhaps never sent on.
     svix.script([Trouble::StoredThenStatus(500)]);
     post(&relay, "umbrella", 1).await;
     relay.settled().await;

@@ -2,6 +2,7 @@
 
 mod cli;
 mod load;
+mod nodes;
 mod svix;
 
 use std::collections::HashMap;
