@@ -180,10 +180,12 @@ impl Replays {
     /// What became of what was put back.
     async fn look(&self, replay: &mut Active) -> Result<(), LedgerError> {
         let untried = self.ledger.database().untried(&replay.work.id).await?;
-        if untried.news > 0 {
-            self.ledger.database().count_tried(&replay.work.id).await?;
-        }
-        replay.waiting = usize::try_from(untried.waiting).unwrap_or(usize::MAX - 1);
+        let counted = match untried.news {
+            0 => 0,
+            _ => self.ledger.database().count_tried(&replay.work.id).await?,
+        };
+        let left = (untried.waiting + untried.news).saturating_sub(counted);
+        replay.waiting = usize::try_from(left).unwrap_or(usize::MAX - 1);
         Ok(())
     }
 

@@ -35,11 +35,12 @@ impl Database {
         Ok(Untried { waiting: count(all - tried), news: count(tried) })
     }
 
-    /// Counts what was put back and has been tried since; it is a delivery like any other from then on.
+    /// Counts what was put back and has been tried since, and how much that is; it is a delivery like any other from then
+    /// on. What ends while this looks is left for the next time.
     ///
     /// # Errors
     /// [`crate::ledger::LedgerError::Unavailable`].
-    pub async fn count_tried(&self, id: &str) -> Result<()> {
+    pub async fn count_tried(&self, id: &str) -> Result<u64> {
         let tried = |how: &str| {
             format!(
                 "DELETE FROM replay_waiting WHERE replay = $1 AND NOT EXISTS (
@@ -78,7 +79,7 @@ impl Database {
             .execute(&mut *transaction)
             .await?;
             transaction.commit().await?;
-        });
-        Ok(())
+            Ok(counts.iter().sum::<i64>().max(0).unsigned_abs())
+        })
     }
 }
