@@ -25,6 +25,8 @@ use crate::http::{self, HttpOptions, HttpState, PushGate, ServerLimits};
 use crate::ingest::{Ingest, IngestRules, TenantLimits, Watch};
 use crate::ledger::{Ledger, database_file};
 use crate::provisioning::{self, Seeds};
+use crate::replays::Replays;
+use crate::retention::Pruner;
 use crate::secrets::{KeySources, Vault};
 use crate::send::address_guard::{DialPolicy, GuardedConnector, GuardedHttps, SystemResolver};
 use crate::send::direct::{DirectOptions, DirectSender};
@@ -134,9 +136,7 @@ impl App {
         seeds.apply(ledger.database(), &vault, &*clock).await?;
         let directory = Directory::open(ledger.clone(), vault.clone(), ENDPOINT_GATE).await?;
         guard_listen_address(config, &directory)?;
-        let listener = TcpListener::bind(config.http.listen)
-            .await
-            .with_context(|| format!("can't listen on {}", config.http.listen))?;
+        let listener = listen(config).await?;
         let address = listener.local_addr()?;
         let metrics = Metrics::new();
         ledger.meter(metrics.commits());
@@ -152,24 +152,23 @@ impl App {
             clock.clone(),
         );
         let sources = read_sources(config, &ingest, ledger, &metrics)?;
-        let svix = svix_sender(config, &directory, &clock)?;
-        let event_types = svix.as_ref().map(SvixSender::event_types);
-        let direct = Arc::new(direct_sender(config, dial_policy.clone(), &directory, &clock)?);
+        let senders = senders(config, dial_policy.clone(), &directory, &tracer, &clock)?;
+        let event_types = senders.svix.as_ref().map(SvixSender::event_types);
         let keeper = Keeper::new(
             ledger.clone(),
             directory.clone(),
             ingest.clone(),
-            direct.clone(),
+            senders.direct.clone(),
             stats.clone(),
             metrics.clone(),
             clock.clone(),
         );
-        let options = dispatcher_options(config, svix.is_some());
-        let forward_traces = config.traces.forward;
-        let senders = Arc::new(Senders { svix, direct, tracer: tracer.clone(), forward_traces });
+        let options = dispatcher_options(config, senders.svix.is_some());
+        let replays = Replays::new(ledger.clone(), directory.clone(), config.default_route(), clock.clone());
+        let pruner = Pruner::new(ledger.clone(), directory.clone(), config.retention.clone(), clock.clone());
         let handle = config.role.sends().then(|| {
             let observer = Arc::new(keeper.clone());
-            Dispatcher::new(ledger.clone(), senders, observer, options, clock.clone())
+            Dispatcher::new(ledger.clone(), senders.clone(), observer, options, clock.clone())
         });
         let push_gate = PushGate::new(&config.ingest.pubsub_push, &clock).map_err(anyhow::Error::msg)?;
         let draining = Arc::new(AtomicBool::new(false));
@@ -188,6 +187,9 @@ impl App {
             dial_policy: Arc::new(dial_policy),
             endpoint_tester: Some(Arc::new(keeper.clone())),
             event_types_changed: event_types_changed.clone(),
+            replays: replays.clone(),
+            pruner: pruner.clone(),
+            senders,
             metrics: metrics.clone(),
             stats: stats.clone(),
             tracer,
@@ -197,13 +199,14 @@ impl App {
         ledger.announce(&address.to_string()).await?;
         let (stop_dispatcher, stop_server) = (CancellationToken::new(), CancellationToken::new());
         let server = tokio::spawn(http::serve(listener, http::router(state), limits, stop_server.clone()));
-        let mut background = keep_up(directory.clone(), stats, &stop_server);
+        let mut background = keep_up(directory.clone(), stats, pruner, &stop_server);
         if let Some(exports) = exports {
             background.spawn(exports.run(stop_server.clone()));
         }
         let dispatcher = handle.clone().map(|dispatcher| {
             let event_types = event_types.map(|svix| (svix, event_types_changed));
             send_on(&mut background, ledger, &directory, &dispatcher, keeper, event_types, &stop_server);
+            work_on(&mut background, replays, &dispatcher, &stop_dispatcher);
             let stop = stop_server.clone();
             background.spawn(watch_limits(dispatcher.clone(), directory.clone(), metrics, series_max, stop));
             let stop = stop_dispatcher.clone();
@@ -333,6 +336,17 @@ fn send_on(
     }
 }
 
+/// Works on replays, until the dispatcher stops.
+fn work_on(
+    background: &mut JoinSet<()>,
+    replays: Replays,
+    dispatcher: &Dispatcher,
+    stop_dispatcher: &CancellationToken,
+) {
+    let (dispatcher, stop) = (dispatcher.clone(), stop_dispatcher.clone());
+    background.spawn(async move { replays.run(dispatcher, stop).await });
+}
+
 /// Tells the dispatcher of every change of partners and endpoints, and whoever tells Svix of event types that there
 /// may be one: another node may have made it.
 async fn pass_policies_on(
@@ -349,6 +363,24 @@ async fn pass_policies_on(
             changed.notify_one();
         }
     }
+}
+
+async fn listen(config: &Config) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind(config.http.listen).await;
+    listener.with_context(|| format!("can't listen on {}", config.http.listen))
+}
+
+/// The ways out.
+fn senders(
+    config: &Config,
+    policy: DialPolicy,
+    directory: &Directory,
+    tracer: &Tracer,
+    clock: &Arc<dyn Clock>,
+) -> anyhow::Result<Arc<Senders>> {
+    let svix = svix_sender(config, directory, clock)?;
+    let direct = Arc::new(direct_sender(config, policy, directory, clock)?);
+    Ok(Arc::new(Senders { svix, direct, tracer: tracer.clone(), forward_traces: config.traces.forward }))
 }
 
 fn direct_sender(
@@ -445,7 +477,7 @@ fn read_sources(
 }
 
 /// What every node does beside its work, until `stop` is cancelled.
-fn keep_up(directory: Directory, stats: Stats, stop: &CancellationToken) -> JoinSet<()> {
+fn keep_up(directory: Directory, stats: Stats, pruner: Pruner, stop: &CancellationToken) -> JoinSet<()> {
     let mut background = JoinSet::new();
     background.spawn({
         let stop = stop.clone();
@@ -454,6 +486,10 @@ fn keep_up(directory: Directory, stats: Stats, stop: &CancellationToken) -> Join
     background.spawn({
         let stop = stop.clone();
         async move { stats.keep(stop).await }
+    });
+    background.spawn({
+        let stop = stop.clone();
+        async move { pruner.run(stop).await }
     });
     background
 }

@@ -21,6 +21,7 @@ use crate::domain::scheduler::{EndpointPolicy, PartnerPolicy, Policies};
 use crate::domain::tenant::{DEFAULT_WEIGHT, DefaultRoute, Destination, Route, svix_name_is_valid};
 use crate::domain::transform::Transform;
 use crate::ledger::{ApiKey, Ledger, LedgerError, Notice, TenantRow};
+use crate::retention::TenantRetention;
 use crate::secrets::Vault;
 use crate::send::direct::{Endpoints, LiveEndpoint};
 
@@ -52,6 +53,8 @@ pub struct Snapshot {
     event_types: HashSet<String>,
     /// What tenants may put in, where that was set for them.
     ingest_limits: HashMap<Arc<str>, RateLimit>,
+    /// What tenants keep, where that was set for them.
+    retention: HashMap<String, TenantRetention>,
 }
 
 /// An endpoint that exists, as operators see it.
@@ -209,6 +212,11 @@ impl Snapshot {
         !self.ingest_limits.is_empty()
     }
 
+    /// What tenants keep, where that was set for them.
+    pub const fn retention(&self) -> &HashMap<String, TenantRetention> {
+        &self.retention
+    }
+
     /// How what goes to Svix for this tenant is reshaped.
     pub fn svix_transform(&self, tenant: &str) -> Option<Arc<Transform>> {
         self.transforms.get(tenant).cloned()
@@ -240,6 +248,9 @@ impl Snapshot {
             self.policies.weights.insert(id.clone(), tenant.weight);
         }
         self.ingest_limits.extend(tenant.ingest_limit.map(|limit| (id, limit)));
+        if tenant.retention != TenantRetention::default() {
+            self.retention.insert(tenant.id.clone(), tenant.retention);
+        }
         let Some(route) = tenant.route else { return };
         if let Route::Svix { app } = &route {
             self.applications.insert(app.clone(), tenant.id.clone());

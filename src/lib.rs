@@ -23,6 +23,7 @@
 //!
 //! - [`announcements`]: our own events of what operators should know, gathered so that no flood makes another.
 //! - [`app`]: the composition root. Opens, connects, starts and ends everything; the real clock.
+//! - [`audit`]: whether Svix has what it was given; what it lacks is a replay's to send.
 //! - [`cli`]: the command line, one file a command. Its `bench` measures a relay from outside.
 //! - [`config`]: every setting with its default; file and environment.
 //! - [`directory`]: who is who. Tenants, API keys, partners, in memory, read again when they change.
@@ -38,6 +39,9 @@
 //! - `mock` (feature `mock`): a mock Svix and a mock partner for tests, ours and yours, and for `posthaste dev`.
 //! - [`provisioning`]: checking, sealing and opening what an administrator sets; seeds of the configuration.
 //! - [`reconnect`]: waiting for a neighbour that is away.
+//! - [`replays`]: deliveries that are done, out again: paced, behind what is fresh, a step at a time. What is picked is
+//!   `ledger::replays`' to know.
+//! - [`retention`]: how long what is done is kept, and the chore that takes away what may go.
 //! - [`secrets`]: what partners share with us, sealed; the master key and where it comes from.
 //! - [`send`]: one attempt of one delivery, and its signature.
 //! - [`sources`]: events that brokers hold. One runner; one file a broker, behind the cargo feature of its name.
@@ -65,6 +69,7 @@
 
 pub mod announcements;
 pub mod app;
+pub mod audit;
 pub mod cli;
 pub mod config;
 pub mod directory;
@@ -78,6 +83,8 @@ pub mod ledger;
 pub mod mock;
 pub mod provisioning;
 pub mod reconnect;
+pub mod replays;
+pub mod retention;
 pub mod secrets;
 pub mod send;
 pub mod sources;

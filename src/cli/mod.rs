@@ -3,6 +3,7 @@
 mod admin;
 mod bench;
 mod client;
+mod completion;
 mod config;
 #[cfg(feature = "mock")]
 mod dev;
@@ -106,6 +107,15 @@ enum Command {
     /// What came from a source or a push and could never be accepted (through a running relay)
     #[command(subcommand)]
     Rejected(admin::rejected::RejectedCommand),
+    /// Let deliveries go out again, paced and behind what is fresh (through a running relay)
+    Replay(Box<admin::replay::ReplayArgs>),
+    /// Whether receivers have what they were given (through a running relay)
+    #[command(subcommand)]
+    Audit(Box<admin::audit::AuditCommand>),
+    /// Take away what was kept for long enough (through a running relay)
+    Prune(admin::prune::PruneArgs),
+    /// Print a script with which a shell completes these commands
+    Completion(completion::CompletionArgs),
     /// The configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -176,6 +186,10 @@ impl Command {
             Self::EventType(command) => block_on(admin::event_type::run(command, config)),
             Self::Transform(command) => block_on(admin::transform::run(command, config)),
             Self::Rejected(command) => block_on(admin::rejected::run(command, config)),
+            Self::Replay(args) => block_on(admin::replay::run(*args, config)),
+            Self::Audit(command) => block_on(admin::audit::run(*command, config)),
+            Self::Prune(args) => block_on(admin::prune::run(args, config)),
+            Self::Completion(args) => completion::run(&args),
             Self::Config(command) => config::run(&command, &config),
             Self::Migrate => block_on(migrate::run(config)),
             Self::Health(args) => block_on(health::run(args, config)),

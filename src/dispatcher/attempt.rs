@@ -61,7 +61,7 @@ impl Shared {
         let now = self.clock.now();
         let mut scheduler = self.scheduler();
         for delivery in deliveries {
-            scheduler.wake(&delivery.lane, delivery.class(), now, now);
+            scheduler.wake(&delivery.lane, delivery.class, now, now);
         }
     }
 

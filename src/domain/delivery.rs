@@ -52,7 +52,7 @@ impl DeliveryId {
 pub enum Class {
     /// Not failed yet; a throttle is no failure.
     Fresh,
-    /// Has failed before.
+    /// Has failed before, or is replayed.
     Retry,
 }
 
@@ -63,6 +63,27 @@ impl Class {
     /// The class of a delivery that has failed so often.
     pub const fn of(failures: u32) -> Self {
         if failures == 0 { Self::Fresh } else { Self::Retry }
+    }
+}
+
+/// Which replay of a delivery its attempts belong to. All attempts of one carry the same idempotency key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ReplayNumber {
+    /// 0: not replayed; else how often this delivery has been.
+    pub nth: u32,
+    /// Partners are to take it for another message: its `webhook-id` tells of the replay.
+    pub new_id: bool,
+}
+
+impl ReplayNumber {
+    /// The number as it stands in the ledger.
+    pub fn as_column(self) -> i64 {
+        i64::from(self.nth) << 1 | i64::from(self.new_id)
+    }
+
+    /// Reads what [`Self::as_column`] wrote.
+    pub fn from_column(column: i64) -> Self {
+        Self { nth: u32::try_from(column >> 1).unwrap_or_default(), new_id: column & 1 == 1 }
     }
 }
 
@@ -81,6 +102,10 @@ pub struct Delivery {
     pub failures: u32,
     /// An earlier attempt may have arrived although its answer did not say so.
     pub uncertain: bool,
+    /// Which of its lane's queues it waits in.
+    pub class: Class,
+    /// Which replay of it this is.
+    pub replay: ReplayNumber,
     /// The event's identity.
     pub identity: Identity,
     /// The event's type.
@@ -93,13 +118,6 @@ pub struct Delivery {
     pub data: Option<Range<usize>>,
     /// The trace that the event belongs to.
     pub trace: Option<Arc<TraceContext>>,
-}
-
-impl Delivery {
-    /// Which of its lane's queues it waits in.
-    pub const fn class(&self) -> Class {
-        Class::of(self.failures)
-    }
 }
 
 /// What went wrong with an attempt, in words an operator can act on.
@@ -273,6 +291,8 @@ pub struct Settlement {
     pub class: Class,
     /// See [`Delivery::due_at`].
     pub due_at: Timestamp,
+    /// See [`Delivery::replay`].
+    pub replay: ReplayNumber,
     /// The claim this settles.
     pub attempt: i64,
     /// When the attempt ended.
@@ -287,6 +307,14 @@ pub struct Settlement {
     pub failure: Option<Failure>,
     /// The state it leads to.
     pub next: NextState,
+}
+
+impl Settlement {
+    /// The queue that a delivery with so many failures goes back into: what was replayed and only throttled stays where
+    /// it was.
+    pub const fn class_with(&self, failures: u32) -> Class {
+        if failures == 0 { self.class } else { Class::Retry }
+    }
 }
 
 /// When an attempt ended and what it cost.
@@ -314,8 +342,9 @@ pub fn settle(
     let mut settlement = Settlement {
         id: delivery.id,
         lane: delivery.lane.clone(),
-        class: delivery.class(),
+        class: delivery.class,
         due_at: delivery.due_at,
+        replay: delivery.replay,
         attempt: delivery.attempt,
         at: timing.at,
         latency_ms: i64::try_from(timing.latency.as_millis()).unwrap_or(i64::MAX),
@@ -396,6 +425,8 @@ mod tests {
             attempt: 3,
             failures,
             uncertain: false,
+            class: Class::of(failures),
+            replay: ReplayNumber::default(),
             identity: Identity { tenant: "acme".into(), source: String::new(), id: "evt_1".into() },
             event_type: "order.created".into(),
             received_at: Timestamp::from_millis(1_000),
@@ -420,6 +451,19 @@ mod tests {
             NextState::Pending { due_at: Timestamp::from_millis(1_000), failures: 1, uncertain: false };
         assert_eq!((settlement.next, settlement.failures), (expected, 1));
         assert_eq!(settlement.status, Some(429));
+    }
+
+    #[test]
+    fn what_is_replayed_stays_behind_what_is_fresh_until_it_is_done() {
+        let failure = Failure::answered(429, "slow down");
+        let mut throttled = settled(0, Outcome::Throttled { failure, retry_after: None }, true);
+        assert_eq!(throttled.class_with(0), Class::Fresh);
+        throttled.class = Class::Retry;
+        assert_eq!((throttled.class_with(0), throttled.class_with(1)), (Class::Retry, Class::Retry));
+        for (nth, new_id) in [(0, false), (1, false), (1, true), (u32::MAX, true)] {
+            let number = ReplayNumber { nth, new_id };
+            assert_eq!(ReplayNumber::from_column(number.as_column()), number);
+        }
     }
 
     #[test]

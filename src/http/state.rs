@@ -14,9 +14,11 @@ use crate::domain::clock::Clock;
 use crate::domain::tenant::DefaultRoute;
 use crate::ingest::Ingest;
 use crate::ledger::Ledger;
+use crate::replays::Replays;
+use crate::retention::Pruner;
 use crate::secrets::Vault;
-use crate::send::EndpointTester;
 use crate::send::address_guard::DialPolicy;
+use crate::send::{EndpointTester, Senders};
 use crate::sources::Statuses;
 use crate::stats::Stats;
 use crate::story::Stories;
@@ -69,6 +71,12 @@ pub struct HttpState {
     pub endpoint_tester: Option<Arc<dyn EndpointTester>>,
     /// Rung when there is an event type that Svix was not told of.
     pub event_types_changed: Arc<tokio::sync::Notify>,
+    /// Deliveries that go out again.
+    pub replays: Replays,
+    /// Takes away what was kept for long enough.
+    pub pruner: Pruner,
+    /// For what Svix is asked; it may have none.
+    pub senders: Arc<Senders>,
     /// What is counted.
     pub metrics: Metrics,
     /// Figures of what came in and went out.

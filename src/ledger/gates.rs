@@ -68,11 +68,6 @@ impl Ledger {
         Ok(rows.into_iter().map(gate).collect())
     }
 
-    /// The ledger's clock.
-    pub(super) async fn now(&self) -> Result<Timestamp> {
-        self.shared.database.now(&*self.shared.clock).await
-    }
-
     fn tell_gates(&self) {
         if let Some(notices) = &self.shared.notices {
             notices.bell().gates();
@@ -82,7 +77,7 @@ impl Ledger {
 
 impl Database {
     /// The ledger's clock.
-    async fn now(&self, clock: &dyn Clock) -> Result<Timestamp> {
+    pub(super) async fn now(&self, clock: &dyn Clock) -> Result<Timestamp> {
         match self {
             Self::Sqlite { .. } => Ok(clock.now()),
             Self::Postgres(pool) => {

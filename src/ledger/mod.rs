@@ -13,10 +13,12 @@ mod partners;
 mod payloads;
 mod plan;
 mod postgres;
+mod prune;
 mod reading;
 mod registry;
 mod rejected;
 mod repeats;
+mod replays;
 mod rows;
 mod sql;
 mod sqlite;
@@ -44,6 +46,7 @@ use self::notices::Notices;
 pub use self::partners::{EventTypeRow, PartnerRow, Put};
 use self::plan::{AcceptRequest, Known, Plan};
 pub use self::plan::{Accepted, ItemVerdict, NewEvent, RequestKey};
+pub use self::prune::{Doomed, KeptIdentity};
 pub use self::reading::{
     AttemptRow, DeliveryCursor, DeliveryFilter, DeliveryRow, DeliveryState, Done, EventDetail, EventFilter,
     EventRow, EventState, Part, RepeatRow, Standing, SteeringRow, Waiting,
@@ -51,6 +54,10 @@ pub use self::reading::{
 pub use self::registry::{ApiKey, KeyInfo, TenantRow};
 pub use self::rejected::{NewRejected, Rejected, RejectedFilter, RejectedRow};
 use self::repeats::Repeats;
+pub use self::replays::progress::Untried;
+pub use self::replays::select::{Candidate, Cursor, Selection, Window};
+pub use self::replays::svix::{SvixDelivery, SvixWindow};
+pub use self::replays::{NewReplay, ReplayRow, ReplayStep, ReplayWork};
 pub use self::sql::{Database, OutcomeRow, Progress};
 pub use self::sqlite::{database_file, lock_holder};
 pub use self::stats::{StatRow, WaitingRow};
@@ -194,8 +201,8 @@ impl Held {
 
 impl From<&Delivery> for Held {
     fn from(delivery: &Delivery) -> Self {
-        let class = delivery.class();
-        Self { id: delivery.id, class, due_at: delivery.due_at, attempt: delivery.attempt }
+        let Delivery { id, class, due_at, attempt, .. } = delivery;
+        Self { id: *id, class: *class, due_at: *due_at, attempt: *attempt }
     }
 }
 

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use super::plan::Plan;
 use super::{ClaimedLane, LedgerError, Result};
 use crate::domain::clock::{Moment, Timestamp};
-use crate::domain::delivery::{Delivery, DeliveryId};
+use crate::domain::delivery::{Class, Delivery, DeliveryId, ReplayNumber};
 use crate::domain::event::{EventSeq, Identity};
 use crate::domain::hash::FastMap;
 use crate::domain::scheduler::{LaneClaim, Remaining};
@@ -46,10 +46,11 @@ pub(super) struct Place {
     pub attempt: i64,
     pub failures: i64,
     pub uncertain: i64,
+    pub replay: i64,
 }
 
 impl Place {
-    fn delivery(self, lane: &Arc<Lane>, payload: Payload) -> Delivery {
+    fn delivery(self, lane: &Arc<Lane>, class: Class, payload: Payload) -> Delivery {
         let Payload { source, id, event_type, received_at, body, data, trace } = payload;
         Delivery {
             id: DeliveryId { event: EventSeq(self.event), lane: lane.id },
@@ -58,6 +59,8 @@ impl Place {
             attempt: self.attempt,
             failures: u32::try_from(self.failures).unwrap_or(u32::MAX),
             uncertain: self.uncertain != 0,
+            class,
+            replay: ReplayNumber::from_column(self.replay),
             identity: Identity { tenant: lane.tenant.clone(), source, id },
             event_type,
             received_at: Timestamp::from_millis(received_at),
@@ -99,7 +102,7 @@ pub(super) async fn deliveries(
                 let words = "waits in the queue and is not in the ledger: the database is damaged";
                 LedgerError::Unavailable(format!("event {} {words}", place.event))
             })?;
-            Ok(place.delivery(&claim.lane, payload))
+            Ok(place.delivery(&claim.lane, claim.class, payload))
         });
         Ok(ClaimedLane { deliveries: with_payload.collect::<Result<_>>()?, remaining: *remaining })
     });

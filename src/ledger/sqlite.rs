@@ -27,7 +27,7 @@ use self::write::{insert_plan, next_chunk, placeholders, settle_rows};
 use super::payloads::{self, ClaimedPlaces, Payload, Place, Recent};
 use super::plan::{Known, Plan, RequestKey};
 use super::rows;
-use super::sql::Database;
+use super::sql::{Database, Turn};
 use super::{
     ClaimId, ClaimedLane, Committed, Held, LedgerError, LedgerOptions, Migrations, Opened, Result, Store,
     claim_of,
@@ -48,6 +48,7 @@ const MIGRATIONS: Migrations = &[
     (6, "rejected", include_str!("../../migrations/sqlite/0006_rejected.sql")),
     (7, "story", include_str!("../../migrations/sqlite/0007_story.sql")),
     (8, "watching", include_str!("../../migrations/sqlite/0008_watching.sql")),
+    (9, "replays", include_str!("../../migrations/sqlite/0009_replays.sql")),
 ];
 
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -58,7 +59,7 @@ const AUTOCHECKPOINT_PAGES: u32 = 16_000;
 pub(super) struct SqliteStore {
     options: SqliteConnectOptions,
     /// `None` after an error: a transaction that SQLite gave up must not see another statement.
-    writer: tokio::sync::Mutex<Option<SqliteConnection>>,
+    writer: Turn,
     reads: SqlitePool,
     claims: Mutex<Claims>,
     /// One claim at a time: `Claims::reading` belongs to it.
@@ -101,13 +102,14 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
         .connect_with(connect.clone().read_only(true).create_if_missing(false))
         .await?;
     let writes = SqlitePoolOptions::new().max_connections(1).connect_with(connect.clone()).await?;
-    let database = Database::Sqlite { reads: reads.clone(), writes };
+    let writer: Turn = Arc::new(tokio::sync::Mutex::new(Some(writer)));
+    let database = Database::Sqlite { reads: reads.clone(), writes, turn: writer.clone() };
     let largest = database.largest_seq().await?;
     let written = Arc::new(tokio::sync::Notify::new());
     let checkpointer = tokio::spawn(checkpoint_on_the_side(connect.clone(), written.clone())).abort_handle();
     let store = SqliteStore {
         options: writing,
-        writer: tokio::sync::Mutex::new(Some(writer)),
+        writer,
         reads,
         claims: Mutex::default(),
         claiming: tokio::sync::Mutex::default(),
@@ -194,7 +196,7 @@ impl SqliteStore {
                 meanwhile.settled.insert(settlement.id);
             }
             if let NextState::Pending { due_at, failures, .. } = settlement.next {
-                let queue = (settlement.id.lane, Class::of(failures));
+                let queue = (settlement.id.lane, settlement.class_with(failures));
                 claims.appeared(queue, (due_at.as_millis(), settlement.id.event.0));
             }
         }

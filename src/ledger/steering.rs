@@ -14,7 +14,9 @@ use super::sql::{Database, on};
 use super::writer::Command;
 use super::{Held, Ledger, Result, stopped};
 use crate::domain::clock::Timestamp;
-use crate::domain::delivery::{CancelReason, Class, Delivery, DeliveryId, NextState, Settlement};
+use crate::domain::delivery::{
+    CancelReason, Class, Delivery, DeliveryId, NextState, ReplayNumber, Settlement,
+};
 use crate::domain::tenant::Lane;
 
 /// What became of an operator's wish.
@@ -85,8 +87,8 @@ impl Ledger {
         let steered = match held {
             Some(held) => {
                 let place =
-                    Held { id: held.id, class: held.class(), due_at: held.due_at, attempt: held.attempt };
-                self.settle_and_wait(&lane, place, held.failures, next).await?
+                    Held { id: held.id, class: held.class, due_at: held.due_at, attempt: held.attempt };
+                self.settle_and_wait(&lane, place, (held.failures, held.replay), next).await?
             }
             None => self.steer_waiting(row, &lane, waiting, next).await?,
         };
@@ -109,7 +111,7 @@ impl Ledger {
         }
         let place = waiting.place(row.id);
         let Some(attempt) = self.shared.store.claim_one(&place).await? else { return Ok(Steered::Changed) };
-        self.settle_and_wait(lane, Held { attempt, ..place }, waiting.failures, next).await
+        self.settle_and_wait(lane, Held { attempt, ..place }, (waiting.failures, waiting.replay), next).await
     }
 
     /// Settles a claim of this process, and waits until that is committed.
@@ -117,10 +119,11 @@ impl Ledger {
         &self,
         lane: &std::sync::Arc<Lane>,
         claim: Held,
-        failures: u32,
+        (failures, replay): (u32, ReplayNumber),
         next: NextState,
     ) -> Result<Steered> {
         let settlement = Settlement {
+            replay,
             id: claim.id,
             lane: lane.clone(),
             class: claim.class,

@@ -14,7 +14,7 @@ use super::plan::{self, AcceptRequest, Accepted, Known, Plan, Waiting};
 use super::repeats::Repeats;
 use super::{ClaimId, Committed, LedgerError, Outlet, Result, Store, claim_of};
 use crate::domain::clock::{Clock, Moment, Timestamp};
-use crate::domain::delivery::{Class, Delivery, DeliveryId, NextState, Settlement};
+use crate::domain::delivery::{Class, Delivery, DeliveryId, NextState, ReplayNumber, Settlement};
 use crate::domain::hash::FastSet;
 use crate::domain::scheduler::Permit;
 use crate::domain::sequence::Sequence;
@@ -258,7 +258,7 @@ impl Writer {
             if let NextState::Pending { due_at, failures, .. } = settlement.next
                 && let Some(outlet) = self.outlet()
             {
-                outlet.wake(&settlement.lane, Class::of(failures), due_at);
+                outlet.wake(&settlement.lane, settlement.class_with(failures), due_at);
             }
         }
     }
@@ -303,6 +303,8 @@ fn fresh(waiting: &Waiting<'_>, now: Timestamp) -> Delivery {
         attempt: 1,
         failures: 0,
         uncertain: false,
+        class: Class::Fresh,
+        replay: ReplayNumber::default(),
         identity: event.identity.clone(),
         event_type: event.event_type.clone(),
         received_at: now,

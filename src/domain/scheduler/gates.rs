@@ -141,6 +141,11 @@ impl Gates {
         self.openings.push(Reverse((until, id)));
     }
 
+    /// Whether destinations wait for it.
+    pub fn is_awaited(&self, id: &GateId) -> bool {
+        self.states.get(id).is_some_and(|state| !state.parked.is_empty())
+    }
+
     /// Holds a destination back until the gate has room.
     pub fn park(&mut self, id: &GateId, destination: Arc<Destination>) {
         if let Some(state) = self.states.get_mut(id) {

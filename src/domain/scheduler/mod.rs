@@ -28,6 +28,7 @@ mod gates;
 mod lane;
 mod partners;
 mod policy;
+mod pressure;
 mod standing;
 mod turns;
 

@@ -171,6 +171,11 @@ impl Partners {
         self.states.get_mut(partner?)
     }
 
+    /// Whether destinations wait for it.
+    pub fn is_awaited(&self, partner: &Arc<str>) -> bool {
+        self.states.get(partner).is_some_and(|state| !state.parked.is_empty())
+    }
+
     /// Whether a request may go to this partner now.
     pub fn admits(&mut self, partner: Option<&Arc<str>>, now: Moment) -> bool {
         let Some(state) = self.of(partner) else { return true };

@@ -85,6 +85,30 @@ fn caps_hold_and_a_full_destination_takes_no_place_of_another() {
 }
 
 #[test]
+fn a_replay_sees_whether_anybody_waits_for_what_it_would_take() {
+    let mut scheduler = scheduler();
+    let mut backlog = HashMap::from([(1, 6), (2, 6)]);
+    let pressed = |scheduler: &Scheduler<_>, id| scheduler.is_pressed(&lane(id).destination);
+    scheduler.wake(&lane(1), Class::Retry, NOW, NOW);
+    feed(&mut scheduler, &mut backlog, at(0));
+    let started: Vec<_> = std::iter::from_fn(|| scheduler.next(at(0))).collect();
+    assert_eq!(started.len(), LIMITS.max_in_flight_per_destination);
+    assert!(!pressed(&scheduler, 1), "what waits has failed before, or is replayed itself");
+    // Something fresh for the same destination, which has no place for it.
+    scheduler.wake(&lane(1), Class::Fresh, NOW, NOW);
+    assert!(pressed(&scheduler, 1));
+    assert!(!pressed(&scheduler, 2), "another destination has room");
+    // Until all places are taken, and somebody waits for one.
+    scheduler.wake(&lane(2), Class::Retry, NOW, NOW);
+    scheduler.wake(&lane(3), Class::Retry, NOW, NOW);
+    backlog.insert(3, 2);
+    feed(&mut scheduler, &mut backlog, at(0));
+    while scheduler.next(at(0)).is_some() {}
+    assert_eq!(scheduler.in_flight(), LIMITS.max_in_flight);
+    assert!(pressed(&scheduler, 2) && pressed(&scheduler, 4));
+}
+
+#[test]
 fn a_closed_gate_holds_every_lane_and_all_come_back() {
     let mut scheduler = scheduler();
     let mut backlog = HashMap::from([(1, 2), (2, 2), (3, 2)]);

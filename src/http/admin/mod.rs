@@ -1,5 +1,6 @@
 //! `/v1`: what an administrator sets and sees. One file a subject.
 
+mod audits;
 mod conditional;
 mod deliveries;
 mod endpoints;
@@ -8,7 +9,9 @@ mod events;
 mod keys;
 mod paging;
 mod partners;
+mod prune;
 mod rejected;
+mod replays;
 mod stats;
 mod tenants;
 mod times;
@@ -58,6 +61,14 @@ pub(super) fn routes() -> OpenApiRouter<HttpState> {
         .routes(routes!(rejected::get_rejected, rejected::delete_rejected))
         .routes(routes!(rejected::replay_rejected))
         .routes(routes!(stats::get_stats))
+        .routes(routes!(replays::list_replays, replays::start_replay))
+        .routes(routes!(replays::get_replay))
+        .routes(routes!(replays::cancel_replay))
+        .routes(routes!(replays::pause_replay))
+        .routes(routes!(replays::resume_replay))
+        .routes(routes!(tenants::open_portal))
+        .routes(routes!(audits::audit_svix))
+        .routes(routes!(prune::prune))
 }
 
 fn ledger(state: &HttpState, error: &LedgerError) -> Problem {

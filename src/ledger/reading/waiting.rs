@@ -7,7 +7,7 @@ use sqlx::AssertSqlSafe;
 
 use super::{EventRow, delivery_id};
 use crate::domain::clock::Timestamp;
-use crate::domain::delivery::{Class, DeliveryId};
+use crate::domain::delivery::{Class, DeliveryId, ReplayNumber};
 use crate::domain::event::EventSeq;
 use crate::domain::tenant::LaneId;
 use crate::ledger::sql::{Database, on};
@@ -47,6 +47,8 @@ pub struct Waiting {
     pub failures: u32,
     /// An attempt may have arrived unseen.
     pub uncertain: bool,
+    /// Which replay of it this is.
+    pub replay: ReplayNumber,
     /// How long the claim of whoever has it goes on; `None` where nobody has.
     pub claimed_for: Option<Duration>,
 }
@@ -81,17 +83,18 @@ pub struct Done {
     pub reason: Option<String>,
 }
 
-/// lane, retry, due_at, event, attempt, failures, uncertain, and how long its claim goes on in milliseconds
-pub(super) type WaitingTuple = (i64, i64, i64, i64, i64, i64, i64, i64);
+/// lane, retry, due_at, event, attempt, failures, uncertain, replay, and how long its claim goes on in milliseconds
+pub(super) type WaitingTuple = (i64, i64, i64, i64, i64, i64, i64, i64, i64);
 
 pub(super) fn waiting_row(tuple: WaitingTuple) -> (DeliveryId, Waiting) {
-    let (lane, retry, due_at, event, attempt, failures, uncertain, left) = tuple;
+    let (lane, retry, due_at, event, attempt, failures, uncertain, replay, left) = tuple;
     let waiting = Waiting {
         class: if retry == 0 { Class::Fresh } else { Class::Retry },
         due_at: Timestamp::from_millis(due_at),
         attempt,
         failures: u32::try_from(failures).unwrap_or(u32::MAX),
         uncertain: uncertain != 0,
+        replay: ReplayNumber::from_column(replay),
         claimed_for: u64::try_from(left).ok().filter(|left| *left > 0).map(Duration::from_millis),
     };
     (delivery_id(event, lane), waiting)
@@ -101,20 +104,23 @@ pub(super) fn waiting_row(tuple: WaitingTuple) -> (DeliveryId, Waiting) {
 pub(super) const fn waiting_columns(database: &Database) -> &'static str {
     match database {
         Database::Sqlite { .. } => {
-            "queue.lane, queue.retry, queue.due_at, queue.event, queue.attempt, queue.failures, queue.uncertain, 0"
+            "queue.lane, queue.retry, queue.due_at, queue.event, queue.attempt, queue.failures, queue.uncertain,
+             queue.replay, 0"
         }
         Database::Postgres(_) => {
             "queue.lane, queue.retry, queue.due_at, queue.event, queue.attempt, queue.failures, queue.uncertain,
+             queue.replay,
              GREATEST(queue.lease_until - (SELECT (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint), 0)"
         }
     }
 }
 
-/// Where an event's deliveries may stand: as fresh as it was recorded, or where an attempt has put them.
+/// Where an event's deliveries may stand: as fresh as it was recorded, or where an attempt or a replay has put them.
 const PLACES: &str = "SELECT id AS lane, 0 AS retry, CAST($2 AS BIGINT) AS due_at FROM lane WHERE tenant = $3
      UNION SELECT id, 1, CAST($2 AS BIGINT) FROM lane WHERE tenant = $3
      UNION SELECT lane, 0, retry_at FROM attempt_log WHERE event = $1 AND retry_at IS NOT NULL
-     UNION SELECT lane, 1, retry_at FROM attempt_log WHERE event = $1 AND retry_at IS NOT NULL";
+     UNION SELECT lane, 1, retry_at FROM attempt_log WHERE event = $1 AND retry_at IS NOT NULL
+     UNION SELECT lane, 1, due_at FROM replay_waiting WHERE event = $1";
 
 impl Ledger {
     /// Adds what only this process knows of claims.

@@ -195,7 +195,7 @@ impl Ledger {
             NextState::Pending { due_at, failures, uncertain } => {
                 row.due_at = due_at.as_millis();
                 (row.failures, row.uncertain) = (*failures, *uncertain);
-                row.class = Class::of(*failures);
+                row.class = settlement.class_with(*failures);
                 self.account.pending += 1;
                 self.enqueue(id);
             }
