@@ -52,6 +52,8 @@ pub enum Found {
     Story(Box<Story>),
     /// It was recorded then, and what it carried is no longer kept: it only counts as known.
     Pruned(Timestamp),
+    /// Nothing, but the tenant has more sources than were asked: its own has to be named.
+    SourceNeeded,
     /// Nothing.
     Nothing,
 }
@@ -121,9 +123,11 @@ impl Stories {
     /// # Errors
     /// [`LedgerError::Unavailable`].
     pub async fn story(&self, tenant: &str, source: Option<&str>, id: &str) -> Result<Found> {
-        let mut found = self.ledger.find_event(tenant, source, id).await?;
+        let (mut found, all) = self.ledger.find_event(tenant, source, id).await?;
         found.sort_by_key(|(_, seq)| *seq);
-        let Some((_, seq)) = found.pop() else { return Ok(Found::Nothing) };
+        let Some((_, seq)) = found.pop() else {
+            return Ok(if all { Found::Nothing } else { Found::SourceNeeded });
+        };
         let Some(detail) = self.ledger.event_detail(seq).await? else {
             return Ok(Found::Pruned(sequence::given_at(seq)));
         };
@@ -157,7 +161,7 @@ impl Stories {
     /// # Errors
     /// [`LedgerError::Unavailable`].
     pub async fn payload(&self, tenant: &str, source: Option<&str>, id: &str) -> Result<Option<Vec<u8>>> {
-        let found = self.ledger.find_event(tenant, source, id).await?;
+        let (found, _) = self.ledger.find_event(tenant, source, id).await?;
         match found.into_iter().map(|(_, seq)| seq).max() {
             Some(seq) => self.ledger.database().body_of(seq).await,
             None => Ok(None),

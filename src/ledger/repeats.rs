@@ -5,7 +5,6 @@
 //! most that second; the verdicts were given all the same.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -50,12 +49,11 @@ impl Repeats {
         }
         let mut gathered = self.gathered();
         for repeat in repeats {
-            let full = gathered.len() >= GATHERED_LIMIT;
-            let count = match gathered.entry(repeat.event.identity.clone()) {
-                Entry::Occupied(known) => known.into_mut(),
-                Entry::Vacant(_) if full => continue,
-                Entry::Vacant(free) => free.insert(Count::default()),
-            };
+            let identity = &repeat.event.identity;
+            if gathered.len() >= GATHERED_LIMIT && !gathered.contains_key(identity) {
+                continue;
+            }
+            let count = gathered.entry(identity.clone()).or_default();
             if repeat.conflict {
                 count.conflicts += 1;
                 count.conflict_at = Some(now);

@@ -303,6 +303,16 @@ impl Stories {
         steering: &[(LaneId, SteeringRow)],
     ) -> Result<DeliveryStory> {
         let failed = self.ledger.attempts_of(row.id).await?;
+        // Its claim was settled since it was read: how it stands now.
+        let reread = match &row.standing {
+            Standing::Waiting(waiting)
+                if waiting.is_settled_by(&failed, self.ledger.database().is_shared()) =>
+            {
+                self.ledger.delivery(row.id).await?.map(|(_, row)| row)
+            }
+            _ => None,
+        };
+        let row = reread.as_ref().unwrap_or(row);
         let own = || steering.iter().filter(|(lane, _)| *lane == row.id.lane).map(|(_, row)| row);
         let waits_for = match &row.standing {
             Standing::Waiting(waiting) => Some(self.waits_for(row, waiting, failed.last()).await?),

@@ -115,6 +115,12 @@ pub(super) async fn get_event(
     match state.stories().story(&tenant, source.as_deref(), &id).await.or_problem(&state)? {
         Found::Story(story) => Ok(Json(*story).into_response()),
         Found::Pruned(at) => Err(pruned(&id, &at.to_rfc3339())),
+        Found::SourceNeeded => {
+            let detail = format!(
+                "there is no event `{id}` of the first thousand sources that this tenant has: name its own (?source=)"
+            );
+            Err(Problem::new(StatusCode::NOT_FOUND, "source_needed", detail))
+        }
         Found::Nothing => Err(not_found("event", &id)),
     }
 }

@@ -10,6 +10,7 @@ use crate::domain::clock::Timestamp;
 use crate::domain::delivery::DeliveryId;
 use crate::domain::event::EventSeq;
 use crate::domain::tenant::LaneId;
+use crate::ledger::rows::count;
 use crate::ledger::sql::{Database, on};
 use crate::ledger::{Ledger, Result};
 
@@ -78,6 +79,8 @@ pub struct EventDetail {
 
 /// attempt, at, latency_ms, status, code, detail, retry_at
 type AttemptTuple = (i64, i64, i64, Option<i64>, String, String, Option<i64>);
+/// duplicates, last_duplicate_at, conflicts, last_conflict_at, conflict_type
+type RepeatTuple = (i64, Option<i64>, i64, Option<i64>, Option<String>);
 /// lane, at, action, and the outcome before: state, at, latency_ms, status, remote_id, reason
 type SteeringTuple =
     (i64, i64, String, Option<String>, Option<i64>, Option<i64>, Option<i64>, Option<String>, Option<String>);
@@ -109,7 +112,7 @@ pub(super) fn done_row(tuple: DoneTuple) -> (DeliveryId, String, Done) {
 
 impl Ledger {
     /// The numbers of the events with this id, by source: of that one alone where one is named, else of every source of
-    /// the tenant's, as far as a thousand of them go.
+    /// the tenant's. The second is false where it has more than a thousand: the rest were not asked.
     ///
     /// # Errors
     /// [`crate::ledger::LedgerError::Unavailable`].
@@ -118,7 +121,7 @@ impl Ledger {
         tenant: &str,
         source: Option<&str>,
         id: &str,
-    ) -> Result<Vec<(String, EventSeq)>> {
+    ) -> Result<(Vec<(String, EventSeq)>, bool)> {
         self.shared.database.find_event(tenant, source, id).await
     }
 
@@ -262,7 +265,7 @@ impl Database {
         tenant: &str,
         source: Option<&str>,
         id: &str,
-    ) -> Result<Vec<(String, EventSeq)>> {
+    ) -> Result<(Vec<(String, EventSeq)>, bool)> {
         // Without a source, a loose index scan: one look for each source that the tenant has.
         let sql = match source {
             Some(_) => {
@@ -285,7 +288,9 @@ impl Database {
         let rows: Vec<(String, Option<i64>)> = on!(self, reads, pool => {
             sqlx::query_as(sql).bind(tenant).bind(id).bind(source).bind(SOURCES).fetch_all(pool).await?
         });
-        Ok(rows.into_iter().filter_map(|(source, event)| Some((source, EventSeq(event?)))).collect())
+        let all = count(rows.len()) < SOURCES;
+        let found = rows.into_iter().filter_map(|(source, event)| Some((source, EventSeq(event?))));
+        Ok((found.collect(), all))
     }
 
     async fn event(&self, seq: EventSeq) -> Result<Option<(EventRow, i64)>> {
@@ -304,7 +309,7 @@ impl Database {
     }
 
     async fn repeats(&self, seq: EventSeq) -> Result<RepeatRow> {
-        let row: Option<(i64, Option<i64>, i64, Option<i64>, Option<String>)> = on!(self, reads, pool => {
+        let row: Option<RepeatTuple> = on!(self, reads, pool => {
             sqlx::query_as(
                 "SELECT duplicates, last_duplicate_at, conflicts, last_conflict_at, conflict_type
                  FROM repeat WHERE event = $1",

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sqlx::AssertSqlSafe;
 
-use super::{EventRow, delivery_id};
+use super::{AttemptRow, EventRow, delivery_id};
 use crate::domain::clock::Timestamp;
 use crate::domain::delivery::{Class, DeliveryId, ReplayNumber};
 use crate::domain::event::EventSeq;
@@ -54,6 +54,13 @@ pub struct Waiting {
 }
 
 impl Waiting {
+    /// Whether the claim that it was read with has been settled by one of these attempts. `shared`: claims are in the
+    /// table, and counted there.
+    pub fn is_settled_by(&self, failed: &[AttemptRow], shared: bool) -> bool {
+        let last = failed.last().map_or(0, |last| last.attempt);
+        self.claimed_for.is_some() && if shared { last >= self.attempt } else { last > self.attempt }
+    }
+
     /// Where delivery `id` stands in the queue.
     pub(in crate::ledger) const fn place(&self, id: DeliveryId) -> Held {
         Held { id, class: self.class, due_at: self.due_at, attempt: self.attempt }

@@ -10,6 +10,7 @@ on_both_databases! {
     a_page_looks_at_a_bounded_part_and_goes_on,
     what_waits_is_found_wherever_it_stands,
     dead_deliveries_are_found_among_many,
+    an_id_is_found_in_every_source,
 }
 
 async fn a_page_looks_at_a_bounded_part_and_goes_on(database: TestDatabase) {
@@ -26,7 +27,8 @@ async fn a_page_looks_at_a_bounded_part_and_goes_on(database: TestDatabase) {
     assert_eq!((page.rows.len(), page.next), (1, None));
     assert_eq!(page.rows[0].identity.id, "first0");
     // In the midst of it all, one event is found at once.
-    let found = ledger.find_event("acme", None, "first0").await.expect("an answer");
+    let (found, all) = ledger.find_event("acme", None, "first0").await.expect("an answer");
+    assert!(all);
     assert_eq!(found.len(), 1);
     let all = ledger.events(&EventFilter::default(), None, 200).await.expect("a page");
     assert_eq!(all.rows[0].identity.id, "deep-60000");
@@ -83,4 +85,36 @@ async fn dead_deliveries_are_found_among_many(database: TestDatabase) {
     let filter = EventFilter { state: Some(EventState::Dead), ..EventFilter::default() };
     let events = ledger.events(&filter, None, 10).await.expect("a page");
     assert_eq!((events.rows.len(), events.next), (4, None));
+}
+
+async fn an_id_is_found_in_every_source(database: TestDatabase) {
+    let clock = TestClock::new();
+    let (ledger, lane) = open_with_lane(&database, &clock).await;
+    let sources = ["", "a", "b/c", "ü"];
+    for source in sources {
+        let events = ["x", "y"].map(|id| crate::support::event(id).source(source).to(&lane).build());
+        super::accept(&ledger, events.into()).await;
+    }
+    let find = async |source, id| {
+        let (mut found, all) = ledger.find_event("acme", source, id).await.expect("an answer");
+        assert!(all);
+        found.sort();
+        found.into_iter().map(|(source, _)| source).collect::<Vec<_>>()
+    };
+    assert_eq!(find(None, "x").await, sources);
+    assert_eq!(
+        (find(Some("b/c"), "y").await, find(Some(""), "y").await),
+        (vec!["b/c".to_owned()], vec![String::new()])
+    );
+    assert_eq!((find(None, "z").await, find(Some("nowhere"), "x").await), (vec![], vec![]));
+    assert_eq!(ledger.find_event("other", None, "x").await.expect("an answer"), (vec![], true));
+    // Of a tenant with very many, the rest has to be named.
+    let many: Vec<_> = (0..1_100)
+        .map(|n| crate::support::event("x").tenant("many").source(&format!("{n:04}")).build())
+        .collect();
+    super::accept(&ledger, many).await;
+    let (found, all) = ledger.find_event("many", None, "x").await.expect("an answer");
+    assert_eq!((found.len(), all), (1_000, false));
+    let (found, all) = ledger.find_event("many", Some("1099"), "x").await.expect("an answer");
+    assert_eq!((found.len(), all), (1, true));
 }

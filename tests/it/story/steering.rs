@@ -19,6 +19,7 @@ on_both_databases! {
     what_is_in_flight_is_not_canceled,
     a_claim_keeps_operators_out_until_it_ends,
     of_many_wishes_at_once_each_counts_once,
+    svix_sends_nothing_twice_for_a_retry,
 }
 
 fn id_of(story: &Value) -> String {
@@ -118,7 +119,7 @@ async fn what_is_in_flight_is_not_canceled(database: TestDatabase) {
 
 /// The only delivery of event `id`, as it stands.
 async fn row(ledger: &Ledger, id: &str) -> posthaste::ledger::DeliveryRow {
-    let found = ledger.find_event("acme", None, id).await.expect("an answer");
+    let (found, _) = ledger.find_event("acme", None, id).await.expect("an answer");
     let detail = ledger.event_detail(found[0].1).await.expect("an answer").expect("an event");
     ledger.deliveries_of(&detail.event).await.expect("an answer").remove(0)
 }
@@ -192,6 +193,34 @@ async fn of_many_wishes_at_once_each_counts_once(database: TestDatabase) {
     );
     assert_eq!(place.relay.app().ledger().waiting(), 0);
     place.relay.finish().await;
+}
+
+async fn svix_sends_nothing_twice_for_a_retry(database: TestDatabase) {
+    // holds: 18
+    let svix = mock_svix().await;
+    let relay = crate::support::TestRelay::start(&database, &svix).await;
+    assert_eq!(relay.post(event("acme", "1", "a").to_string()).await.status, 202);
+    relay.settled().await;
+    let story = relay.get("/v1/events/acme/1").await.json();
+    let first = story["deliveries"][0]["attempts"][0].clone();
+    assert_eq!((&first["code"], &first["status"]), (&json!("delivered"), &json!(202)));
+    let message = first["detail"].as_str().expect("the message's id").to_owned();
+    assert!(message.starts_with("msg_"), "{first}");
+    for replays_by_key in [true, false] {
+        // Within twelve hours Svix gives its first answer again; later it knows the event's id.
+        svix.set_replay_by_key(replays_by_key);
+        let path = format!("/v1/deliveries/{}/retry", id_of(&story));
+        assert_eq!(relay.send(Method::POST, &path, &[], "").await.status, 200);
+        relay.settled().await;
+    }
+    let story = relay.get("/v1/events/acme/1").await.json();
+    let attempts = story["deliveries"][0]["attempts"].as_array().expect("attempts");
+    let told: Vec<_> =
+        attempts.iter().map(|attempt| (attempt["status"].as_u64(), &attempt["detail"])).collect();
+    let message = json!(message);
+    assert_eq!(told, [(Some(202), &message), (Some(202), &message), (Some(409), &message)]);
+    assert_eq!(svix.message_count(), 1);
+    relay.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
