@@ -140,8 +140,8 @@ impl App {
         let address = listener.local_addr()?;
         let metrics = Metrics::new();
         ledger.meter(metrics.commits());
-        let (tracer, exports) =
-            Tracer::new(config.traces.export().map_err(anyhow::Error::msg)?, &clock).map_err(anyhow::Error::msg)?;
+        let (tracer, exports) = Tracer::new(config.traces.export().map_err(anyhow::Error::msg)?, &clock)
+            .map_err(anyhow::Error::msg)?;
         let series_max = config.metrics.endpoint_series_max;
         let stats = Stats::new(ledger.clone(), directory.clone(), series_max, clock.clone());
         let ingest = Ingest::new(

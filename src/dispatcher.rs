@@ -22,8 +22,8 @@ use crate::domain::gate::{CloseReason, Gate, GateLimits, Signal};
 use crate::domain::scheduler::{
     GateId, LaneClaim, Permit, Policies, Remaining, Scheduler, SchedulerLimits, Start, TokenWish,
 };
-use crate::domain::tenant::{Lane, LaneId};
 pub use crate::domain::scheduler::{Held, HeldBy};
+use crate::domain::tenant::{Lane, LaneId};
 use crate::ledger::{BusyLane, ClaimedLane, Ledger, Outlet};
 use crate::send::Sender;
 

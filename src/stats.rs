@@ -112,7 +112,8 @@ impl Stats {
             unwritten: Mutex::default(),
             backlog: tokio::sync::Mutex::default(),
             // Sixty-three bits of chance: positive, so that it reads well.
-            run: i64::from_be_bytes(clock.random().to_be_bytes()[..8].try_into().unwrap_or_default()) & i64::MAX,
+            run: i64::from_be_bytes(clock.random().to_be_bytes()[..8].try_into().unwrap_or_default())
+                & i64::MAX,
             ledger,
             directory,
             clock,

@@ -18,8 +18,8 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use self::families as family;
-use self::text::Page;
 pub use self::text::MEDIA_TYPE;
+use self::text::Page;
 use crate::config::{LogConfig, LogFormat, Role};
 use crate::dispatcher::{GateStatus, Held};
 use crate::domain::clock::Timestamp;
@@ -340,7 +340,11 @@ impl Metrics {
         }
         let times = self.kept.held_ms.lock().unwrap_or_else(PoisonError::into_inner);
         for ((partner, limit), millis) in &*times {
-            page.seconds(&family::LIMIT_HELD, &[partner, limit], Duration::from_millis(*millis).as_secs_f64());
+            page.seconds(
+                &family::LIMIT_HELD,
+                &[partner, limit],
+                Duration::from_millis(*millis).as_secs_f64(),
+            );
         }
     }
 }

@@ -54,8 +54,12 @@ fn lines(health: &Value) -> Vec<String> {
         line + &format!(", {} of {} in flight", gate["in_flight"], gate["max_in_flight"])
     }));
     lines.extend(each("sources").map(|source| {
-        let mut line =
-            format!("source {} ({}): {}", text(&source["source"]), text(&source["kind"]), text(&source["state"]));
+        let mut line = format!(
+            "source {} ({}): {}",
+            text(&source["source"]),
+            text(&source["kind"]),
+            text(&source["state"])
+        );
         if let Some(reason) = source["reason"].as_str() {
             line.push_str(&format!(", {reason}"));
         }

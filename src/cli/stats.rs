@@ -26,8 +26,19 @@ pub(super) struct StatsArgs {
     server: Server,
 }
 
-const TITLES: [&str; 11] =
-    ["PARTNER", "ENDPOINT", "STATE", "DELIVERED", "FAILED", "ERRORS", "P50", "P90", "P99", "WAITING", "OLDEST"];
+const TITLES: [&str; 11] = [
+    "PARTNER",
+    "ENDPOINT",
+    "STATE",
+    "DELIVERED",
+    "FAILED",
+    "ERRORS",
+    "P50",
+    "P90",
+    "P99",
+    "WAITING",
+    "OLDEST",
+];
 /// Columns of words; numbers stand to the right.
 const WORDS: usize = 3;
 

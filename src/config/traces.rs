@@ -93,7 +93,8 @@ impl TracesConfig {
         }
         let named = |(name, _): &&(String, String)| name == "service.name";
         let service = standard.service_name.clone();
-        let service = service.or_else(|| standard.resource.iter().find(named).map(|(_, value)| value.clone()));
+        let service =
+            service.or_else(|| standard.resource.iter().find(named).map(|(_, value)| value.clone()));
         let mut resource = vec![("service.name".to_owned(), service.unwrap_or_else(|| "posthaste".into()))];
         resource.extend(standard.resource.iter().filter(|pair| !named(pair)).cloned());
         Ok(Some(ExportSettings {
@@ -125,7 +126,9 @@ impl OtelVariables {
             },
             "OTEL_EXPORTER_OTLP_ENDPOINT" => self.endpoint = Some(text.to_owned()),
             "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" => self.traces_endpoint = Some(text.to_owned()),
-            "OTEL_EXPORTER_OTLP_PROTOCOL" | "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL" if text != "http/protobuf" => {
+            "OTEL_EXPORTER_OTLP_PROTOCOL" | "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"
+                if text != "http/protobuf" =>
+            {
                 return unknown("there is only `http/protobuf`");
             }
             "OTEL_EXPORTER_OTLP_HEADERS" | "OTEL_EXPORTER_OTLP_TRACES_HEADERS" => {
@@ -166,7 +169,8 @@ fn decoded(text: &str) -> String {
     let (mut bytes, mut rest) = (Vec::new(), text.as_bytes());
     while let [first, behind @ ..] = rest {
         let digits = behind.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
-        let escaped = digits.filter(|_| *first == b'%').and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        let escaped =
+            digits.filter(|_| *first == b'%').and_then(|digits| u8::from_str_radix(digits, 16).ok());
         bytes.push(escaped.unwrap_or(*first));
         rest = if escaped.is_some() { &behind[2..] } else { behind };
     }

@@ -104,7 +104,10 @@ mod tests {
     fn what_was_read_is_written_the_same() {
         let context = TraceContext::parse(PARENT, Some("congo=t61rcWkgMzE,rojo=1")).unwrap();
         assert_eq!(context.traceparent(), PARENT);
-        assert_eq!((context.trace_id >> 96, context.span_id, context.is_sampled()), (0x4bf9_2f35, 0xf0_67aa_0ba9_02b7, true));
+        assert_eq!(
+            (context.trace_id >> 96, context.span_id, context.is_sampled()),
+            (0x4bf9_2f35, 0xf0_67aa_0ba9_02b7, true)
+        );
         assert_eq!(TraceContext::read(&context.to_string()).as_ref(), Some(&context));
         let child = context.with_span(7);
         assert_eq!((child.trace_id, child.state()), (context.trace_id, Some("congo=t61rcWkgMzE,rojo=1")));

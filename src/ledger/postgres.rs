@@ -307,16 +307,16 @@ async fn insert_events(connection: &mut PgConnection, plan: &Plan<'_>) -> Result
     let ranges = || events().map(|event| rows::range_columns(event.data.as_ref()));
     let text = if plan.is_traced() { INSERT_TRACED } else { INSERT_EVENTS };
     let mut insert = sqlx::query(text)
-    .bind(plan.inserts.iter().map(|insert| insert.seq.0).collect::<Vec<_>>())
-    .bind(events().map(|event| &*event.identity.tenant).collect::<Vec<_>>())
-    .bind(events().map(|event| &*event.identity.source).collect::<Vec<_>>())
-    .bind(events().map(|event| &*event.identity.id).collect::<Vec<_>>())
-    .bind(events().map(|event| &*event.event_type).collect::<Vec<_>>())
-    .bind(plan.inserts.iter().map(|insert| rows::count(insert.new.lanes.len())).collect::<Vec<_>>())
-    .bind(events().map(|event| &event.body[..]).collect::<Vec<_>>())
-    .bind(ranges().map(|(start, _)| start).collect::<Vec<_>>())
-    .bind(plan.now.as_millis())
-    .bind(ranges().map(|(_, end)| end).collect::<Vec<_>>());
+        .bind(plan.inserts.iter().map(|insert| insert.seq.0).collect::<Vec<_>>())
+        .bind(events().map(|event| &*event.identity.tenant).collect::<Vec<_>>())
+        .bind(events().map(|event| &*event.identity.source).collect::<Vec<_>>())
+        .bind(events().map(|event| &*event.identity.id).collect::<Vec<_>>())
+        .bind(events().map(|event| &*event.event_type).collect::<Vec<_>>())
+        .bind(plan.inserts.iter().map(|insert| rows::count(insert.new.lanes.len())).collect::<Vec<_>>())
+        .bind(events().map(|event| &event.body[..]).collect::<Vec<_>>())
+        .bind(ranges().map(|(start, _)| start).collect::<Vec<_>>())
+        .bind(plan.now.as_millis())
+        .bind(ranges().map(|(_, end)| end).collect::<Vec<_>>());
     if plan.is_traced() {
         let trace = |event: &Event| event.trace.as_ref().map(ToString::to_string);
         insert = insert.bind(events().map(trace).collect::<Vec<_>>());

@@ -92,7 +92,8 @@ impl Senders {
 /// Adds the headers of a trace (W3C Trace Context), but for those that are there.
 fn add_trace(headers: &mut HeaderMap, trace: Option<&TraceContext>) {
     let Some(trace) = trace else { return };
-    let texts = [("traceparent", Some(trace.traceparent())), ("tracestate", trace.state().map(str::to_owned))];
+    let texts =
+        [("traceparent", Some(trace.traceparent())), ("tracestate", trace.state().map(str::to_owned))];
     if headers.contains_key("traceparent") {
         return;
     }

@@ -92,7 +92,11 @@ impl Latencies {
     /// What has come since `earlier`.
     pub fn since(&self, earlier: &Self) -> Self {
         let mut since = self.clone();
-        since.counts.iter_mut().zip(&earlier.counts).for_each(|(count, had)| *count = count.saturating_sub(*had));
+        since
+            .counts
+            .iter_mut()
+            .zip(&earlier.counts)
+            .for_each(|(count, had)| *count = count.saturating_sub(*had));
         since.sum_us = self.sum_us.saturating_sub(earlier.sum_us);
         since
     }
@@ -140,7 +144,10 @@ impl LiveLatencies {
     /// What was counted so far.
     pub fn read(&self) -> Latencies {
         let mut read = Latencies { sum_us: self.sum_us.load(Ordering::Relaxed), ..Latencies::default() };
-        read.counts.iter_mut().zip(&self.counts).for_each(|(count, live)| *count = live.load(Ordering::Relaxed));
+        read.counts
+            .iter_mut()
+            .zip(&self.counts)
+            .for_each(|(count, live)| *count = live.load(Ordering::Relaxed));
         read
     }
 }

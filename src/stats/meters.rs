@@ -161,7 +161,11 @@ impl Sums {
     /// What has come since `earlier`.
     pub fn since(&self, earlier: &Self) -> Self {
         let mut since = Self { latencies: self.latencies.since(&earlier.latencies), ..self.clone() };
-        since.results.iter_mut().zip(&earlier.results).for_each(|(count, had)| *count = count.saturating_sub(*had));
+        since
+            .results
+            .iter_mut()
+            .zip(&earlier.results)
+            .for_each(|(count, had)| *count = count.saturating_sub(*had));
         since.dead = self.dead.saturating_sub(earlier.dead);
         since
     }
@@ -224,7 +228,10 @@ impl Meter {
             dead: self.dead.load(Ordering::Relaxed),
             ..Sums::default()
         };
-        sums.results.iter_mut().zip(&self.results).for_each(|(sum, live)| *sum = live.load(Ordering::Relaxed));
+        sums.results
+            .iter_mut()
+            .zip(&self.results)
+            .for_each(|(sum, live)| *sum = live.load(Ordering::Relaxed));
         sums
     }
 
@@ -312,7 +319,9 @@ impl Meters {
         if let Some(meter) = endpoints.get(id) {
             return meter.clone();
         }
-        let Some(partner) = partner.filter(|_| endpoints.len() < METERS_LIMIT) else { return self.other.clone() };
+        let Some(partner) = partner.filter(|_| endpoints.len() < METERS_LIMIT) else {
+            return self.other.clone();
+        };
         let shown = endpoints.values().filter(|meter| meter.shown).count() < self.shown_limit;
         let meter = Arc::new(Meter::new(partner, id.clone(), shown));
         endpoints.insert(id.clone(), meter.clone());

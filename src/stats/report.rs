@@ -212,7 +212,9 @@ impl Stats {
         endpoints.sort();
         for id in endpoints {
             let (partner, figures) = gathered.endpoint(&id);
-            let Some(partner) = known.get(&id).map(|known| known.partner.clone()).or(partner) else { continue };
+            let Some(partner) = known.get(&id).map(|known| known.partner.clone()).or(partner) else {
+                continue;
+            };
             let endpoint = here.endpoint(&id, known.get(&id), figures);
             let paused = snapshot.policies().partners.get(&partner).is_some_and(|policy| policy.paused);
             let of = partners.entry(partner.clone()).or_insert_with(|| PartnerStats::new(&partner, paused));
@@ -229,7 +231,9 @@ impl Stats {
             whole: query.tenant.is_none().then(|| self.whole(&mut gathered, &here, query.window, dispatcher)),
             svix: unbound.then(|| here.svix(gathered.endpoint(SVIX).1)).flatten(),
             partners: partners.into_values().collect(),
-            other: unbound.then(|| gathered.endpoint(OTHER).1).filter(|figures| *figures != Figures::default()),
+            other: unbound
+                .then(|| gathered.endpoint(OTHER).1)
+                .filter(|figures| *figures != Figures::default()),
         })
     }
 

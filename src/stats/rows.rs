@@ -72,12 +72,9 @@ pub(super) fn of_minute(mut readings: Vec<Reading>, accepted: u64, limit: usize)
     if !rest.is_empty() {
         match rows.iter_mut().find(|row| row.subject == OTHER) {
             Some(other) => other.sums.add(&rest),
-            None => rows.push(Counted {
-                subject: OTHER.into(),
-                partner: OTHER.into(),
-                accepted: 0,
-                sums: rest,
-            }),
+            None => {
+                rows.push(Counted { subject: OTHER.into(), partner: OTHER.into(), accepted: 0, sums: rest })
+            }
         }
     }
     rows
@@ -86,7 +83,8 @@ pub(super) fn of_minute(mut readings: Vec<Reading>, accepted: u64, limit: usize)
 impl Counted {
     /// As a row of the ledger.
     pub fn row(self, minute: Timestamp, run: i64) -> StatRow {
-        let results = ResultClass::ALL.into_iter().map(|class| (class.as_str().to_owned(), self.sums.of(class)));
+        let results =
+            ResultClass::ALL.into_iter().map(|class| (class.as_str().to_owned(), self.sums.of(class)));
         let upper = |bucket: usize| BOUNDS_US.get(bucket).copied().unwrap_or(u64::MAX);
         let latencies = self.sums.latencies.counts.iter().enumerate();
         let stored = Stored {
@@ -153,7 +151,10 @@ mod tests {
         ]);
         let rows = of_minute(readings, 7, 10);
         assert_eq!(rows.iter().map(|row| &*row.subject).collect::<Vec<_>>(), [WHOLE, SVIX, "ep_1"]);
-        assert_eq!((rows[0].accepted, rows[0].sums.of(ResultClass::Success), rows[0].sums.failed()), (7, 10, 2));
+        assert_eq!(
+            (rows[0].accepted, rows[0].sums.of(ResultClass::Success), rows[0].sums.failed()),
+            (7, 10, 2)
+        );
         for row in rows {
             assert_eq!(Counted::read(row.clone().row(Timestamp::from_millis(60_000), 5)), Some(row));
         }
@@ -169,7 +170,8 @@ mod tests {
             (SVIX, ResultClass::Success, 1),
         ]);
         let rows = of_minute(readings, 0, 1);
-        let names: Vec<_> = rows.iter().map(|row| (&*row.subject, row.sums.of(ResultClass::Success))).collect();
+        let names: Vec<_> =
+            rows.iter().map(|row| (&*row.subject, row.sums.of(ResultClass::Success))).collect();
         assert_eq!(names, [(WHOLE, 11), (SVIX, 1), ("ep_sick", 0), ("ep_busy", 9), (OTHER, 1)]);
     }
 }

@@ -50,7 +50,8 @@ impl Exporter {
     pub fn new(settings: ExportSettings) -> Result<Self, String> {
         let mut headers = HeaderMap::new();
         for (name, value) in &settings.headers {
-            let header = HeaderName::try_from(name).ok().zip(HeaderValue::try_from(value.expose_secret()).ok());
+            let header =
+                HeaderName::try_from(name).ok().zip(HeaderValue::try_from(value.expose_secret()).ok());
             let Some((name, mut value)) = header else {
                 return Err(format!("OTEL_EXPORTER_OTLP_HEADERS: `{name}` can't be a header"));
             };
@@ -140,7 +141,8 @@ impl Exporter {
             .map_err(|error| refusal(error.to_string(), false))?;
         *request.headers_mut() = self.headers.clone();
         let exchange = async {
-            let answer = self.http.request(request).await.map_err(|error| refusal(error.to_string(), true))?;
+            let answer =
+                self.http.request(request).await.map_err(|error| refusal(error.to_string(), true))?;
             let status = answer.status();
             // So that the connection can be used again.
             let _ = Limited::new(answer.into_body(), ANSWER_LIMIT_BYTES).collect().await;

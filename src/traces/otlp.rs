@@ -103,7 +103,9 @@ pub(super) fn request(resource: &[(String, String)], ended: Vec<Ended>) -> Expor
     let scope = Scope { name: "posthaste".into(), version: env!("CARGO_PKG_VERSION").into() };
     let spans = ended.into_iter().map(span).collect();
     let scope_spans = vec![ScopeSpans { scope: Some(scope), spans }];
-    ExportRequest { resource_spans: vec![ResourceSpans { resource: Some(Resource { attributes }), scope_spans }] }
+    ExportRequest {
+        resource_spans: vec![ResourceSpans { resource: Some(Resource { attributes }), scope_spans }],
+    }
 }
 
 fn span(ended: Ended) -> Span {

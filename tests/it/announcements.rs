@@ -29,15 +29,15 @@ async fn a_flood_of_deaths_is_told_in_one_event_a_minute(database: TestDatabase)
     partner.set_answer(Some(PartnerAnswer::status(400)));
     let sick = json!({"url": partner.url("/"), "retry_schedule_ms": [], "event_types": ["order.*"]});
     let (id, _) = add_endpoint(&relay, "crm", sick).await;
-    let own =
-        json!({"url": operator.url("/"), "event_types": ["posthaste.delivery.dead"], "retry_schedule_ms": []});
+    let own = json!({"url": operator.url("/"), "event_types": ["posthaste.delivery.dead"], "retry_schedule_ms": []});
     add_endpoint(&relay, "operations", own).await;
     let post = async |range: std::ops::Range<usize>| {
         for n in range {
             assert_eq!(relay.post(event(n).to_string()).await.status, 202);
         }
     };
-    let count = |told: &[Value]| told.iter().map(|data| data["count"].as_u64().expect("a count")).sum::<u64>();
+    let count =
+        |told: &[Value]| told.iter().map(|data| data["count"].as_u64().expect("a count")).sum::<u64>();
     post(0..1).await;
     let first = eventually("the first is told at once", async || {
         let told = told(&operator, "posthaste.delivery.dead");
@@ -64,8 +64,10 @@ async fn a_flood_of_deaths_is_told_in_one_event_a_minute(database: TestDatabase)
     operator.set_answer(Some(PartnerAnswer::status(500)));
     clock.pass(MINUTE);
     post(41..42).await;
-    eventually("one more is told", async || (told(&watcher, "posthaste.delivery.dead").len() == 1).then_some(()))
-        .await;
+    eventually("one more is told", async || {
+        (told(&watcher, "posthaste.delivery.dead").len() == 1).then_some(())
+    })
+    .await;
     let dead = relay.settled().await.done["dead"];
     assert_eq!(dead, 43, "what was posted, and what the operator's endpoint refused");
     for _ in 0..3 {

@@ -66,9 +66,7 @@ async fn verdicts_refusals_and_commits_are_counted(database: TestDatabase) {
     assert_eq!(relay.post(r#"[{"id":"x","type":"a"},{"id":"no type"}]"#).await.status, 400);
     assert_eq!(relay.post(batch(0, 1)).await.status, 429);
     assert_eq!(relay.post("no json").await.status, 400);
-    let verdict = async |name: &str| {
-        events(&relay, &[&format!("verdict=\"{name}\"")]).await
-    };
+    let verdict = async |name: &str| events(&relay, &[&format!("verdict=\"{name}\"")]).await;
     assert_eq!((verdict("accepted").await, verdict("duplicate").await), (Some(15.0), Some(5.0)));
     assert_eq!((verdict("invalid").await, verdict("conflict").await), (Some(1.0), None));
     let from_http = ["source=\"http\"", "route=\"svix\""];
@@ -78,7 +76,8 @@ async fn verdicts_refusals_and_commits_are_counted(database: TestDatabase) {
         assert_eq!(value(&relay, &series).await, Some(count), "{code}");
     }
     relay.settled().await;
-    let (commits, committed) = ("posthaste_ledger_commit_seconds_count", "posthaste_ledger_commit_events_sum");
+    let (commits, committed) =
+        ("posthaste_ledger_commit_seconds_count", "posthaste_ledger_commit_events_sum");
     assert!(value(&relay, commits).await >= Some(2.0));
     assert_eq!(value(&relay, committed).await, Some(15.0));
     assert_eq!(value(&relay, "posthaste_dispatch_in_flight_requests").await, Some(0.0));
@@ -130,7 +129,10 @@ async fn metrics_are_for_those_who_may_read() {
         let answer = relay.send(Method::GET, "/metrics", &headers, "").await;
         assert_eq!(answer.status, status);
         if status == 200 {
-            assert_eq!(answer.header("content-type"), Some("application/openmetrics-text; version=1.0.0; charset=utf-8"));
+            assert_eq!(
+                answer.header("content-type"),
+                Some("application/openmetrics-text; version=1.0.0; charset=utf-8")
+            );
         }
     }
     tokio::time::timeout(Duration::from_secs(60), relay.finish()).await.expect("in time");

@@ -44,7 +44,10 @@ async fn end_minute(relay: &TestRelay, clock: &TestClock) {
 /// One event, and nothing of what came before.
 fn check_alone(told: &Value) {
     let whole = &told["whole"];
-    assert_eq!((&whole["accepted"], &whole["delivered"], &whole["failed"]), (&json!(1), &json!(1), &json!(0)));
+    assert_eq!(
+        (&whole["accepted"], &whole["delivered"], &whole["failed"]),
+        (&json!(1), &json!(1), &json!(0))
+    );
 }
 
 fn sum(series: &Value) -> i64 {
@@ -206,7 +209,11 @@ async fn nodes_add_up() {
     end_minute(&two, &other_clock).await;
     for relay in [&one, &two] {
         let told = stats(relay, "?window=10m").await;
-        assert_eq!((&told["whole"]["accepted"], &told["whole"]["delivered"]), (&json!(9), &json!(9)), "{told}");
+        assert_eq!(
+            (&told["whole"]["accepted"], &told["whole"]["delivered"]),
+            (&json!(9), &json!(9)),
+            "{told}"
+        );
         assert_eq!((&told["svix"]["delivered"], &told["svix"]["gate"]["state"]), (&json!(9), &json!("open")));
     }
     one.stop().await;

@@ -98,7 +98,10 @@ async fn a_trace_goes_from_the_producer_to_the_receiver(database: TestDatabase) 
     let event = json!({"id": "evt_1", "tenant": "acme", "type": "a", "data": {}});
     assert_eq!(relay.post_with(&headers, event.to_string()).await.status, 202);
     // One without a trace: nobody asked for one.
-    assert_eq!(relay.post(json!({"id": "evt_2", "tenant": "acme", "type": "a"}).to_string()).await.status, 202);
+    assert_eq!(
+        relay.post(json!({"id": "evt_2", "tenant": "acme", "type": "a"}).to_string()).await.status,
+        202
+    );
     relay.settled().await;
     let attempts = eventually("both attempts are exported", async || {
         let attempts = collector.named(TRACE, "attempt");
@@ -109,13 +112,18 @@ async fn a_trace_goes_from_the_producer_to_the_receiver(database: TestDatabase) 
     assert_eq!((accepts.len(), commits.len()), (1, 1));
     let accept = &accepts[0];
     assert_eq!(hex(&accept.parent_span_id), PRODUCER);
-    assert_eq!((number(accept, "posthaste.events.accepted"), &*accept.trace_state), (Some(1), "congo=t61rcWkgMzE"));
+    assert_eq!(
+        (number(accept, "posthaste.events.accepted"), &*accept.trace_state),
+        (Some(1), "congo=t61rcWkgMzE")
+    );
     assert_eq!(commits[0].parent_span_id, accept.span_id);
     assert!(attempts.iter().all(|attempt| attempt.parent_span_id == accept.span_id));
     assert!(attempts.iter().all(|attempt| attempt.end_time_unix_nano >= attempt.start_time_unix_nano));
-    let statuses: Vec<_> = attempts.iter().map(|attempt| number(attempt, "http.response.status_code")).collect();
+    let statuses: Vec<_> =
+        attempts.iter().map(|attempt| number(attempt, "http.response.status_code")).collect();
     assert_eq!(statuses, [Some(500), Some(204)]);
-    let codes: Vec<_> = attempts.iter().map(|attempt| attempt.status.as_ref().map(|status| status.code)).collect();
+    let codes: Vec<_> =
+        attempts.iter().map(|attempt| attempt.status.as_ref().map(|status| status.code)).collect();
     assert_eq!(codes, [Some(2), None], "the first has failed");
     let received: Vec<_> = partner
         .requests()
@@ -123,8 +131,13 @@ async fn a_trace_goes_from_the_producer_to_the_receiver(database: TestDatabase) 
         .filter(|request| !request.header("traceparent").is_empty())
         .map(|request| (request.header("traceparent").to_owned(), request.header("tracestate").to_owned()))
         .collect();
-    let sent = |span: &Span| (format!("00-{TRACE}-{}-01", hex(&span.span_id)), "congo=t61rcWkgMzE".to_owned());
-    assert_eq!(received, attempts.iter().map(sent).collect::<Vec<_>>(), "each its own span, and only of evt_1");
+    let sent =
+        |span: &Span| (format!("00-{TRACE}-{}-01", hex(&span.span_id)), "congo=t61rcWkgMzE".to_owned());
+    assert_eq!(
+        received,
+        attempts.iter().map(sent).collect::<Vec<_>>(),
+        "each its own span, and only of evt_1"
+    );
     assert_eq!(partner.request_count(), 3);
     assert_eq!(*collector.services.lock().expect("whole"), HashSet::from(["posthaste".to_owned()]));
     relay.finish().await;
@@ -146,7 +159,11 @@ async fn events_of_one_request_may_belong_to_different_traces(database: TestData
     assert_eq!(answer.status, 202, "a trace is never a reason to refuse an event");
     relay.finish().await;
     let events = |trace: &str| {
-        collector.named(trace, "accept").iter().map(|span| number(span, "posthaste.events")).collect::<Vec<_>>()
+        collector
+            .named(trace, "accept")
+            .iter()
+            .map(|span| number(span, "posthaste.events"))
+            .collect::<Vec<_>>()
     };
     // The end has exported what was left.
     assert_eq!((events(&own), events(&unsampled)), (vec![Some(1)], vec![]));

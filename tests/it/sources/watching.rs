@@ -114,7 +114,8 @@ async fn what_is_watched_is_exposed_and_what_is_exposed_is_documented() {
             let labels: Vec<_> = family.labels.iter().map(|label| (*label).to_owned()).collect();
             assert_eq!(label_sets, &BTreeSet::from([labels]), "{name}");
         }
-        let silent: Vec<_> = ALL.iter().map(|family| family.name).filter(|name| !told.contains(name)).collect();
+        let silent: Vec<_> =
+            ALL.iter().map(|family| family.name).filter(|name| !told.contains(name)).collect();
         assert_eq!(silent, Vec::<&str>::new(), "each has something to tell here");
         relay.stop().await;
     })

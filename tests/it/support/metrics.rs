@@ -5,7 +5,9 @@ pub fn sum(text: &str, name: &str, labels: &[&str]) -> Option<f64> {
     let of_family = text.lines().filter_map(|line| line.strip_prefix(name));
     let wanted = of_family.filter(|rest| rest.starts_with(['{', ' ']));
     let wanted = wanted.filter(|rest| labels.iter().all(|label| rest.contains(label)));
-    wanted.map(|rest| value(rest).unwrap_or_else(|| panic!("no number: {name}{rest}"))).reduce(|one, next| one + next)
+    wanted
+        .map(|rest| value(rest).unwrap_or_else(|| panic!("no number: {name}{rest}")))
+        .reduce(|one, next| one + next)
 }
 
 fn value(series: &str) -> Option<f64> {

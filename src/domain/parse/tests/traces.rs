@@ -77,7 +77,9 @@ fn a_brokers_message_has_it_in_a_header() {
 fn a_push_has_it_among_its_attributes_else_its_request() {
     let inner = STANDARD.encode(br#"{"id":"1","type":"t"}"#);
     let push = |attributes: &str| {
-        format!(r#"{{"message":{{"attributes":{attributes},"data":"{inner}","messageId":"1"}},"subscription":"s"}}"#)
+        format!(
+            r#"{{"message":{{"attributes":{attributes},"data":"{inner}","messageId":"1"}},"subscription":"s"}}"#
+        )
     };
     for name in ["traceparent", "googclient_traceparent"] {
         let attributes = format!(r#"{{"{name}":"{}"}}"#, parent(6));
