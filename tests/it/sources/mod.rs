@@ -50,7 +50,7 @@ impl Outgoing {
 /// A queue, as its producers and its operator see it.
 pub trait Queue: Sized + Send + Sync {
     /// Longest that a message may wait until it is delivered again, as [`Self::settings`] has it, in milliseconds.
-    const REDELIVERY_MS: u64 = 3_000;
+    const REDELIVERY_MS: u64 = 6_000;
 
     /// An empty queue of a broker of its own.
     async fn start() -> Self;
