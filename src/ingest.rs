@@ -27,7 +27,7 @@ use crate::domain::parse::{
 use crate::domain::tenant::{DefaultRoute, Destination, Lane};
 use crate::ledger::{Accepted, ItemVerdict, Ledger, LedgerError, NewEvent, NewRejected, RequestKey};
 use crate::stats::Stats;
-use crate::telemetry::{FROM_HTTP, FROM_PUSH, FROM_REJECTED, Metrics, SourceMetrics};
+use crate::telemetry::{FROM_HTTP, FROM_PUSH, FROM_REJECTED, SourceMetrics, Watch};
 use crate::traces::Tracer;
 
 /// Whose our own events are.
@@ -159,16 +159,6 @@ pub struct Ingest {
     clock: Arc<dyn Clock>,
 }
 
-/// Who hears of what is taken in.
-pub struct Watch<'a> {
-    /// Counts verdicts.
-    pub metrics: &'a Metrics,
-    /// Counts what was recorded.
-    pub stats: Stats,
-    /// Records spans.
-    pub tracer: Tracer,
-}
-
 /// What is taken in, and how.
 #[derive(Debug)]
 pub struct IngestRules {
@@ -186,16 +176,21 @@ pub struct IngestRules {
 type Drafts = Vec<(usize, Draft)>;
 
 impl Ingest {
+    /// The ledger, the directory and the clock that it was made with, for those who act beside it.
+    pub fn surroundings(&self) -> (Ledger, Directory, Arc<dyn Clock>) {
+        (self.ledger.clone(), self.directory.clone(), self.clock.clone())
+    }
+
     /// A doorway into `ledger`.
     pub fn new(
         ledger: Ledger,
         directory: Directory,
         rules: IngestRules,
-        watch: Watch<'_>,
+        watch: &Watch,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        let Watch { metrics, stats, tracer } = watch;
-        let from = |source| metrics.of_source(source, false);
+        let from = |source| watch.metrics.of_source(source, false);
+        let (stats, tracer) = (watch.stats.clone(), watch.tracer.clone());
         let (http, pushes, replays) = (from(FROM_HTTP), from(FROM_PUSH), from(FROM_REJECTED));
         Self { ledger, directory, rules: Arc::new(rules), http, pushes, replays, stats, tracer, clock }
     }

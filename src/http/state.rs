@@ -18,9 +18,7 @@ use crate::secrets::Vault;
 use crate::send::EndpointTester;
 use crate::send::address_guard::DialPolicy;
 use crate::sources::Statuses;
-use crate::stats::Stats;
-use crate::telemetry::Metrics;
-use crate::traces::Tracer;
+use crate::telemetry::Watch;
 
 /// Settings of the HTTP side.
 #[derive(Debug, Clone)]
@@ -35,8 +33,6 @@ pub struct HttpOptions {
     pub body_timeout: Duration,
     /// Where tenants go that have no route of their own.
     pub default_route: DefaultRoute,
-    /// Most endpoints with metrics of their own.
-    pub endpoint_series_max: usize,
 }
 
 /// What the handlers share. Cheap to clone.
@@ -68,12 +64,8 @@ pub struct HttpState {
     pub endpoint_tester: Option<Arc<dyn EndpointTester>>,
     /// Rung when there is an event type that Svix was not told of.
     pub event_types_changed: Arc<tokio::sync::Notify>,
-    /// What is counted.
-    pub metrics: Metrics,
-    /// Figures of what came in and went out.
-    pub stats: Stats,
-    /// For how many spans it has recorded.
-    pub tracer: Tracer,
+    /// What is counted, and who tells of it.
+    pub watch: Watch,
     /// Time and chance.
     pub clock: Arc<dyn Clock>,
 }
