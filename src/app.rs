@@ -25,6 +25,8 @@ use crate::http::{self, HttpOptions, HttpState, PushGate, ServerLimits};
 use crate::ingest::{Ingest, IngestRules, TenantLimits};
 use crate::ledger::{Ledger, database_file};
 use crate::provisioning::{self, Seeds};
+use crate::replays::Replays;
+use crate::retention::Pruner;
 use crate::secrets::{KeySources, Vault};
 use crate::send::address_guard::{DialPolicy, GuardedConnector, GuardedHttps, SystemResolver};
 use crate::send::direct::{DirectOptions, DirectSender};
@@ -134,24 +136,21 @@ impl App {
         seeds.apply(ledger.database(), &vault, &*clock).await?;
         let directory = Directory::open(ledger.clone(), vault.clone(), ENDPOINT_GATE).await?;
         guard_listen_address(config, &directory)?;
-        let listener = TcpListener::bind(config.http.listen)
-            .await
-            .with_context(|| format!("can't listen on {}", config.http.listen))?;
+        let listener = listen(config).await?;
         let address = listener.local_addr()?;
         let (watch, exports) = watch(config, ledger, &directory, &clock)?;
         let rules = ingest_rules(config)?;
         let ingest = Ingest::new(ledger.clone(), directory.clone(), rules, &watch, clock.clone());
         let sources = read_sources(config, &ingest, ledger, &watch.metrics)?;
-        let svix = svix_sender(config, &directory, &clock)?;
-        let event_types = svix.as_ref().map(SvixSender::event_types);
-        let direct = Arc::new(direct_sender(config, dial_policy.clone(), &directory, &clock)?);
-        let keeper = Keeper::new(ingest.clone(), direct.clone(), &watch);
-        let options = dispatcher_options(config, svix.is_some());
-        let (tracer, forward_traces) = (watch.tracer.clone(), config.traces.forward);
-        let senders = Arc::new(Senders { svix, direct, tracer, forward_traces });
+        let senders = senders(config, dial_policy.clone(), &directory, &watch.tracer, &clock)?;
+        let event_types = senders.svix.as_ref().map(SvixSender::event_types);
+        let keeper = Keeper::new(ingest.clone(), senders.direct.clone(), &watch);
+        let options = dispatcher_options(config, senders.svix.is_some());
+        let replays = Replays::new(ledger.clone(), directory.clone(), config.default_route(), clock.clone());
+        let pruner = Pruner::new(ledger.clone(), directory.clone(), config.retention.clone(), clock.clone());
         let handle = config.role.sends().then(|| {
             let observer = Arc::new(keeper.clone());
-            Dispatcher::new(ledger.clone(), senders, observer, options, clock.clone())
+            Dispatcher::new(ledger.clone(), senders.clone(), observer, options, clock.clone())
         });
         let push_gate = PushGate::new(&config.ingest.pubsub_push, &clock).map_err(anyhow::Error::msg)?;
         let draining = Arc::new(AtomicBool::new(false));
@@ -170,6 +169,9 @@ impl App {
             dial_policy: Arc::new(dial_policy),
             endpoint_tester: Some(Arc::new(keeper.clone())),
             event_types_changed: event_types_changed.clone(),
+            replays: replays.clone(),
+            pruner: pruner.clone(),
+            senders,
             watch: watch.clone(),
             clock,
         };
@@ -177,10 +179,14 @@ impl App {
         ledger.announce(&address.to_string()).await?;
         let (stop_dispatcher, stop_server) = (CancellationToken::new(), CancellationToken::new());
         let server = tokio::spawn(http::serve(listener, http::router(state), limits, stop_server.clone()));
-        let mut background = keep_up(&directory, &watch, exports, handle.clone(), &stop_server);
+        let mut background = keep_up(&directory, &watch, pruner, handle.clone(), &stop_server);
+        if let Some(exports) = exports {
+            background.spawn(exports.run(stop_server.clone()));
+        }
         let dispatcher = handle.clone().map(|dispatcher| {
             let event_types = event_types.map(|svix| (svix, event_types_changed));
             send_on(&mut background, ledger, &directory, &dispatcher, keeper, event_types, &stop_server);
+            work_on(&mut background, replays, &dispatcher, &stop_dispatcher);
             let stop = stop_dispatcher.clone();
             tokio::spawn(async move { dispatcher.run(stop).await })
         });
@@ -308,6 +314,17 @@ fn send_on(
     }
 }
 
+/// Works on replays, until the dispatcher stops.
+fn work_on(
+    background: &mut JoinSet<()>,
+    replays: Replays,
+    dispatcher: &Dispatcher,
+    stop_dispatcher: &CancellationToken,
+) {
+    let (dispatcher, stop) = (dispatcher.clone(), stop_dispatcher.clone());
+    background.spawn(async move { replays.run(dispatcher, stop).await });
+}
+
 /// Tells the dispatcher of every change of partners and endpoints, and whoever tells Svix of event types that there
 /// may be one: another node may have made it.
 async fn pass_policies_on(
@@ -324,6 +341,24 @@ async fn pass_policies_on(
             changed.notify_one();
         }
     }
+}
+
+async fn listen(config: &Config) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind(config.http.listen).await;
+    listener.with_context(|| format!("can't listen on {}", config.http.listen))
+}
+
+/// The ways out.
+fn senders(
+    config: &Config,
+    policy: DialPolicy,
+    directory: &Directory,
+    tracer: &Tracer,
+    clock: &Arc<dyn Clock>,
+) -> anyhow::Result<Arc<Senders>> {
+    let svix = svix_sender(config, directory, clock)?;
+    let direct = Arc::new(direct_sender(config, policy, directory, clock)?);
+    Ok(Arc::new(Senders { svix, direct, tracer: tracer.clone(), forward_traces: config.traces.forward }))
 }
 
 fn direct_sender(
@@ -423,7 +458,7 @@ fn read_sources(
 fn keep_up(
     directory: &Directory,
     watch: &Watch,
-    exports: Option<ExportTask>,
+    pruner: Pruner,
     dispatcher: Option<Dispatcher>,
     stop: &CancellationToken,
 ) -> JoinSet<()> {
@@ -432,15 +467,16 @@ fn keep_up(
         let (directory, stop) = (directory.clone(), stop.clone());
         async move { directory.follow(stop).await }
     });
-    if let Some(exports) = exports {
-        background.spawn(exports.run(stop.clone()));
-    }
     if let Some(dispatcher) = dispatcher {
         background.spawn(watch_limits(dispatcher, directory.clone(), watch.metrics.clone(), stop.clone()));
     }
     background.spawn({
         let (stats, stop) = (watch.stats.clone(), stop.clone());
         async move { stats.keep(stop).await }
+    });
+    background.spawn({
+        let stop = stop.clone();
+        async move { pruner.run(stop).await }
     });
     background
 }

@@ -7,6 +7,7 @@ mod direct;
 mod ingest;
 mod pubsub_push;
 mod redact;
+mod retention;
 mod role;
 mod sources;
 mod traces;
@@ -26,6 +27,7 @@ pub use self::direct::DirectConfig;
 pub use self::ingest::{IngestConfig, UnknownEventTypes};
 pub use self::pubsub_push::PubsubPushConfig;
 use self::redact::{all_redacted, listed, one_line, redacted, without_password};
+pub use self::retention::RetentionConfig;
 pub use self::role::Role;
 pub use self::sources::{
     BrokerConfig, NatsConfig, PubsubConfig, RabbitmqConfig, RedisConfig, SourceConfig, SqsConfig,
@@ -63,6 +65,8 @@ pub struct Config {
     pub direct: DirectConfig,
     /// What waits, and how long.
     pub ledger: LedgerConfig,
+    /// How long what is done is kept.
+    pub retention: RetentionConfig,
     /// What is under way.
     pub dispatch: DispatchConfig,
     /// The program's own words.
@@ -206,6 +210,7 @@ impl Default for Config {
             svix: SvixConfig::default(),
             direct: DirectConfig::default(),
             ledger: LedgerConfig::default(),
+            retention: RetentionConfig::default(),
             dispatch: DispatchConfig::default(),
             log: LogConfig::default(),
             metrics: MetricsConfig::default(),
@@ -410,8 +415,11 @@ impl Config {
                 || path.contains(['{', '}', '*', '?', '#', ' '])
                 || path.starts_with("/v1/")
         });
+        let retention = self.retention.problem();
         let problem = if !schemes.iter().any(|scheme| url.starts_with(scheme)) {
             "database_url must begin with sqlite: or postgres://".into()
+        } else if let Some(problem) = retention {
+            problem
         } else if self.environment.is_empty() {
             "environment must not be empty".into()
         } else if self.http.ingest_paths.is_empty() {

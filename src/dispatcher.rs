@@ -5,6 +5,7 @@
 
 mod attempt;
 mod neighbours;
+mod standing;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -23,7 +24,7 @@ use crate::domain::scheduler::{
     GateId, LaneClaim, Permit, Policies, Remaining, Scheduler, SchedulerLimits, Start, TokenWish,
 };
 pub use crate::domain::scheduler::{Held, HeldBy};
-use crate::domain::tenant::{Lane, LaneId};
+use crate::domain::tenant::{Destination, Lane, LaneId};
 use crate::ledger::{BusyLane, ClaimedLane, Ledger, Outlet};
 use crate::send::Sender;
 
@@ -216,6 +217,11 @@ impl Dispatcher {
     /// Requests in flight.
     pub fn in_flight(&self) -> usize {
         self.shared.scheduler().in_flight()
+    }
+
+    /// Whether others wait for what one more delivery to `destination` would take.
+    pub fn is_pressed(&self, destination: &Destination) -> bool {
+        self.shared.scheduler().is_pressed(destination)
     }
 
     /// Asks the ledger which lanes have work, and wakes them.

@@ -17,7 +17,7 @@ pub use self::limits::{OverLimit, TenantLimits};
 pub use self::messages::{Letter, Letters, MessageOrigin};
 pub use self::routed::Routed;
 use crate::config::UnknownEventTypes;
-use crate::directory::{Directory, OPERATIONAL_PREFIX};
+use crate::directory::{Directory, OPERATIONAL_PREFIX, OPERATIONAL_TENANT};
 use crate::domain::clock::Clock;
 use crate::domain::event::{Event, Fingerprint, Identity};
 use crate::domain::key::derived_event_id;
@@ -29,9 +29,6 @@ use crate::ledger::{Accepted, ItemVerdict, Ledger, LedgerError, NewEvent, NewRej
 use crate::stats::Stats;
 use crate::telemetry::{FROM_HTTP, FROM_PUSH, FROM_REJECTED, SourceMetrics, Watch};
 use crate::traces::Tracer;
-
-/// Whose our own events are.
-const OPERATIONAL_TENANT: &str = "posthaste";
 
 /// What became of one event of a request.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]

@@ -218,7 +218,7 @@ impl Stats {
         let mut backlogs = Backlogs::new();
         for row in self.shared.ledger.database().waiting().await? {
             let Some(destination) = Destination::parse(&row.destination) else { continue };
-            let (deliveries, oldest) = (row.count.max(0).unsigned_abs(), sequence::recorded_at(row.oldest));
+            let (deliveries, oldest) = (row.count.max(0).unsigned_abs(), sequence::given_at(row.oldest));
             let first_due = row.first_due;
             let known = backlogs.entry(destination).or_insert(Backlog { deliveries: 0, oldest, first_due });
             known.add(Backlog { deliveries, oldest, first_due });

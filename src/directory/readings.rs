@@ -55,6 +55,18 @@ impl Reading {
         self.active
     }
 
+    /// Whether it is there for this tenant's events at all, disabled or not.
+    pub fn is_for(&self, tenant: &str) -> bool {
+        self.wishes.as_ref().is_some_and(|wishes| wishes.tenant.as_deref().is_none_or(|own| own == tenant))
+    }
+
+    /// Whether it would get events of this type, were it active and proven.
+    pub fn would_want(&self, event_type: &str) -> bool {
+        self.wishes
+            .as_ref()
+            .is_some_and(|wishes| wishes.event_types.iter().any(|filter| filter.matches(event_type)))
+    }
+
     fn of(row: &EndpointRow, vault: &Vault, known: Option<&Self>) -> Self {
         // Said once for each version.
         let quiet = known.is_some_and(|known| known.live.is_none() && known.version == row.version);

@@ -61,7 +61,7 @@ impl Shared {
         let now = self.clock.now();
         let mut scheduler = self.scheduler();
         for delivery in deliveries {
-            scheduler.wake(&delivery.lane, delivery.class(), now, now);
+            scheduler.wake(&delivery.lane, delivery.class, now, now);
         }
     }
 
@@ -134,6 +134,6 @@ fn tell(delivery: &Delivery, settlement: &delivery::Settlement) {
         NextState::Delivered { .. } => {
             tracing::debug!(tenant, event, latency_ms = settlement.latency_ms, "delivered");
         }
-        NextState::Canceled | NextState::Released => {}
+        NextState::Canceled { .. } | NextState::Released => {}
     }
 }

@@ -14,10 +14,13 @@ use crate::domain::clock::Clock;
 use crate::domain::tenant::DefaultRoute;
 use crate::ingest::Ingest;
 use crate::ledger::Ledger;
+use crate::replays::Replays;
+use crate::retention::Pruner;
 use crate::secrets::Vault;
-use crate::send::EndpointTester;
 use crate::send::address_guard::DialPolicy;
+use crate::send::{EndpointTester, Senders};
 use crate::sources::Statuses;
+use crate::story::Stories;
 use crate::telemetry::Watch;
 
 /// Settings of the HTTP side.
@@ -64,6 +67,12 @@ pub struct HttpState {
     pub endpoint_tester: Option<Arc<dyn EndpointTester>>,
     /// Rung when there is an event type that Svix was not told of.
     pub event_types_changed: Arc<tokio::sync::Notify>,
+    /// Deliveries that go out again.
+    pub replays: Replays,
+    /// Takes away what was kept for long enough.
+    pub pruner: Pruner,
+    /// For what Svix is asked; it may have none.
+    pub senders: Arc<Senders>,
     /// What is counted, and who tells of it.
     pub watch: Watch,
     /// Time and chance.
@@ -71,6 +80,17 @@ pub struct HttpState {
 }
 
 impl HttpState {
+    /// What became of events.
+    pub fn stories(&self) -> Stories {
+        Stories {
+            ledger: self.ledger.clone(),
+            directory: self.directory.clone(),
+            dispatcher: self.dispatcher.clone(),
+            default_route: self.options.default_route,
+            clock: self.clock.clone(),
+        }
+    }
+
     /// Whether the process is about to end.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)

@@ -14,8 +14,9 @@ use bytes::Bytes;
 use super::plan::Plan;
 use super::{ClaimedLane, LedgerError, Result};
 use crate::domain::clock::{Moment, Timestamp};
-use crate::domain::delivery::{Delivery, DeliveryId};
+use crate::domain::delivery::{Class, Delivery, DeliveryId, ReplayNumber};
 use crate::domain::event::{EventSeq, Identity};
+use crate::domain::hash::FastMap;
 use crate::domain::scheduler::{LaneClaim, Remaining};
 use crate::domain::tenant::{Lane, LaneId};
 use crate::domain::trace::TraceContext;
@@ -45,10 +46,11 @@ pub(super) struct Place {
     pub attempt: i64,
     pub failures: i64,
     pub uncertain: i64,
+    pub replay: i64,
 }
 
 impl Place {
-    fn delivery(self, lane: &Arc<Lane>, payload: Payload) -> Delivery {
+    fn delivery(self, lane: &Arc<Lane>, class: Class, payload: Payload) -> Delivery {
         let Payload { source, id, event_type, received_at, body, data, trace } = payload;
         Delivery {
             id: DeliveryId { event: EventSeq(self.event), lane: lane.id },
@@ -57,6 +59,8 @@ impl Place {
             attempt: self.attempt,
             failures: u32::try_from(self.failures).unwrap_or(u32::MAX),
             uncertain: self.uncertain != 0,
+            class,
+            replay: ReplayNumber::from_column(self.replay),
             identity: Identity { tenant: lane.tenant.clone(), source, id },
             event_type,
             received_at: Timestamp::from_millis(received_at),
@@ -98,7 +102,7 @@ pub(super) async fn deliveries(
                 let words = "waits in the queue and is not in the ledger: the database is damaged";
                 LedgerError::Unavailable(format!("event {} {words}", place.event))
             })?;
-            Ok(place.delivery(&claim.lane, payload))
+            Ok(place.delivery(&claim.lane, claim.class, payload))
         });
         Ok(ClaimedLane { deliveries: with_payload.collect::<Result<_>>()?, remaining: *remaining })
     });
@@ -118,7 +122,7 @@ struct Kept {
     events: BTreeMap<EventSeq, KeptEvent>,
     bytes: usize,
     /// Of `bytes`, what each lane's events take.
-    of_lane: HashMap<LaneId, usize>,
+    of_lane: FastMap<LaneId, usize>,
 }
 
 #[derive(Debug)]

@@ -35,7 +35,9 @@ const MIGRATIONS: Migrations = &[
     (4, "nodes", include_str!("../../migrations/postgres/0004_nodes.sql")),
     (5, "tenants", include_str!("../../migrations/postgres/0005_tenants.sql")),
     (6, "rejected", include_str!("../../migrations/postgres/0006_rejected.sql")),
+    (7, "story", include_str!("../../migrations/postgres/0007_story.sql")),
     (8, "watching", include_str!("../../migrations/postgres/0008_watching.sql")),
+    (9, "replays", include_str!("../../migrations/postgres/0009_replays.sql")),
 ];
 const CONNECTIONS: u32 = 8;
 /// Every statement of ours has an index to go by. A plan that is kept from when a table was small, or a guess from old
@@ -194,7 +196,7 @@ impl PostgresStore {
                      ORDER BY queue.due_at, queue.event LIMIT wanted.n FOR UPDATE SKIP LOCKED
                  ) AS head
              ))
-             RETURNING lane, retry, due_at, event, attempt, failures, uncertain",
+             RETURNING lane, retry, due_at, event, attempt, failures, uncertain, replay",
         )
         .bind(column(claims, |claim| claim.lane.id.0))
         .bind(column(claims, |claim| rows::count(claim.limit)))
@@ -397,6 +399,10 @@ impl Store for PostgresStore {
         settle::release(&self.pool, held).await
     }
 
+    async fn claim_one(&self, place: &Held) -> Result<Option<i64>> {
+        settle::claim_one(&self.pool, place, self.lease_ms).await
+    }
+
     async fn heartbeat(&self) -> Result<()> {
         let kept = sqlx::query(
             "UPDATE node SET seen_at = (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint
@@ -431,16 +437,16 @@ impl Store for PostgresStore {
     }
 }
 
-/// lane, retry, due_at, event, attempt, failures, uncertain
-type QueueRow = (i64, i64, i64, i64, i64, i64, i64);
+/// lane, retry, due_at, event, attempt, failures, uncertain, replay
+type QueueRow = (i64, i64, i64, i64, i64, i64, i64, i64);
 /// seq, source, id, type, received_at, body, data_start, data_end
 type PayloadRow = (i64, String, String, String, i64, Vec<u8>, Option<i64>, Option<i64>, Option<String>);
 
 /// One answer for each claim, each of a queue of its own.
 fn by_claim(claims: &[LaneClaim], rows: Vec<QueueRow>) -> Vec<ClaimedPlaces> {
     let mut queues: HashMap<_, Vec<Place>> = HashMap::with_capacity(claims.len());
-    for (lane, retry, due_at, event, attempt, failures, uncertain) in rows {
-        let place = Place { due_at, event, attempt, failures, uncertain };
+    for (lane, retry, due_at, event, attempt, failures, uncertain, replay) in rows {
+        let place = Place { due_at, event, attempt, failures, uncertain, replay };
         queues.entry((lane, retry)).or_default().push(place);
     }
     let answer = |claim: &LaneClaim| {

@@ -60,6 +60,7 @@ pub(super) struct WaitingColumns {
     pub due_at: i64,
     pub failures: i64,
     pub uncertain: i64,
+    pub replay: i64,
 }
 
 impl WaitingColumns {
@@ -71,10 +72,11 @@ impl WaitingColumns {
             was_retry: class_column(settlement.class),
             was_due_at: settlement.due_at.as_millis(),
             attempt: settlement.attempt,
-            retry: class_column(Class::of(failures)),
+            retry: class_column(settlement.class_with(failures)),
             due_at: due_at.as_millis(),
             failures: i64::from(failures),
             uncertain: i64::from(uncertain),
+            replay: settlement.replay.as_column(),
         })
     }
 }
@@ -104,7 +106,7 @@ impl<'a> OutcomeColumns<'a> {
                 (DELIVERED, remote_id.as_deref().map(without_nul), *dispatch_unconfirmed, None)
             }
             NextState::Dead { reason } => ("dead", None, false, Some(reason.as_str())),
-            NextState::Canceled => ("canceled", None, false, Some("endpoint_deleted")),
+            NextState::Canceled { reason } => ("canceled", None, false, Some(reason.as_str())),
             NextState::Pending { .. } | NextState::Released => return None,
         };
         Some(Self {

@@ -25,7 +25,7 @@ use super::signature::{self, EndpointSecret, SignatureScheme};
 use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::delivery::{DeadReason, Delivery, Failure, Outcome};
 use crate::domain::event::Relay;
-use crate::domain::key::idempotency_key;
+use crate::domain::key::{idempotency_key, replayed_key};
 use crate::domain::partner::DisableReason;
 use crate::domain::retry::{self, RetrySchedule};
 use crate::domain::trace::TraceContext;
@@ -175,6 +175,8 @@ impl DirectSender {
             &delivery.lane.destination.to_string(),
             &delivery.identity,
         );
+        // A replay is the same message to its receiver, unless it was asked to be another.
+        let key = if delivery.replay.new_id { replayed_key(&key, delivery.replay.nth) } else { key };
         match self.exchange(&endpoint, &key, payload, trace, SUCCESS_BODY_TIMEOUT).await {
             Ok(reply) => self.outcome(&reply),
             Err(failure) => Outcome::Failed(failure),
@@ -257,7 +259,10 @@ impl DirectSender {
             503 if retry_after.is_some() => {
                 Outcome::Throttled { failure: failure(), retry_after: self.wait(retry_after) }
             }
-            300..=399 => Outcome::Failed(Failure::answered(reply.status, "redirects are not followed")),
+            300..=399 => {
+                let words = format!("redirects are not followed: {}", reply.excerpt);
+                Outcome::Failed(Failure::answered(reply.status, words.trim_end_matches([':', ' '])))
+            }
             _ => Outcome::Failed(failure()),
         }
     }

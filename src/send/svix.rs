@@ -3,6 +3,10 @@
 //! Messages are created by our own POST, because the SDK can't tell `Retry-After`, retries on its own and
 //! re-serialises the payload; everything else (look-ups, applications) goes through the `svix` crate.
 
+mod again;
+pub mod audit;
+pub mod portal;
+
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
@@ -161,6 +165,9 @@ impl SvixSender {
             &delivery.lane.destination.to_string(),
             &delivery.identity,
         );
+        if delivery.replay.nth > 0 {
+            return Box::pin(self.send_again(delivery, app, &key, trace)).await;
+        }
         let event_id = if event_id_is_valid(&delivery.identity.id) { &delivery.identity.id } else { &key };
         let payload = match self.payload(delivery) {
             Ok(payload) => payload,
@@ -176,27 +183,30 @@ impl SvixSender {
                 Err(outcome) => return outcome,
             }
         }
-        let mut answer = match self.post(&message, event_id).await {
+        let answer = match self.post_into(&message, event_id).await {
             Ok(answer) => answer,
             Err(outcome) => return outcome,
         };
-        if answer.status == StatusCode::NOT_FOUND && self.options.create_applications {
-            if let Err(outcome) = Box::pin(self.create_application(app, &delivery.lane.tenant)).await {
-                return outcome;
-            }
-            answer = match self.post(&message, event_id).await {
-                Ok(answer) => answer,
-                Err(outcome) => return outcome,
-            };
-            if answer.status == StatusCode::NOT_FOUND {
-                // It is gone again: the next attempt makes it anew.
-                self.applications.lock().await.remove(app);
-            }
-        }
         if answer.status == StatusCode::CONFLICT {
             return Box::pin(self.resolve_conflict(&message, event_id)).await;
         }
         self.outcome(&answer)
+    }
+
+    /// Posts a message, into an application that is made where it is missing.
+    async fn post_into(&self, message: &Message<'_>, event_id: &str) -> Result<Answer, Outcome> {
+        let Message { delivery, app, .. } = *message;
+        let answer = self.post(message, event_id).await?;
+        if answer.status != StatusCode::NOT_FOUND || !self.options.create_applications {
+            return Ok(answer);
+        }
+        Box::pin(self.create_application(app, &delivery.lane.tenant)).await?;
+        let answer = self.post(message, event_id).await?;
+        if answer.status == StatusCode::NOT_FOUND {
+            // It is gone again: the next attempt makes it anew.
+            self.applications.lock().await.remove(app);
+        }
+        Ok(answer)
     }
 
     /// A 409 says that a message with this `eventId` exists; a look-up says which.

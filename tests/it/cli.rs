@@ -7,11 +7,11 @@ mod dev;
 mod master_key;
 mod send;
 
-use self::command::Running;
+pub use self::command::Running;
 use crate::support::{RelayProcess, TestDatabase, mock_svix};
 
 /// Runs a command to its end.
-async fn run(arguments: &[&str], variables: &[(&str, &str)]) -> command::Ended {
+pub async fn run(arguments: &[&str], variables: &[(&str, &str)]) -> command::Ended {
     Running::start(arguments, variables).end().await
 }
 

@@ -6,6 +6,7 @@ mod support;
 mod access;
 mod admin;
 mod announcements;
+mod audit;
 mod brokers;
 mod cli;
 mod direct;
@@ -21,12 +22,15 @@ mod neighbours;
 mod nodes;
 mod partners_storage;
 mod push;
+mod replays;
+mod retention;
 mod retries;
 mod shutdown;
 mod simulation;
 #[cfg(feature = "full")]
 mod sources;
 mod stats;
+mod story;
 mod svix;
 mod traces;
 

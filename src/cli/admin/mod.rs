@@ -1,9 +1,12 @@
 //! Tenants, partners, endpoints, event types, transforms and what was rejected: always through a running relay's API.
 
+pub(super) mod audit;
 pub(super) mod endpoint;
 pub(super) mod event_type;
 pub(super) mod partner;
+pub(super) mod prune;
 pub(super) mod rejected;
+pub(super) mod replay;
 pub(super) mod tenant;
 pub(super) mod transform;
 

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use super::lane::Queue;
 use super::policy::{PartnerPolicy, TokenGrant, TokenWish};
+use super::standing::Places;
 use crate::domain::clock::Moment;
+use crate::domain::hash::FastMap;
 use crate::domain::partner::RateLimit;
 use crate::domain::tenant::Destination;
 use crate::domain::token_budget::Pace;
@@ -20,7 +22,7 @@ const AFTER_ERROR: Duration = Duration::from_millis(500);
 /// The partners that something is known of. Destinations without one are never held back here.
 #[derive(Debug, Default)]
 pub(super) struct Partners {
-    states: HashMap<Arc<str>, PartnerState>,
+    states: FastMap<Arc<str>, PartnerState>,
     /// When a partner that lacks tokens may ask for them.
     openings: BinaryHeap<Reverse<(Moment, Arc<str>)>>,
     /// Partners that lack tokens and may ask now.
@@ -40,6 +42,15 @@ struct PartnerState {
     waiting: VecDeque<Queue>,
 }
 
+/// See [`Partners::standing`].
+#[derive(Debug)]
+pub(super) struct PartnerStanding {
+    pub paused: bool,
+    /// None is asked for before.
+    pub lacks_tokens: Option<Moment>,
+    pub in_flight: Places,
+}
+
 /// Tokens that are reserved in the ledger for this process.
 #[derive(Debug, Default)]
 struct Tokens {
@@ -57,6 +68,11 @@ impl Tokens {
             self.batches.pop_front();
         }
         self.batches.iter().map(|(_, count)| count).sum()
+    }
+
+    /// How many are good, without forgetting those that are not.
+    fn good(&self, now: Moment) -> u32 {
+        self.batches.iter().filter(|(good_until, _)| now < *good_until).map(|(_, count)| count).sum()
     }
 
     /// Takes one; until when it is good.
@@ -140,8 +156,24 @@ impl Partners {
         }
     }
 
+    /// How things stand with a partner; `None` where nothing is known of it.
+    pub fn standing(&self, partner: &Arc<str>, now: Moment) -> Option<PartnerStanding> {
+        let state = self.states.get(partner)?;
+        let lacks = state.policy.rate_limit.is_some() && state.tokens.good(now) == 0;
+        Some(PartnerStanding {
+            paused: state.policy.paused,
+            lacks_tokens: lacks.then_some(state.tokens.not_before),
+            in_flight: Places { taken: state.in_flight, most: state.policy.max_in_flight },
+        })
+    }
+
     fn of(&mut self, partner: Option<&Arc<str>>) -> Option<&mut PartnerState> {
         self.states.get_mut(partner?)
+    }
+
+    /// Whether destinations wait for it.
+    pub fn is_awaited(&self, partner: &Arc<str>) -> bool {
+        self.states.get(partner).is_some_and(|state| !state.parked.is_empty())
     }
 
     /// Whether a request may go to this partner now.

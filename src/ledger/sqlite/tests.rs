@@ -168,7 +168,8 @@ async fn what_is_settled_while_a_claim_reads_is_not_claimed() {
         Settlement {
             id: delivery.id,
             lane: lane.clone(),
-            class: delivery.class(),
+            class: delivery.class,
+            replay: delivery.replay,
             due_at: delivery.due_at,
             attempt: delivery.attempt,
             at: store.clock.now(),

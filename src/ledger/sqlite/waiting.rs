@@ -12,7 +12,7 @@ use crate::ledger::{LedgerError, Result, rows};
 
 /// What waits in one of a lane's queues behind a place, in the order it falls due.
 pub(super) const WAITING: &str = "SELECT CAST(group_concat(packed, '') AS BLOB) FROM (
-         SELECT format('%d %d %d %d %d ', due_at, event, attempt, failures, uncertain) AS packed
+         SELECT format('%d %d %d %d %d %d ', due_at, event, attempt, failures, uncertain, replay) AS packed
          FROM queue WHERE lane = $1 AND retry = $2 AND (due_at, event) > ($3, $4)
          ORDER BY due_at, event LIMIT $5
      )";
@@ -30,8 +30,8 @@ pub(super) const EVENTS: &str = "SELECT CAST(group_concat(packed, '') AS BLOB) F
 /// Takes apart what [`WAITING`] has joined, in the order it falls due. `attempt` is the last one that was settled.
 pub(super) fn places(packed: &[u8]) -> Result<Vec<Place>> {
     let mut places = unpack(packed, |rest| {
-        let [due_at, event, attempt, failures, uncertain] = take_numbers(rest)?;
-        Some(Place { due_at, event, attempt, failures, uncertain })
+        let [due_at, event, attempt, failures, uncertain, replay] = take_numbers(rest)?;
+        Some(Place { due_at, event, attempt, failures, uncertain, replay })
     })?;
     // Nothing in SQL says in what order rows are joined.
     let key = |place: &Place| (place.due_at, place.event);
@@ -124,8 +124,9 @@ mod tests {
             attempt,
             failures,
             uncertain,
+            replay: due_at / 10,
         };
-        let packed = b"20 7 0 0 0 10 8 3 2 1 ";
+        let packed = b"20 7 0 0 0 2 10 8 3 2 1 1 ";
         assert_eq!(places(packed).expect("places"), [place(10, 8, 3, 2, 1), place(20, 7, 0, 0, 0)]);
         assert_eq!(places(b"").expect("places"), []);
         for damaged in [&packed[..packed.len() - 1], b"1 2 3", b"x", b"  "] {

@@ -25,8 +25,8 @@ pub(super) static TAKE_OUT: Rows =
     Rows::new("DELETE FROM queue WHERE (lane, retry, due_at, event) IN (VALUES", "(?,?,?,?)", ")");
 /// Puts back into the queue what has been tried.
 static PUT_BACK: Rows = Rows::new(
-    "INSERT INTO queue (lane, retry, due_at, event, attempt, failures, uncertain) VALUES",
-    "(?,?,?,?,?,?,?)",
+    "INSERT INTO queue (lane, retry, due_at, event, attempt, failures, uncertain, replay) VALUES",
+    "(?,?,?,?,?,?,?,?)",
     "",
 );
 /// Puts fresh deliveries into the queue.
@@ -198,7 +198,7 @@ pub(super) async fn settle_rows(
     let waiting: Vec<_> = moved.iter().filter_map(|settlement| WaitingColumns::of(settlement)).collect();
     let written = PUT_BACK.write(connection, &waiting, |values, row| {
         values.add(row.lane)?.add(row.retry)?.add(row.due_at)?.add(row.event)?;
-        values.add(row.attempt)?.add(row.failures)?.add(row.uncertain).map(drop)
+        values.add(row.attempt)?.add(row.failures)?.add(row.uncertain)?.add(row.replay).map(drop)
     });
     written.await?;
     let done = moved.iter().filter_map(|settlement| OutcomeColumns::of(settlement));
