@@ -179,7 +179,10 @@ impl App {
         ledger.announce(&address.to_string()).await?;
         let (stop_dispatcher, stop_server) = (CancellationToken::new(), CancellationToken::new());
         let server = tokio::spawn(http::serve(listener, http::router(state), limits, stop_server.clone()));
-        let mut background = keep_up(&directory, &watch, pruner, exports, handle.clone(), &stop_server);
+        let mut background = keep_up(&directory, &watch, pruner, handle.clone(), &stop_server);
+        if let Some(exports) = exports {
+            background.spawn(exports.run(stop_server.clone()));
+        }
         let dispatcher = handle.clone().map(|dispatcher| {
             let event_types = event_types.map(|svix| (svix, event_types_changed));
             send_on(&mut background, ledger, &directory, &dispatcher, keeper, event_types, &stop_server);
@@ -456,7 +459,6 @@ fn keep_up(
     directory: &Directory,
     watch: &Watch,
     pruner: Pruner,
-    exports: Option<ExportTask>,
     dispatcher: Option<Dispatcher>,
     stop: &CancellationToken,
 ) -> JoinSet<()> {
@@ -465,9 +467,6 @@ fn keep_up(
         let (directory, stop) = (directory.clone(), stop.clone());
         async move { directory.follow(stop).await }
     });
-    if let Some(exports) = exports {
-        background.spawn(exports.run(stop.clone()));
-    }
     if let Some(dispatcher) = dispatcher {
         background.spawn(watch_limits(dispatcher, directory.clone(), watch.metrics.clone(), stop.clone()));
     }

@@ -73,7 +73,7 @@ pub struct HttpState {
     pub pruner: Pruner,
     /// For what Svix is asked; it may have none.
     pub senders: Arc<Senders>,
-    /// What is watched: counted, summed by the minute, traced.
+    /// What is counted, and who tells of it.
     pub watch: Watch,
     /// Time and chance.
     pub clock: Arc<dyn Clock>,
