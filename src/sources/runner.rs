@@ -4,12 +4,13 @@
 //! takes nothing, nothing is fetched, and what was fetched is held and its time extended. It is not given back then:
 //! brokers count deliveries, and would put away for good what an outage had made them repeat too often.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
+use tokio::time::{Sleep, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -61,9 +62,12 @@ struct Batch<H> {
     letters: Vec<Letter>,
     handles: Vec<H>,
     room: OwnedSemaphorePermit,
-    /// When their time has last been extended: counted from the question that brought them on.
-    extended_at: Instant,
+    extension: Extension,
 }
+
+/// When the time of messages is to be extended: counted from the question that brought them on, over all that is done with
+/// them. `None` where their broker waits as long as the connection lives.
+type Extension = Option<Pin<Box<Sleep>>>;
 
 /// What keeps messages from being handed in again at once.
 enum Delay {
@@ -126,7 +130,7 @@ impl Runner {
                 Err(error) => error,
             };
             self.note(SourceState::Down(error.to_string()));
-            if self.stop.run_until_cancelled(tokio::time::sleep(pauses.pause())).await.is_none() {
+            if self.stop.run_until_cancelled(sleep(pauses.pause())).await.is_none() {
                 return;
             }
         }
@@ -164,7 +168,7 @@ impl Runner {
         loop {
             let Some(()) = self.until_fetching_is_of_use().await else { return Ok(()) };
             let Some(mut room) = self.take_room().await else { return Ok(()) };
-            let asked_at = Instant::now();
+            let extension = source.extend_every().map(|every| Box::pin(sleep(every)));
             let messages = source.fetch(room.num_permits()).await?;
             pauses.reset();
             let Some(held) = room.split(messages.len()) else {
@@ -176,7 +180,7 @@ impl Runner {
                 continue;
             }
             self.doorway.metrics.received(messages.len());
-            let batch = self.batch_of(messages, held, asked_at);
+            let batch = self.batch_of(messages, held, extension);
             if self.stop.is_cancelled() {
                 return source.nack(batch.handles).await;
             }
@@ -198,7 +202,7 @@ impl Runner {
                 Ok(()) => {}
                 Err(error) => self.note(SourceState::Paused(error.to_string())),
             }
-            self.stop.run_until_cancelled(tokio::time::sleep(pauses.pause())).await?;
+            self.stop.run_until_cancelled(sleep(pauses.pause())).await?;
         }
     }
 
@@ -216,7 +220,7 @@ impl Runner {
         &self,
         messages: Vec<Message<H>>,
         room: OwnedSemaphorePermit,
-        extended_at: Instant,
+        extension: Extension,
     ) -> Batch<H> {
         let part = |message: Message<H>| {
             let names = message.identity.map(|names| [vec![self.name.clone()], names].concat());
@@ -229,7 +233,7 @@ impl Runner {
             (letter, message.handle)
         };
         let (letters, handles) = messages.into_iter().map(part).unzip();
-        Batch { letters, handles, room, extended_at }
+        Batch { letters, handles, room, extension }
     }
 
     /// Hands a batch in until all of it is recorded and acknowledged; gives back what is not when it is time to stop.
@@ -242,8 +246,8 @@ impl Runner {
                 metrics: &self.doorway.metrics,
             };
             let taking = self.doorway.ingest.take_messages(origin, &batch.letters);
-            let extended_at = &mut batch.extended_at;
-            let delay = match while_extending(source, &batch.handles, extended_at, taking).await {
+            let extension = &mut batch.extension;
+            let delay = match while_extending(source, &batch.handles, extension, taking).await {
                 Ok(taken) => {
                     self.doorway.metrics.rejected(taken.rejected);
                     let wait = taken.later.iter().flatten().min().copied();
@@ -276,8 +280,8 @@ impl Runner {
 
     /// Waits with messages in hand; `None` where it is time to stop.
     async fn wait<S: Source>(&self, source: &S, batch: &mut Batch<S::Handle>, pause: Duration) -> Option<()> {
-        let waiting = self.stop.run_until_cancelled(tokio::time::sleep(pause));
-        while_extending(source, &batch.handles, &mut batch.extended_at, waiting).await
+        let waiting = self.stop.run_until_cancelled(sleep(pause));
+        while_extending(source, &batch.handles, &mut batch.extension, waiting).await
     }
 
     async fn acknowledge<S: Source>(&self, source: &S, done: Vec<S::Handle>) {
@@ -344,30 +348,28 @@ async fn anew_after_panics<F: Future<Output = ()> + Send + 'static>(
             Err(error) if error.is_panic() => tell(),
             Ok(()) | Err(_) => return,
         }
-        if stop.run_until_cancelled(tokio::time::sleep(pauses.pause())).await.is_none() {
+        if stop.run_until_cancelled(sleep(pauses.pause())).await.is_none() {
             return;
         }
     }
 }
 
-/// Does `work`, and extends the time of messages meanwhile as often as their broker wants: counted over all that is done
-/// with them, however short each part of it is.
+/// Does `work`, and extends the time of messages meanwhile as often as their broker wants, however short each work is.
 async fn while_extending<S: Source, T>(
     source: &S,
     handles: &[S::Handle],
-    extended_at: &mut Instant,
+    extension: &mut Extension,
     work: impl Future<Output = T>,
 ) -> T {
-    let Some(every) = source.extend_every() else { return work.await };
+    let (Some(timer), Some(every)) = (extension, source.extend_every()) else { return work.await };
     let extending = async {
         loop {
-            tokio::time::sleep_until(*extended_at + every).await;
-            let asked_at = Instant::now();
+            timer.as_mut().await;
             if let Err(error) = source.extend(handles).await {
                 tracing::debug!(%error, "the time of messages could not be extended");
             }
             // Not before: a question that `work` cuts short is asked again.
-            *extended_at = asked_at;
+            timer.set(sleep(every));
         }
     };
     tokio::select! {
@@ -383,7 +385,7 @@ async fn watch_lag<S: Source>(source: Arc<S>, status: Arc<SourceStatus>, end: Ca
             if let Ok(lag) = source.lag().await {
                 status.set_lag(lag);
             }
-            tokio::time::sleep(LAG_EVERY).await;
+            sleep(LAG_EVERY).await;
         }
     };
     end.run_until_cancelled(watching).await;
@@ -428,10 +430,11 @@ mod tests {
 
     #[tokio::test]
     async fn time_is_extended_however_short_the_steps_are() {
-        let (source, mut extended_at) = (Impatient::default(), Instant::now());
+        let source = Impatient::default();
+        let mut extension = source.extend_every().map(|every| Box::pin(sleep(every)));
         for _ in 0..40 {
-            let step = tokio::time::sleep(Duration::from_millis(50));
-            while_extending(&source, &[()], &mut extended_at, step).await;
+            let step = sleep(Duration::from_millis(50));
+            while_extending(&source, &[()], &mut extension, step).await;
         }
         let asked = source.0.load(Ordering::Relaxed);
         assert!(asked >= 4, "in two seconds it was asked {asked} times");
