@@ -8,7 +8,7 @@ use axum::http::{Method, Request, StatusCode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tower::ServiceExt as _;
-use url::Url;
+use url::form_urlencoded::{Serializer, byte_serialize};
 
 use crate::http::auth::Caller;
 
@@ -23,13 +23,15 @@ pub(super) struct Api<'a> {
 
 /// A path with its query, every part escaped.
 #[derive(Debug, Clone)]
-pub(super) struct At(Url);
+pub(super) struct At {
+    path: String,
+    query: String,
+}
 
 /// A refusal of the API.
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct Refusal {
     pub status: u16,
-    pub code: String,
     pub detail: String,
     #[serde(default)]
     pub errors: Vec<BadField>,
@@ -51,30 +53,26 @@ pub(super) struct Versioned<T> {
 
 /// `/a/b/c`, each part escaped.
 pub(super) fn at(parts: &[&str]) -> At {
-    // A base without a host would forbid changes of its path.
-    #[expect(clippy::expect_used, reason = "a constant")]
-    let mut url = Url::parse("http://api/").expect("a URL");
-    if let Ok(mut segments) = url.path_segments_mut() {
-        segments.clear().extend(parts);
-    }
-    At(url)
+    let escaped = |part: &&str| byte_serialize(part.as_bytes()).collect::<String>().replace('+', "%20");
+    At { path: parts.iter().map(|part| format!("/{}", escaped(part))).collect(), query: String::new() }
 }
 
 impl At {
     /// The same with a parameter; an empty value is left out.
-    pub fn with(mut self, name: &str, value: &str) -> Self {
-        if !value.is_empty() {
-            self.0.query_pairs_mut().append_pair(name, value);
-        }
+    pub fn with(self, name: &str, value: &str) -> Self {
+        if value.is_empty() { self } else { self.with_any(name, value) }
+    }
+
+    /// The same with a parameter that may be empty.
+    pub fn with_any(mut self, name: &str, value: &str) -> Self {
+        self.query = Serializer::new(self.query).append_pair(name, value).finish();
         self
     }
 
     /// Path and query, as a link has them.
     pub fn to_link(&self) -> String {
-        match self.0.query() {
-            Some(query) => format!("{}?{query}", self.0.path()),
-            None => self.0.path().to_owned(),
-        }
+        let At { path, query } = self;
+        if query.is_empty() { path.clone() } else { format!("{path}?{query}") }
     }
 }
 
@@ -82,6 +80,11 @@ impl Api<'_> {
     /// What is there.
     pub async fn get<T: DeserializeOwned>(&self, at: &At) -> Result<T, Refusal> {
         self.versioned(at).await.map(|answer| answer.value)
+    }
+
+    /// The bytes that are there.
+    pub async fn bytes(&self, at: &At) -> Result<Vec<u8>, Refusal> {
+        self.exchange(Method::GET, at, None, "").await.map(|(_, body)| body)
     }
 
     /// What is told whatever the status: how things stand is told with 503 too.
@@ -135,7 +138,6 @@ impl Api<'_> {
         }
         let unread = |_| Refusal {
             status: status.as_u16(),
-            code: String::new(),
             detail: status.canonical_reason().unwrap_or("refused").to_owned(),
             errors: Vec::new(),
         };
@@ -170,7 +172,7 @@ impl Api<'_> {
 impl Refusal {
     fn internal(detail: &str) -> Self {
         let status = StatusCode::INTERNAL_SERVER_ERROR.as_u16();
-        Self { status, code: "internal".into(), detail: detail.to_owned(), errors: Vec::new() }
+        Self { status, detail: detail.to_owned(), errors: Vec::new() }
     }
 
     /// Whether it says that this caller may not see it.
@@ -209,8 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_that_mean_a_folder_do_not_climb() {
-        // `..` alone can't stand in a URL's path: it is left out, and the path is another one than was asked for.
-        assert_eq!(at(&["v1", "partners", ".."]).to_link(), "/v1/partners");
+    fn a_name_that_means_a_folder_is_a_name() {
+        assert_eq!(at(&["v1", "tenants", "..", "a b"]).to_link(), "/v1/tenants/../a%20b");
     }
 }

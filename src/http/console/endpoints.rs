@@ -311,7 +311,8 @@ impl Filled {
     /// What the API is asked for; `known` are the headers that there were.
     fn body(&self, known: &BTreeMap<String, String>) -> Result<Body, Vec<BadField>> {
         let mut faults = Vec::new();
-        let mut fault = |pointer: &str, detail: String| faults.push(BadField { pointer: pointer.into(), detail });
+        let mut fault =
+            |pointer: &str, detail: String| faults.push(BadField { pointer: pointer.into(), detail });
         let mut headers: BTreeMap<String, Option<String>> = BTreeMap::new();
         for line in self.headers.lines().map(str::trim).filter(|line| !line.is_empty()) {
             match line.split_once(':') {
@@ -364,13 +365,7 @@ impl Filled {
     }
 }
 
-fn show_form(
-    visitor: &Visitor,
-    partner: &str,
-    id: Option<&str>,
-    filled: Filled,
-    faults: Faults,
-) -> Response {
+fn show_form(visitor: &Visitor, partner: &str, id: Option<&str>, filled: Filled, faults: Faults) -> Response {
     let title = if id.is_none() { "New endpoint" } else { "Edit endpoint" };
     let status = if faults.is_empty() { StatusCode::OK } else { StatusCode::UNPROCESSABLE_ENTITY };
     let frame = Frame::new(visitor, Part::Partners, title);
@@ -429,7 +424,8 @@ pub(super) async fn save(
     let Form { visitor, fields } = form;
     let (api, filled) = (visitor.api(&console), Filled::read(&fields));
     let known: Endpoint = api.get(&place(&id)).await?;
-    let again = |filled, faults| Ok(show_form(&visitor, &known.partner, Some(&id), filled, Faults::new(faults)));
+    let again =
+        |filled, faults| Ok(show_form(&visitor, &known.partner, Some(&id), filled, Faults::new(faults)));
     let saved: Result<Endpoint, Refusal> = match filled.body(&known.headers) {
         Ok(body) => api.change(Method::PATCH, &place(&id), Some(&body), &filled.version).await,
         Err(faults) => return again(filled, faults),

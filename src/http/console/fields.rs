@@ -38,7 +38,10 @@ pub(super) fn plain_number<T: FromStr>(text: &str, pointer: &str, faults: &mut V
     }
     let number = text.parse().ok();
     if number.is_none() {
-        faults.push(BadField { pointer: pointer.into(), detail: format!("`{text}` is not a number that fits here") });
+        faults.push(BadField {
+            pointer: pointer.into(),
+            detail: format!("`{text}` is not a number that fits here"),
+        });
     }
     number
 }

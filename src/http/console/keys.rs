@@ -98,7 +98,9 @@ pub(super) async fn create(State(console): State<Console>, form: Form) -> Result
     };
     let made = visitor.api(&console).change(Method::POST, &at(&["v1", "keys"]), Some(&body), "").await;
     match made {
-        Ok(NewKey { key }) => show(&console, &visitor, Some(key), Faults::default(), Default::default()).await,
+        Ok(NewKey { key }) => {
+            show(&console, &visitor, Some(key), Faults::default(), Default::default()).await
+        }
         Err(refusal) if refusal.is_about_input() => {
             show(&console, &visitor, None, Faults::new(refusal.into_fields()), typed).await
         }

@@ -7,12 +7,16 @@
 mod api;
 mod assets;
 mod chart;
+mod dead;
 mod endpoints;
+mod events;
 mod fields;
+mod figures;
 mod keys;
 mod overview;
 mod page;
 mod partners;
+mod replays;
 mod session;
 mod settings;
 mod sign_in;
@@ -56,6 +60,17 @@ pub(super) fn routes(http: HttpState, api: Router) -> Router {
         .route("/console/sign-out", post(sign_in::sign_out))
         .route("/console/theme", post(session::set_theme))
         .route("/console/assets/{name}", get(assets::serve))
+        .route("/console/events", get(events::list))
+        .route("/console/event", get(events::one))
+        .route("/console/deliveries/{id}/retry", post(events::retry))
+        .route("/console/deliveries/{id}/cancel", post(events::cancel))
+        .route("/console/dead", get(dead::list))
+        .route("/console/replays", get(replays::list).post(replays::start))
+        .route("/console/replays/new", get(replays::new))
+        .route("/console/replays/{id}", get(replays::one))
+        .route("/console/replays/{id}/cancel", post(replays::cancel))
+        .route("/console/replays/{id}/pause", post(replays::pause))
+        .route("/console/replays/{id}/resume", post(replays::resume))
         .route("/console/partners", get(partners::list))
         .route("/console/partners/new", get(partners::new).post(partners::create))
         .route("/console/partners/{partner}", get(partners::one))

@@ -202,7 +202,11 @@ fn body(filled: &Filled) -> Result<Body<'_>, Vec<BadField>> {
     let rate_limit = per_second.map(|per_second| RateLimit { per_second, burst });
     let Filled { name, paused, verify_endpoints, .. } = filled;
     let (paused, verify_endpoints) = (*paused, *verify_endpoints);
-    if faults.is_empty() { Ok(Body { name, rate_limit, max_in_flight, paused, verify_endpoints }) } else { Err(faults) }
+    if faults.is_empty() {
+        Ok(Body { name, rate_limit, max_in_flight, paused, verify_endpoints })
+    } else {
+        Err(faults)
+    }
 }
 
 /// `POST /console/partners/new`.

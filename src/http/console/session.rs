@@ -203,6 +203,12 @@ impl Fields {
         Ok(fields)
     }
 
+    /// The fields of a query, which changes nothing.
+    pub fn of_query(query: &str) -> Self {
+        let fields = url::form_urlencoded::parse(query.as_bytes());
+        Self(fields.map(|(name, value)| (name.into_owned(), value.into_owned())).collect())
+    }
+
     /// A field; empty where it is absent. Spaces around it don't count.
     pub fn text(&self, name: &str) -> &str {
         self.0.iter().find(|(field, _)| field == name).map_or("", |(_, value)| value.trim())

@@ -267,7 +267,8 @@ mod tests {
 
     #[test]
     fn failures_are_counted_by_place_and_in_all_and_forgotten() {
-        let (limit, at) = (SignInLimit::default(), |seconds| Moment::after_start(Duration::from_secs(seconds)));
+        let (limit, at) =
+            (SignInLimit::default(), |seconds| Moment::after_start(Duration::from_secs(seconds)));
         (0..FAILURES_MAX).for_each(|_| limit.failed("one", at(1)));
         assert_eq!(limit.wait("one", at(11)), Some(Duration::from_secs(49)));
         assert_eq!(limit.wait("other", at(11)), None);

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Deserializer, de};
 
+use super::fields::wait;
 use crate::domain::clock::Timestamp;
 
 /// A time as the API tells it: RFC 3339, or milliseconds since the Unix epoch.
@@ -55,6 +56,21 @@ pub(super) fn parse_utc(text: &str) -> Option<Timestamp> {
     let of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
     let days = era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468;
     Some(Timestamp::from_millis((((days * 24 + hour) * 60 + minute) * 60 + second) * 1_000 + millis))
+}
+
+/// A time as a filter may name it, for the API: as [`parse_utc`] reads it, or how long ago (`15 min`, `2 h`, `3 d`). Empty
+/// for none; what can't be read is left to the API to refuse.
+pub(super) fn moment_of(text: &str, now: Timestamp) -> String {
+    let ago = wait(text.trim().trim_end_matches("ago").trim_end())
+        .filter(|_| text.contains(|letter: char| letter.is_ascii_alphabetic()));
+    let at = match ago {
+        Some(millis) => {
+            let millis = i64::try_from(millis).unwrap_or(i64::MAX);
+            Some(Timestamp::from_millis(now.as_millis().saturating_sub(millis)))
+        }
+        None => parse_utc(text),
+    };
+    at.map_or_else(|| text.trim().to_owned(), Timestamp::to_rfc3339)
 }
 
 /// A time as a page shows it.
@@ -169,7 +185,8 @@ pub(super) fn readable(body: &[u8], limit: usize) -> String {
 
 /// JSON with a line for each member, every digit and the order as they are; other text as it is.
 pub(super) fn pretty(text: &str) -> String {
-    let (mut out, mut depth, mut in_text, mut escaped) = (String::with_capacity(text.len() * 2), 0_usize, false, false);
+    let (mut out, mut depth, mut in_text, mut escaped) =
+        (String::with_capacity(text.len() * 2), 0_usize, false, false);
     if serde_json::from_str::<&serde_json::value::RawValue>(text).is_err() {
         return text.to_owned();
     }
@@ -239,6 +256,16 @@ mod tests {
     }
 
     #[rstest]
+    #[case("2 h", "2024-02-28T22:00:00.000Z")]
+    #[case("15 min ago", "2024-02-28T23:45:00.000Z")]
+    #[case("2024-02-01 12:00", "2024-02-01T12:00:00.000Z")]
+    #[case("yesterday", "yesterday")]
+    #[case("", "")]
+    fn filters_name_times(#[case] text: &str, #[case] told: &str) {
+        assert_eq!(moment_of(text, Timestamp::from_millis(1_709_164_800_000)), told);
+    }
+
+    #[rstest]
     #[case(1_000, 1_400, "just now")]
     #[case(1_000, 4_200, "3.2 s ago")]
     #[case(0, 300_000, "5 min ago")]
@@ -252,7 +279,10 @@ mod tests {
     #[test]
     fn figures() {
         assert_eq!((count(0), count(999), count(1_234_567)), ("0".into(), "999".into(), "1,234,567".into()));
-        assert_eq!(["0.03", "4.2", "130", "12.3 k"], [0.03, 4.2, 130.0, 12_345.0].map(rate).each_ref().map(String::as_str));
+        assert_eq!(
+            ["0.03", "4.2", "130", "12.3 k"],
+            [0.03, 4.2, 130.0, 12_345.0].map(rate).each_ref().map(String::as_str)
+        );
         assert_eq!(["0 %", "0.4 %", "12 %"], [0.0, 0.004, 0.12].map(percent).each_ref().map(String::as_str));
     }
 
