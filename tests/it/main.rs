@@ -7,6 +7,7 @@ mod access;
 mod admin;
 mod brokers;
 mod cli;
+mod console;
 mod direct;
 mod endpoints;
 mod fairness;

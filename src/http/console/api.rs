@@ -175,10 +175,6 @@ impl Refusal {
         Self { status, detail: detail.to_owned(), errors: Vec::new() }
     }
 
-    /// Whether it says that this caller may not see it.
-    pub const fn is_forbidden(&self) -> bool {
-        self.status == StatusCode::FORBIDDEN.as_u16()
-    }
 
     /// Whether it says that there is none.
     pub const fn is_absent(&self) -> bool {

@@ -122,7 +122,11 @@ impl EndpointFigures {
 }
 
 /// Milliseconds in the unit that reads best.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "times are positive and not that long")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "times are positive and not that long"
+)]
 pub(super) fn millis(millis: Option<f64>) -> String {
     match millis {
         None => "–".into(),
@@ -132,7 +136,11 @@ pub(super) fn millis(millis: Option<f64>) -> String {
 }
 
 /// How long ago, from seconds.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "ages are positive and not that long")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "ages are positive and not that long"
+)]
 pub(super) fn age(seconds: Option<f64>) -> String {
     seconds.map(|seconds| span((seconds * 1_000.0) as u64)).unwrap_or_default()
 }

@@ -349,8 +349,14 @@ pub(super) async fn cancel(
     Path(id): Path<String>,
     form: Form,
 ) -> Result<Response, Failure> {
-    press(&console, &form.visitor, &id, "cancel", "The replay is canceled: what was put back already goes out.")
-        .await
+    press(
+        &console,
+        &form.visitor,
+        &id,
+        "cancel",
+        "The replay is canceled: what was put back already goes out.",
+    )
+    .await
 }
 
 /// `POST /console/replays/{id}/pause`.
@@ -359,7 +365,8 @@ pub(super) async fn pause(
     Path(id): Path<String>,
     form: Form,
 ) -> Result<Response, Failure> {
-    press(&console, &form.visitor, &id, "pause", "The replay rests: what was put back already goes out.").await
+    press(&console, &form.visitor, &id, "pause", "The replay rests: what was put back already goes out.")
+        .await
 }
 
 /// `POST /console/replays/{id}/resume`.
