@@ -175,12 +175,6 @@ impl Refusal {
         Self { status, detail: detail.to_owned(), errors: Vec::new() }
     }
 
-
-    /// Whether it says that there is none.
-    pub const fn is_absent(&self) -> bool {
-        self.status == StatusCode::NOT_FOUND.as_u16()
-    }
-
     /// Whether it is about what was filled in, so that a form is shown again with it.
     pub const fn is_about_input(&self) -> bool {
         matches!(self.status, 400 | 409 | 412 | 422)
