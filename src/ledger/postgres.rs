@@ -35,6 +35,7 @@ const MIGRATIONS: Migrations = &[
     (4, "nodes", include_str!("../../migrations/postgres/0004_nodes.sql")),
     (5, "tenants", include_str!("../../migrations/postgres/0005_tenants.sql")),
     (6, "rejected", include_str!("../../migrations/postgres/0006_rejected.sql")),
+    (10, "console", include_str!("../../migrations/postgres/0010_console.sql")),
 ];
 const CONNECTIONS: u32 = 8;
 /// Every statement of ours has an index to go by. A plan that is kept from when a table was small, or a guess from old

@@ -45,6 +45,7 @@ const MIGRATIONS: Migrations = &[
     (4, "nodes", include_str!("../../migrations/sqlite/0004_nodes.sql")),
     (5, "tenants", include_str!("../../migrations/sqlite/0005_tenants.sql")),
     (6, "rejected", include_str!("../../migrations/sqlite/0006_rejected.sql")),
+    (10, "console", include_str!("../../migrations/sqlite/0010_console.sql")),
 ];
 
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

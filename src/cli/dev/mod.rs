@@ -80,8 +80,8 @@ pub(super) struct DevArgs {
 
 pub(super) async fn run(args: DevArgs, mut config: Config) -> anyhow::Result<ExitCode> {
     if config.log.level == LogConfig::default().level {
-        // The events are on the screen already.
-        config.log.level = "warn".into();
+        // The events are on the screen already; what the partner that has moved never gets is in the console.
+        config.log.level = "warn,posthaste::dispatcher::attempt=off".into();
     }
     telemetry::init(&config.log).map_err(anyhow::Error::msg)?;
     let asked_to_stop = tokio::spawn(super::stop_signal());

@@ -15,8 +15,6 @@ pub(super) struct Series {
     pub line: String,
     /// What is below it, as a path.
     pub area: String,
-    /// Where the last point is, where there is one.
-    pub end: Option<(String, String)>,
 }
 
 /// A picture with one line or several on the same scale.
@@ -27,6 +25,8 @@ pub(super) struct Chart {
     pub series: Vec<Series>,
     /// What the top stands for.
     pub top: f64,
+    /// Nothing is above zero.
+    pub is_flat: bool,
 }
 
 impl Chart {
@@ -36,7 +36,7 @@ impl Chart {
         let largest = all.iter().flat_map(|points| points.iter().flatten()).copied().fold(0.0, f64::max);
         let top = largest.max(least_top);
         let series = all.iter().map(|points| series(points, width, height, top)).collect();
-        Self { width, height, series, top }
+        Self { width, height, series, top, is_flat: largest <= 0.0 }
     }
 
     /// Whether there is anything to see.
@@ -55,7 +55,7 @@ fn series(points: &[Option<f64>], width: f64, height: f64, top: f64) -> Series {
         let share = if top > 0.0 { (value / top).clamp(0.0, 1.0) } else { 0.0 };
         height - MARGIN - share * (height - 2.0 * MARGIN)
     };
-    let (mut line, mut area, mut end, mut began) = (String::new(), String::new(), None, None);
+    let (mut line, mut area, mut began) = (String::new(), String::new(), None);
     let floor = height - MARGIN;
     let close = |area: &mut String, began: Option<usize>, last: usize| {
         if let Some(first) = began {
@@ -75,13 +75,12 @@ fn series(points: &[Option<f64>], width: f64, height: f64, top: f64) -> Series {
                     let _ = write!(line, "l0 0");
                 }
                 began.get_or_insert(index);
-                end = Some((format!("{at:.1}"), format!("{up:.1}")));
             }
             None => close(&mut area, began.take(), index.saturating_sub(1)),
         }
     }
     close(&mut area, began, points.len().saturating_sub(1));
-    Series { line, area, end }
+    Series { line, area }
 }
 
 #[cfg(test)]
@@ -94,7 +93,6 @@ mod tests {
         let series = &chart.series[0];
         assert_eq!(series.line, "M2.0 12.0L5.3 2.0M12.0 7.0l0 0");
         assert_eq!(series.area, "M2.0 12.0L5.3 2.0L5.3 12.0L2.0 12.0ZM12.0 7.0L12.0 12.0L12.0 12.0Z");
-        assert_eq!(series.end, Some(("12.0".into(), "7.0".into())));
     }
 
     #[test]

@@ -35,7 +35,8 @@ struct Event {
     event_type: String,
     received_at: At,
     state: String,
-    deliveries: u64,
+    /// How many deliveries were made of it.
+    destinations: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -191,7 +192,6 @@ pub(super) struct Delivery {
     pub destination: Destination,
     pub state: String,
     pub failures: u64,
-    pub due_at: Option<At>,
     pub done_at: Option<At>,
     pub status: Option<i64>,
     pub reason: Option<String>,

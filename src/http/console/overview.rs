@@ -170,9 +170,16 @@ pub(super) async fn show(
     Ok(page(&visitor, &shown))
 }
 
+/// What happened in each step. The last one is under way: it is drawn as if it went on as it began, or not at all where it has
+/// only just begun.
 #[expect(clippy::cast_precision_loss, reason = "figures for the eye")]
-fn points(series: &[u64]) -> Vec<Option<f64>> {
-    series.iter().map(|value| Some(*value as f64)).collect()
+fn whole_steps(series: &[u64], step_s: u64, elapsed_s: u64) -> Vec<Option<f64>> {
+    let mut points: Vec<_> = series.iter().map(|value| Some(*value as f64)).collect();
+    if let Some(last) = points.last_mut() {
+        let known = elapsed_s >= step_s / 6 || series.len() < 3;
+        *last = last.filter(|_| known).map(|value| value * step_s as f64 / elapsed_s.clamp(1, step_s) as f64);
+    }
+    points
 }
 
 impl Row {
@@ -190,7 +197,11 @@ impl Row {
         let worst = partner.endpoints.iter().max_by_key(|endpoint| endpoint.standing().2);
         let (class, state, severity) = match worst {
             _ if partner.paused => ("warn", "paused".to_owned(), 2),
-            Some(worst) => worst.standing(),
+            // Of a list, only the partner's own figures have steps.
+            Some(worst) => {
+                let (worst, together) = (worst.standing(), partner.figures.lately().told());
+                if worst.2 > together.2 { worst } else { together }
+            }
             None => ("idle", "no endpoint".to_owned(), 0),
         };
         row.set(class, state, severity, worst.map(EndpointFigures::gate_words).unwrap_or_default());
@@ -248,10 +259,11 @@ impl Tiles {
             let before = if series.len() > 1 { step } else { 0 };
             rate(last as f64 / (before + elapsed).max(1) as f64)
         };
-        let (accepted, delivered) = (points(&whole.accepted_series), points(&series.delivered));
+        let per_step = |series: &[u64]| whole_steps(series, step, elapsed);
+        let (accepted, delivered) = (per_step(&whole.accepted_series), per_step(&series.delivered));
         let throughput = Chart::new(CHART, &[&accepted, &delivered], 1.0);
         let latency = Chart::new(CHART, &[&series.p99_ms, &series.p50_ms], 1.0);
-        let errors = Chart::new(CHART, &[&points(&series.failed)], 1.0);
+        let errors = Chart::new(CHART, &[&per_step(&series.failed)], 1.0);
         #[expect(clippy::cast_precision_loss, reason = "figures for the eye")]
         let top_rate = rate(throughput.top / step as f64);
         Self {

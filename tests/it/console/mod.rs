@@ -4,3 +4,4 @@ mod access;
 mod browser;
 mod hostile;
 mod pages;
+mod screenshots;

@@ -3,6 +3,7 @@
 use axum::http::Method;
 use posthaste::mock::{MockPartner, PartnerAnswer};
 
+use crate::support::partners::MASTER_KEY;
 use crate::support::visitor::{Visitor, text};
 use crate::support::{TestDatabase, TestRelay, config, mock_svix};
 
@@ -11,6 +12,7 @@ async fn relay(database: &TestDatabase) -> TestRelay {
     let svix = mock_svix().await;
     let mut config = config(database, &svix);
     config.direct.allowed_networks = vec!["127.0.0.0/8".into()];
+    config.master_key = Some(MASTER_KEY.to_owned().into());
     TestRelay::start_with(config).await
 }
 

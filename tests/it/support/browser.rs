@@ -14,7 +14,7 @@ const DRIVER: &str = "POSTHASTE_TEST_CHROMEDRIVER";
 const CHROMIUM: &str = "POSTHASTE_TEST_CHROMIUM";
 const MISSING: &str = "run ./scripts/test, which installs chromium and chromium-driver, or name them in \
                        POSTHASTE_TEST_CHROMEDRIVER and POSTHASTE_TEST_CHROMIUM";
-/// Longest that chromedriver may take until it listens.
+/// What chromedriver says when it listens.
 const SAYS_ITS_PORT: &str = "was started successfully on port ";
 
 /// A browser with one window.
@@ -31,6 +31,8 @@ fn program(variable: &str, usual: &str) -> String {
 impl Browser {
     /// Starts with a window of this size, in CSS pixels.
     pub async fn start(width: u32, height: u32) -> Self {
+        // The client that speaks to chromedriver wants to know, although it never uses TLS.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let mut process = Command::new(program(DRIVER, "chromedriver"))
             .arg("--port=0")
             .stdin(Stdio::null())
@@ -87,9 +89,12 @@ impl Browser {
         self.cdp("Emulation.setScriptExecutionDisabled", json!({ "value": !run })).await;
     }
 
-    /// What the system likes: `light` or `dark`.
+    /// What the system likes: `light` or `dark`; and that nothing moves, so that what is seen is at rest.
     pub async fn prefer(&self, scheme: &str) {
-        let features = json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] });
+        let features = json!({ "features": [
+            { "name": "prefers-color-scheme", "value": scheme },
+            { "name": "prefers-reduced-motion", "value": "reduce" },
+        ] });
         self.cdp("Emulation.setEmulatedMedia", features).await;
     }
 
