@@ -22,9 +22,11 @@ use crate::domain::retry::RetrySchedule;
 use crate::domain::scheduler::SchedulerLimits;
 use crate::endpoints::Keeper;
 use crate::http::{self, HttpOptions, HttpState, PushGate, ServerLimits};
-use crate::ingest::{Ingest, IngestRules, TenantLimits};
+use crate::ingest::{Ingest, IngestRules, TenantLimits, Watch};
 use crate::ledger::{Ledger, database_file};
 use crate::provisioning::{self, Seeds};
+use crate::replays::Replays;
+use crate::retention::Pruner;
 use crate::secrets::{KeySources, Vault};
 use crate::send::address_guard::{DialPolicy, GuardedConnector, GuardedHttps, SystemResolver};
 use crate::send::direct::{DirectOptions, DirectSender};
@@ -32,7 +34,9 @@ use crate::send::svix::{SvixOptions, SvixSender};
 use crate::send::svix_event_types::SvixEventTypes;
 use crate::send::{Senders, tls};
 use crate::sources::Sources;
+use crate::stats::Stats;
 use crate::telemetry::Metrics;
+use crate::traces::Tracer;
 
 /// What is left of the time to stop for the server and the ledger, after the dispatcher had its part.
 const AFTER_DISPATCHER: Duration = Duration::from_secs(5);
@@ -47,8 +51,8 @@ const ENDPOINT_GATE: GateLimits = GateLimits {
     max_wait: Duration::from_secs(300),
     adaptive: None,
 };
-/// How often histograms are summed up.
-const METRICS_UPKEEP: Duration = Duration::from_secs(5);
+/// How often to look whom limits hold back.
+const LOOK_AT_LIMITS: Duration = Duration::from_secs(1);
 /// Time for a connection to a partner, TLS included.
 const DIRECT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -132,30 +136,39 @@ impl App {
         seeds.apply(ledger.database(), &vault, &*clock).await?;
         let directory = Directory::open(ledger.clone(), vault.clone(), ENDPOINT_GATE).await?;
         guard_listen_address(config, &directory)?;
-        let listener = TcpListener::bind(config.http.listen)
-            .await
-            .with_context(|| format!("can't listen on {}", config.http.listen))?;
+        let listener = listen(config).await?;
         let address = listener.local_addr()?;
-        let metrics = Metrics::new().map_err(anyhow::Error::msg)?;
+        let metrics = Metrics::new();
         ledger.meter(metrics.commits());
+        let (tracer, exports) = Tracer::new(config.traces.export().map_err(anyhow::Error::msg)?, &clock)
+            .map_err(anyhow::Error::msg)?;
+        let series_max = config.metrics.endpoint_series_max;
+        let stats = Stats::new(ledger.clone(), directory.clone(), series_max, clock.clone());
         let ingest = Ingest::new(
             ledger.clone(),
             directory.clone(),
             ingest_rules(config)?,
-            metrics.clone(),
+            Watch { metrics: &metrics, stats: stats.clone(), tracer: tracer.clone() },
             clock.clone(),
         );
         let sources = read_sources(config, &ingest, ledger, &metrics)?;
-        let svix = svix_sender(config, &directory, &clock)?;
-        let event_types = svix.as_ref().map(SvixSender::event_types);
-        let direct = Arc::new(direct_sender(config, dial_policy.clone(), &directory, &clock)?);
-        let keeper =
-            Keeper::new(ledger.clone(), directory.clone(), ingest.clone(), direct.clone(), clock.clone());
-        let options = dispatcher_options(config, svix.is_some());
-        let senders = Arc::new(Senders { svix, direct });
+        let senders = senders(config, dial_policy.clone(), &directory, &tracer, &clock)?;
+        let event_types = senders.svix.as_ref().map(SvixSender::event_types);
+        let keeper = Keeper::new(
+            ledger.clone(),
+            directory.clone(),
+            ingest.clone(),
+            senders.direct.clone(),
+            stats.clone(),
+            metrics.clone(),
+            clock.clone(),
+        );
+        let options = dispatcher_options(config, senders.svix.is_some());
+        let replays = Replays::new(ledger.clone(), directory.clone(), config.default_route(), clock.clone());
+        let pruner = Pruner::new(ledger.clone(), directory.clone(), config.retention.clone(), clock.clone());
         let handle = config.role.sends().then(|| {
             let observer = Arc::new(keeper.clone());
-            Dispatcher::new(ledger.clone(), senders, observer, options, clock.clone())
+            Dispatcher::new(ledger.clone(), senders.clone(), observer, options, clock.clone())
         });
         let push_gate = PushGate::new(&config.ingest.pubsub_push, &clock).map_err(anyhow::Error::msg)?;
         let draining = Arc::new(AtomicBool::new(false));
@@ -174,17 +187,28 @@ impl App {
             dial_policy: Arc::new(dial_policy),
             endpoint_tester: Some(Arc::new(keeper.clone())),
             event_types_changed: event_types_changed.clone(),
+            replays: replays.clone(),
+            pruner: pruner.clone(),
+            senders,
             metrics: metrics.clone(),
+            stats: stats.clone(),
+            tracer,
             clock,
         };
         let limits = server_limits(config);
         ledger.announce(&address.to_string()).await?;
         let (stop_dispatcher, stop_server) = (CancellationToken::new(), CancellationToken::new());
         let server = tokio::spawn(http::serve(listener, http::router(state), limits, stop_server.clone()));
-        let mut background = keep_up(directory.clone(), metrics, &stop_server);
+        let mut background = keep_up(directory.clone(), stats, pruner, &stop_server);
+        if let Some(exports) = exports {
+            background.spawn(exports.run(stop_server.clone()));
+        }
         let dispatcher = handle.clone().map(|dispatcher| {
             let event_types = event_types.map(|svix| (svix, event_types_changed));
             send_on(&mut background, ledger, &directory, &dispatcher, keeper, event_types, &stop_server);
+            work_on(&mut background, replays, &dispatcher, &stop_dispatcher);
+            let stop = stop_server.clone();
+            background.spawn(watch_limits(dispatcher.clone(), directory.clone(), metrics, series_max, stop));
             let stop = stop_dispatcher.clone();
             tokio::spawn(async move { dispatcher.run(stop).await })
         });
@@ -300,12 +324,27 @@ fn send_on(
         async move { dispatcher.follow_neighbours(stop).await }
     });
     background.spawn({
+        let (announcer, stop) = (keeper.announcer().clone(), stop.clone());
+        async move { announcer.run(stop).await }
+    });
+    background.spawn({
         let stop = stop.clone();
         async move { keeper.challenge(stop).await }
     });
     if let Some((svix, changed)) = event_types {
         background.spawn(provisioning::sync_with_svix(ledger.clone(), svix, changed, stop.clone()));
     }
+}
+
+/// Works on replays, until the dispatcher stops.
+fn work_on(
+    background: &mut JoinSet<()>,
+    replays: Replays,
+    dispatcher: &Dispatcher,
+    stop_dispatcher: &CancellationToken,
+) {
+    let (dispatcher, stop) = (dispatcher.clone(), stop_dispatcher.clone());
+    background.spawn(async move { replays.run(dispatcher, stop).await });
 }
 
 /// Tells the dispatcher of every change of partners and endpoints, and whoever tells Svix of event types that there
@@ -324,6 +363,24 @@ async fn pass_policies_on(
             changed.notify_one();
         }
     }
+}
+
+async fn listen(config: &Config) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind(config.http.listen).await;
+    listener.with_context(|| format!("can't listen on {}", config.http.listen))
+}
+
+/// The ways out.
+fn senders(
+    config: &Config,
+    policy: DialPolicy,
+    directory: &Directory,
+    tracer: &Tracer,
+    clock: &Arc<dyn Clock>,
+) -> anyhow::Result<Arc<Senders>> {
+    let svix = svix_sender(config, directory, clock)?;
+    let direct = Arc::new(direct_sender(config, policy, directory, clock)?);
+    Ok(Arc::new(Senders { svix, direct, tracer: tracer.clone(), forward_traces: config.traces.forward }))
 }
 
 fn direct_sender(
@@ -420,20 +477,35 @@ fn read_sources(
 }
 
 /// What every node does beside its work, until `stop` is cancelled.
-fn keep_up(directory: Directory, metrics: Metrics, stop: &CancellationToken) -> JoinSet<()> {
+fn keep_up(directory: Directory, stats: Stats, pruner: Pruner, stop: &CancellationToken) -> JoinSet<()> {
     let mut background = JoinSet::new();
     background.spawn({
         let stop = stop.clone();
         async move { directory.follow(stop).await }
     });
-    background.spawn(keep_metrics(metrics, stop.clone()));
+    background.spawn({
+        let stop = stop.clone();
+        async move { stats.keep(stop).await }
+    });
+    background.spawn({
+        let stop = stop.clone();
+        async move { pruner.run(stop).await }
+    });
     background
 }
 
-/// Keeps what the metrics hold in memory small, until `stop` is cancelled.
-async fn keep_metrics(metrics: Metrics, stop: CancellationToken) {
-    while stop.run_until_cancelled(tokio::time::sleep(METRICS_UPKEEP)).await.is_some() {
-        metrics.upkeep();
+/// Counts how long partners' limits hold deliveries back, until `stop` is cancelled.
+async fn watch_limits(
+    dispatcher: Dispatcher,
+    directory: Directory,
+    metrics: Metrics,
+    series_max: usize,
+    stop: CancellationToken,
+) {
+    while stop.run_until_cancelled(tokio::time::sleep(LOOK_AT_LIMITS)).await.is_some() {
+        metrics.held(&dispatcher.held(), LOOK_AT_LIMITS, series_max);
+        let snapshot = directory.snapshot();
+        metrics.retain_partners(|partner| snapshot.policies().partners.contains_key(partner));
     }
 }
 
@@ -452,5 +524,6 @@ fn http_options(config: &Config) -> anyhow::Result<HttpOptions> {
         body_timeout: Duration::from_millis(config.http.body_timeout_ms),
         default_route: config.default_route(),
         settings: config.show()?,
+        endpoint_series_max: config.metrics.endpoint_series_max,
     })
 }

@@ -7,8 +7,10 @@ mod direct;
 mod ingest;
 mod pubsub_push;
 mod redact;
+mod retention;
 mod role;
 mod sources;
+mod traces;
 mod variables;
 
 use std::net::SocketAddr;
@@ -25,10 +27,12 @@ pub use self::direct::DirectConfig;
 pub use self::ingest::{IngestConfig, UnknownEventTypes};
 pub use self::pubsub_push::PubsubPushConfig;
 use self::redact::{all_redacted, listed, one_line, redacted, without_password};
+pub use self::retention::RetentionConfig;
 pub use self::role::Role;
 pub use self::sources::{
     BrokerConfig, NatsConfig, PubsubConfig, RabbitmqConfig, RedisConfig, SourceConfig, SqsConfig,
 };
+pub use self::traces::{ExportSettings, OtelVariables, TracesConfig};
 use self::variables::Variable;
 use crate::domain::tenant::DefaultRoute;
 use crate::ledger::{BacklogLimits, LedgerOptions};
@@ -61,10 +65,16 @@ pub struct Config {
     pub direct: DirectConfig,
     /// What waits, and how long.
     pub ledger: LedgerConfig,
+    /// How long what is done is kept.
+    pub retention: RetentionConfig,
     /// What is under way.
     pub dispatch: DispatchConfig,
     /// The program's own words.
     pub log: LogConfig,
+    /// What `/metrics` tells.
+    pub metrics: MetricsConfig,
+    /// Which spans are recorded, and where they go.
+    pub traces: TracesConfig,
     /// Queues and streams of brokers that events are read from.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<SourceConfig>,
@@ -138,6 +148,9 @@ pub struct LedgerConfig {
     pub backlog_max: u64,
     /// How many bytes of what was just recorded are kept in memory until it is sent; what isn't is read again.
     pub recent_max_bytes: usize,
+    /// SQLite: memory for the file's pages that are written again and again, in bytes. With ids in no order, those of the
+    /// table of ids are.
+    pub page_cache_max_bytes: usize,
 }
 
 /// `[dispatch]`
@@ -166,6 +179,14 @@ pub struct LogConfig {
     pub level: String,
 }
 
+/// `[metrics]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MetricsConfig {
+    /// Most endpoints with series of their own; further ones are told together, as `other`.
+    pub endpoint_series_max: usize,
+}
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -189,8 +210,11 @@ impl Default for Config {
             svix: SvixConfig::default(),
             direct: DirectConfig::default(),
             ledger: LedgerConfig::default(),
+            retention: RetentionConfig::default(),
             dispatch: DispatchConfig::default(),
             log: LogConfig::default(),
+            metrics: MetricsConfig::default(),
+            traces: TracesConfig::default(),
             sources: Vec::new(),
             partners: Vec::new(),
             event_types: Vec::new(),
@@ -247,7 +271,12 @@ impl Default for SvixConfig {
 
 impl Default for LedgerConfig {
     fn default() -> Self {
-        Self { tenant_backlog_max: 2_000_000, backlog_max: 10_000_000, recent_max_bytes: 32 << 20 }
+        Self {
+            tenant_backlog_max: 2_000_000,
+            backlog_max: 10_000_000,
+            recent_max_bytes: 32 << 20,
+            page_cache_max_bytes: 64 << 20,
+        }
     }
 }
 
@@ -266,6 +295,12 @@ impl Default for DispatchConfig {
 impl Default for LogConfig {
     fn default() -> Self {
         Self { format: LogFormat::Text, level: "info".into() }
+    }
+}
+
+impl Default for MetricsConfig {
+    fn default() -> Self {
+        Self { endpoint_series_max: 500 }
     }
 }
 
@@ -302,9 +337,14 @@ impl Config {
         }
         let mut warnings = Vec::new();
         let mut source_urls = Vec::new();
+        let mut standard = OtelVariables::default();
         for (name, text) in variables {
             if let Some(source) = sources::url_of(&name) {
                 source_urls.push((name.clone(), source, text));
+                continue;
+            }
+            if name.starts_with("OTEL_") {
+                warnings.extend(standard.take(&name, &text));
                 continue;
             }
             match variables::read(&name, &text, &defaults)? {
@@ -323,6 +363,7 @@ impl Config {
                 warnings.push(format!("{name} names no source of the configuration and does nothing"));
             }
         }
+        config.traces.standard = standard;
         config.check()?;
         Ok(Loaded { config, warnings })
     }
@@ -344,6 +385,7 @@ impl Config {
             lease: Duration::from_millis(self.dispatch.lease_ms),
             backlog: BacklogLimits { tenant: self.ledger.tenant_backlog_max, total: self.ledger.backlog_max },
             recent_bytes: self.ledger.recent_max_bytes,
+            page_cache_bytes: self.ledger.page_cache_max_bytes,
         }
     }
 
@@ -373,8 +415,11 @@ impl Config {
                 || path.contains(['{', '}', '*', '?', '#', ' '])
                 || path.starts_with("/v1/")
         });
+        let retention = self.retention.problem();
         let problem = if !schemes.iter().any(|scheme| url.starts_with(scheme)) {
             "database_url must begin with sqlite: or postgres://".into()
+        } else if let Some(problem) = retention {
+            problem
         } else if self.environment.is_empty() {
             "environment must not be empty".into()
         } else if self.http.ingest_paths.is_empty() {
@@ -389,6 +434,8 @@ impl Config {
         } else if self.svix.server_url.as_deref().is_some_and(|url| !is_http_url(url)) {
             "svix.server_url must be an http:// or https:// URL".into()
         } else if let Err(problem) = self.direct.dial_policy() {
+            problem
+        } else if let Err(problem) = self.traces.export() {
             problem
         } else if let Err(problem) = self.ingest.tenant_limit() {
             problem

@@ -21,6 +21,7 @@ use crate::domain::scheduler::{EndpointPolicy, PartnerPolicy, Policies};
 use crate::domain::tenant::{DEFAULT_WEIGHT, DefaultRoute, Destination, Route, svix_name_is_valid};
 use crate::domain::transform::Transform;
 use crate::ledger::{ApiKey, Ledger, LedgerError, Notice, TenantRow};
+use crate::retention::TenantRetention;
 use crate::secrets::Vault;
 use crate::send::direct::{Endpoints, LiveEndpoint};
 
@@ -29,6 +30,8 @@ mod readings;
 use self::readings::Reading;
 
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Whose our own events are.
+pub const OPERATIONAL_TENANT: &str = "posthaste";
 /// Types of our own events begin with this; nobody else's may.
 pub const OPERATIONAL_PREFIX: &str = "posthaste.";
 
@@ -50,6 +53,23 @@ pub struct Snapshot {
     event_types: HashSet<String>,
     /// What tenants may put in, where that was set for them.
     ingest_limits: HashMap<Arc<str>, RateLimit>,
+    /// What tenants keep, where that was set for them.
+    retention: HashMap<String, TenantRetention>,
+}
+
+/// An endpoint that exists, as operators see it.
+#[derive(Debug, Clone, Copy)]
+pub struct KnownEndpoint<'a> {
+    /// Its id.
+    pub id: &'a Arc<str>,
+    /// Whose it is.
+    pub partner: &'a Arc<str>,
+    /// The one tenant whose events it gets; every tenant's where `None`.
+    pub tenant: Option<&'a str>,
+    /// It is not disabled.
+    pub is_active: bool,
+    /// What a sender needs; `None` where that can't be read.
+    pub live: Option<&'a Arc<LiveEndpoint>>,
 }
 
 /// Why a tenant's events can't be routed.
@@ -117,10 +137,63 @@ impl Snapshot {
         svix.into_iter().chain(endpoints).collect()
     }
 
+    /// Why such an event has nowhere to go, as far as can be known now: what there was when it came may have changed.
+    pub fn why_unrouted(&self, tenant: &str, event_type: &str, default: DefaultRoute) -> String {
+        if event_type.starts_with(OPERATIONAL_PREFIX) && tenant == OPERATIONAL_TENANT {
+            return match self.operational_destinations(event_type).is_empty() {
+                true => format!("no endpoint has named the type `{event_type}`, which is Posthaste's own"),
+                false => "an endpoint has named its type only since".to_owned(),
+            };
+        }
+        let route = match self.route(tenant, default) {
+            Ok(route) => route,
+            Err(taken) => return taken.to_string(),
+        };
+        let now = self.destinations(&route, tenant, event_type);
+        if !now.is_empty() {
+            let names: Vec<_> = now.iter().take(3).map(ToString::to_string).collect();
+            return format!("when it came nobody wanted it; now it would go to {}", names.join(", "));
+        }
+        let own = || self.endpoints.iter().filter(|(_, reading)| reading.is_for(tenant));
+        let wanting = own().find(|(_, reading)| reading.would_want(event_type));
+        if let Some((id, reading)) = wanting {
+            let why = match reading.live.as_ref().and_then(|live| live.disabled.as_ref()) {
+                Some(reason) => format!("is disabled ({})", reason.as_str()),
+                None => "has not answered its ownership challenge yet".to_owned(),
+            };
+            return format!("endpoint {id} wants the type `{event_type}`, but {why}");
+        }
+        match own().count() {
+            0 => format!("tenant `{tenant}` has no route to Svix, and no endpoint takes its events"),
+            1 => format!(
+                "tenant `{tenant}` has one endpoint, which does not subscribe to the type `{event_type}`"
+            ),
+            count => format!(
+                "of {count} endpoints for tenant `{tenant}` none subscribes to the type `{event_type}`"
+            ),
+        }
+    }
+
     /// Where one of our own events goes.
     pub fn operational_destinations(&self, event_type: &str) -> Vec<Arc<Destination>> {
         let endpoints = self.operational.matching("", event_type);
         endpoints.map(|id| Arc::new(Destination::Endpoint { id: id.clone() })).collect()
+    }
+
+    /// Whose endpoint this is; `None` where there is none of this id.
+    pub fn partner_of(&self, endpoint: &str) -> Option<Arc<str>> {
+        self.endpoints.get(endpoint).map(|reading| reading.partner.clone())
+    }
+
+    /// Every endpoint, in no order.
+    pub fn endpoints(&self) -> impl Iterator<Item = KnownEndpoint<'_>> {
+        self.endpoints.iter().map(|(id, reading)| KnownEndpoint {
+            id,
+            partner: &reading.partner,
+            tenant: reading.tenant(),
+            is_active: reading.is_active(),
+            live: reading.live.as_ref(),
+        })
     }
 
     /// Active endpoints that have not answered their challenge yet.
@@ -137,6 +210,11 @@ impl Snapshot {
     /// Whether any tenant has an ingest limit of its own.
     pub fn limits_ingest(&self) -> bool {
         !self.ingest_limits.is_empty()
+    }
+
+    /// What tenants keep, where that was set for them.
+    pub const fn retention(&self) -> &HashMap<String, TenantRetention> {
+        &self.retention
     }
 
     /// How what goes to Svix for this tenant is reshaped.
@@ -170,6 +248,9 @@ impl Snapshot {
             self.policies.weights.insert(id.clone(), tenant.weight);
         }
         self.ingest_limits.extend(tenant.ingest_limit.map(|limit| (id, limit)));
+        if tenant.retention != TenantRetention::default() {
+            self.retention.insert(tenant.id.clone(), tenant.retention);
+        }
         let Some(route) = tenant.route else { return };
         if let Route::Svix { app } = &route {
             self.applications.insert(app.clone(), tenant.id.clone());

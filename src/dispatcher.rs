@@ -5,6 +5,7 @@
 
 mod attempt;
 mod neighbours;
+mod standing;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -17,12 +18,13 @@ use tokio_util::task::TaskTracker;
 
 use self::neighbours::SeenGates;
 use crate::domain::clock::{Clock, Moment, Timestamp};
-use crate::domain::delivery::{Class, Delivery, Outcome};
+use crate::domain::delivery::{Class, Delivery, Outcome, Settlement};
 use crate::domain::gate::{CloseReason, Gate, GateLimits, Signal};
 use crate::domain::scheduler::{
     GateId, LaneClaim, Permit, Policies, Remaining, Scheduler, SchedulerLimits, Start, TokenWish,
 };
-use crate::domain::tenant::{Lane, LaneId};
+pub use crate::domain::scheduler::{Held, HeldBy};
+use crate::domain::tenant::{Destination, Lane, LaneId};
 use crate::ledger::{BusyLane, ClaimedLane, Ledger, Outlet};
 use crate::send::Sender;
 
@@ -42,6 +44,18 @@ const AFTER_ERROR: Duration = Duration::from_millis(500);
 pub trait Observer: Send + Sync {
     /// An attempt has ended; called before its settlement is handed in.
     async fn observe(&self, delivery: &Delivery, outcome: &Outcome);
+
+    /// What an attempt came to and how long it took. Must not wait for anything.
+    fn measure(&self, _delivery: &Delivery, _outcome: &Outcome, _latency: Duration) {}
+
+    /// What is about to be recorded of a delivery. Must not wait for anything.
+    fn settle(&self, _delivery: &Delivery, _settlement: &Settlement) {}
+
+    /// A gate has closed for so long, or stays closed for longer; not where another node told of it. Must not wait.
+    fn gate_closed(&self, _gate: &GateId, _reason: CloseReason, _wait: Duration) {}
+
+    /// A gate is open again. Must not wait.
+    fn gate_opened(&self, _gate: &GateId) {}
 }
 
 /// Bounds of the dispatcher.
@@ -189,6 +203,11 @@ impl Dispatcher {
         gates
     }
 
+    /// Partners whose limits hold deliveries back now.
+    pub fn held(&self) -> Vec<Held> {
+        self.shared.scheduler().held_partners(self.shared.clock.moment())
+    }
+
     /// What is known of receivers from now on.
     pub fn set_policies(&self, policies: Policies) {
         self.shared.scheduler().set_policies(policies);
@@ -198,6 +217,11 @@ impl Dispatcher {
     /// Requests in flight.
     pub fn in_flight(&self) -> usize {
         self.shared.scheduler().in_flight()
+    }
+
+    /// Whether others wait for what one more delivery to `destination` would take.
+    pub fn is_pressed(&self, destination: &Destination) -> bool {
+        self.shared.scheduler().is_pressed(destination)
     }
 
     /// Asks the ledger which lanes have work, and wakes them.

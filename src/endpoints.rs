@@ -10,18 +10,23 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use crate::announcements::Announcer;
 use crate::directory::Directory;
 use crate::dispatcher::Observer;
 use crate::domain::clock::{Clock, Timestamp};
-use crate::domain::delivery::{DeadReason, Delivery, Outcome};
+use crate::domain::delivery::{DeadReason, Delivery, NextState, Outcome, Settlement};
+use crate::domain::gate::CloseReason;
 use crate::domain::key::prefixed_hex;
 use crate::domain::partner::DisableReason;
+use crate::domain::scheduler::GateId;
 use crate::domain::tenant::Destination;
 use crate::domain::transform::{Context, DEFAULT_OUTPUT_LIMIT_BYTES};
 use crate::ingest::{Ingest, new_event_id};
 use crate::ledger::{Ledger, LedgerError};
 use crate::send::direct::{DirectSender, Endpoints as _, LiveEndpoint, Reply};
 use crate::send::{EndpointTester, TestError, TestResult};
+use crate::stats::Stats;
+use crate::telemetry::Metrics;
 
 /// After so long of nothing but failures an endpoint is disabled.
 const FAILING_LIMIT: Duration = Duration::from_secs(5 * 24 * 3_600);
@@ -41,6 +46,9 @@ struct Shared {
     directory: Directory,
     ingest: Ingest,
     direct: Arc<DirectSender>,
+    stats: Stats,
+    metrics: Metrics,
+    announcer: Announcer,
     /// Since when each endpoint has been failing, as far as this process has seen; `None` where it works. Endpoints
     /// that are not in it stand as the ledger knows them.
     failing: Mutex<HashMap<Arc<str>, Option<Timestamp>>>,
@@ -54,10 +62,19 @@ impl Keeper {
         directory: Directory,
         ingest: Ingest,
         direct: Arc<DirectSender>,
+        stats: Stats,
+        metrics: Metrics,
         clock: Arc<dyn Clock>,
     ) -> Self {
         let failing = Mutex::default();
-        Self { shared: Arc::new(Shared { ledger, directory, ingest, direct, failing, clock }) }
+        let announcer = Announcer::new(ingest.clone(), directory.clone(), clock.clone());
+        let shared = Shared { ledger, directory, ingest, direct, stats, metrics, announcer, failing, clock };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// What announces what it hears of.
+    pub fn announcer(&self) -> &Announcer {
+        &self.shared.announcer
     }
 
     /// Challenges endpoints that have to prove themselves, until `stop` is cancelled.
@@ -207,6 +224,26 @@ impl Observer for Keeper {
         if let Err(error) = kept {
             tracing::warn!(endpoint = %id, %error, "an endpoint's state could not be recorded");
         }
+    }
+
+    fn measure(&self, delivery: &Delivery, outcome: &Outcome, latency: Duration) {
+        self.shared.stats.attempted(delivery, outcome, latency);
+    }
+
+    fn settle(&self, delivery: &Delivery, settlement: &Settlement) {
+        self.shared.stats.settled(delivery, settlement);
+        if let NextState::Dead { reason } = settlement.next {
+            self.shared.announcer.died(delivery, reason);
+        }
+    }
+
+    fn gate_closed(&self, gate: &GateId, reason: CloseReason, wait: Duration) {
+        self.shared.metrics.gate_closed(reason);
+        self.shared.announcer.gate_closed(gate, reason, wait);
+    }
+
+    fn gate_opened(&self, gate: &GateId) {
+        self.shared.announcer.gate_opened(gate);
     }
 }
 

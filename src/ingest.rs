@@ -4,6 +4,7 @@
 
 mod limits;
 mod messages;
+mod spans;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use self::limits::Counts;
 pub use self::limits::{OverLimit, TenantLimits};
 pub use self::messages::{Letter, Letters, MessageOrigin};
 use crate::config::UnknownEventTypes;
-use crate::directory::{Directory, OPERATIONAL_PREFIX};
+use crate::directory::{Directory, OPERATIONAL_PREFIX, OPERATIONAL_TENANT};
 use crate::domain::clock::Clock;
 use crate::domain::event::{Event, Fingerprint, Identity};
 use crate::domain::key::derived_event_id;
@@ -23,10 +24,9 @@ use crate::domain::parse::{
 };
 use crate::domain::tenant::{DefaultRoute, Destination, Lane};
 use crate::ledger::{Accepted, ItemVerdict, Ledger, LedgerError, NewEvent, NewRejected, RequestKey};
-use crate::telemetry::Metrics;
-
-/// Whose our own events are.
-const OPERATIONAL_TENANT: &str = "posthaste";
+use crate::stats::Stats;
+use crate::telemetry::{FROM_HTTP, FROM_PUSH, FROM_REJECTED, Metrics, SourceMetrics};
+use crate::traces::Tracer;
 
 /// What became of one event of a request.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
@@ -41,6 +41,9 @@ pub struct ItemResult {
     pub tenant: Option<String>,
     /// What became of it.
     pub status: Status,
+    /// Where it goes.
+    #[serde(skip)]
+    pub routed: Routed,
     /// Why, where it was not taken.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
@@ -61,6 +64,60 @@ pub enum Status {
     Conflict,
     /// It can never be an event.
     Invalid,
+}
+
+impl Status {
+    /// All of them, in order.
+    pub const ALL: [Self; 4] = [Self::Accepted, Self::Duplicate, Self::Conflict, Self::Invalid];
+
+    /// The verdict as it stands in answers and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Duplicate => "duplicate",
+            Self::Conflict => "conflict",
+            Self::Invalid => "invalid",
+        }
+    }
+}
+
+/// Where an event goes, as far as metrics tell it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Routed {
+    /// Nobody knows: it is no event.
+    #[default]
+    Unknown,
+    /// To Svix, and maybe to endpoints.
+    Svix,
+    /// To endpoints alone.
+    Direct,
+    /// Nobody wants it.
+    Unrouted,
+}
+
+impl Routed {
+    /// All of them, in order.
+    pub const ALL: [Self; 4] = [Self::Unknown, Self::Svix, Self::Direct, Self::Unrouted];
+
+    /// The route as it stands in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Svix => "svix",
+            Self::Direct => "direct",
+            Self::Unrouted => "unrouted",
+        }
+    }
+
+    /// Of an event that goes to these lanes.
+    fn of(lanes: &[Arc<Lane>]) -> Self {
+        // Svix stands first, where it is among them.
+        match lanes.first().map(|lane| &*lane.destination) {
+            None => Self::Unrouted,
+            Some(Destination::Svix { .. }) => Self::Svix,
+            Some(Destination::Endpoint { .. }) => Self::Direct,
+        }
+    }
 }
 
 /// The verdicts on a request.
@@ -142,8 +199,23 @@ pub struct Ingest {
     ledger: Ledger,
     directory: Directory,
     rules: Arc<IngestRules>,
-    metrics: Metrics,
+    http: Arc<SourceMetrics>,
+    pushes: Arc<SourceMetrics>,
+    /// What was rejected before and is taken in again.
+    replays: Arc<SourceMetrics>,
+    stats: Stats,
+    tracer: Tracer,
     clock: Arc<dyn Clock>,
+}
+
+/// Who hears of what is taken in.
+pub struct Watch<'a> {
+    /// Counts verdicts.
+    pub metrics: &'a Metrics,
+    /// Counts what was recorded.
+    pub stats: Stats,
+    /// Records spans.
+    pub tracer: Tracer,
 }
 
 /// What is taken in, and how.
@@ -168,10 +240,22 @@ impl Ingest {
         ledger: Ledger,
         directory: Directory,
         rules: IngestRules,
-        metrics: Metrics,
+        watch: Watch<'_>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { ledger, directory, rules: Arc::new(rules), metrics, clock }
+        let Watch { metrics, stats, tracer } = watch;
+        let from = |source| metrics.of_source(source, false);
+        let (http, pushes, replays) = (from(FROM_HTTP), from(FROM_PUSH), from(FROM_REJECTED));
+        Self { ledger, directory, rules: Arc::new(rules), http, pushes, replays, stats, tracer, clock }
+    }
+
+    /// Counts the verdicts on a request's events. Of a request of which nothing is `stored` only what was wrong.
+    fn count_verdicts(&self, from: &SourceMetrics, results: &[ItemResult], stored: bool) {
+        from.judged(results, stored);
+        if stored {
+            let accepted = results.iter().filter(|result| result.status == Status::Accepted).count();
+            self.stats.accepted(accepted as u64);
+        }
     }
 
     /// Reads a body and records its events; returns after the commit.
@@ -180,7 +264,8 @@ impl Ingest {
     /// [`IngestError`]: nothing is stored.
     pub async fn take(&self, incoming: Incoming<'_>, handling: Handling<'_>) -> Result<Receipt, IngestError> {
         let receipt = self.record(incoming, handling).await?;
-        self.metrics.judged(&receipt.results, receipt.stored);
+        let from = if receipt.shape == Shape::PubSubPush { &self.pushes } else { &self.http };
+        self.count_verdicts(from, &receipt.results, receipt.stored);
         Ok(receipt)
     }
 
@@ -197,10 +282,11 @@ impl Ingest {
         let receipt = |stored, results| Receipt { shape: batch.shape, stored, results };
         let refuses =
             |results: &[ItemResult]| strict && results.iter().any(|result| result.status == Status::Invalid);
-        let (mut results, drafts, raw) = self.screen(batch.items, handling.bound_tenant, pushed)?;
+        let (mut results, mut drafts, raw) = self.screen(batch.items, handling.bound_tenant, pushed)?;
         if refuses(&results) {
             return Ok(receipt(false, results));
         }
+        let mut spans = self.begin_spans(&mut drafts);
         // Before the ledger is asked for anything.
         let taken = self.admit(&drafts)?;
         let recorded = async {
@@ -209,7 +295,9 @@ impl Ingest {
                 return Ok(None);
             }
             let (indexes, events): (Vec<_>, Vec<_>) = events.into_iter().unzip();
+            let commits = spans.commit();
             let accepted = self.ledger.accept(events, strict, request_key).await?;
+            drop(commits);
             Ok(Some((indexes, accepted)))
         };
         let recorded = recorded.await.inspect_err(|_: &LedgerError| self.rules.limits.refund(&taken))?;
@@ -220,6 +308,7 @@ impl Ingest {
             Accepted::KeyReused => return Err(IngestError::KeyReused),
         };
         note_verdicts(&mut results, indexes, verdicts);
+        spans.end(&results);
         if pushed {
             self.keep_rejected(&results, &raw, batch.attributes.as_deref(), batch.identity).await?;
         }
@@ -273,7 +362,8 @@ impl Ingest {
                 continue;
             }
             let (status, detail, pointer) = (Status::Accepted, None, String::new());
-            results.push(ItemResult { index, id: draft.id.clone(), tenant, status, detail, pointer });
+            let (id, routed) = (draft.id.clone(), Routed::Unknown);
+            results.push(ItemResult { index, id, tenant, status, routed, detail, pointer });
             drafts.push((index, draft));
         }
         Ok((results, drafts, raw))
@@ -320,7 +410,10 @@ impl Ingest {
             let result = &mut results[index];
             result.id = Some(event.identity.id.clone());
             match lanes.of(&event.identity.tenant, &event.event_type).await? {
-                Ok(lanes) => events.push((index, NewEvent { event, lanes })),
+                Ok(lanes) => {
+                    result.routed = Routed::of(&lanes);
+                    events.push((index, NewEvent { event, lanes }));
+                }
                 Err(detail) => (result.status, result.detail) = (Status::Invalid, Some(detail)),
             }
         }
@@ -370,6 +463,7 @@ impl Ingest {
             fingerprint,
             body: format!("{head}{data}}}").into(),
             data: Some(range),
+            trace: None,
         };
         let destinations = self.directory.snapshot().operational_destinations(event_type);
         let lanes = self.lanes(&destinations, &tenant).await?;
@@ -426,17 +520,17 @@ fn note_verdicts(results: &mut [ItemResult], indexes: Vec<usize>, verdicts: Vec<
 }
 
 /// The lanes an event goes to, or why there are none to be had.
-type Routed = Result<Vec<Arc<Lane>>, String>;
+type LanesFound = Result<Vec<Arc<Lane>>, String>;
 
 /// The lanes of each tenant and event type in a request, asked for once.
 struct Lanes<'a> {
     ingest: &'a Ingest,
-    known: HashMap<(Arc<str>, String), Routed>,
+    known: HashMap<(Arc<str>, String), LanesFound>,
 }
 
 impl Lanes<'_> {
     /// The lanes that such events go to now, or why there are none to be had.
-    async fn of(&mut self, tenant: &Arc<str>, event_type: &str) -> Result<Routed, LedgerError> {
+    async fn of(&mut self, tenant: &Arc<str>, event_type: &str) -> Result<LanesFound, LedgerError> {
         let name = (tenant.clone(), event_type.to_owned());
         if let Some(lanes) = self.known.get(&name) {
             return Ok(lanes.clone());
@@ -460,6 +554,7 @@ fn refused(index: usize, invalid: Invalid) -> ItemResult {
         id: invalid.id,
         tenant: invalid.tenant,
         status: Status::Invalid,
+        routed: Routed::Unknown,
         detail: Some(invalid.detail),
         pointer: invalid.pointer,
     }

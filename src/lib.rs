@@ -21,7 +21,9 @@
 //!
 //! # Codemap
 //!
+//! - [`announcements`]: our own events of what operators should know, gathered so that no flood makes another.
 //! - [`app`]: the composition root. Opens, connects, starts and ends everything; the real clock.
+//! - [`audit`]: whether Svix has what it was given; what it lacks is a replay's to send.
 //! - [`cli`]: the command line, one file a command. Its `bench` measures a relay from outside.
 //! - [`config`]: every setting with its default; file and environment.
 //! - [`directory`]: who is who. Tenants, API keys, partners, in memory, read again when they change.
@@ -34,14 +36,21 @@
 //! - [`ledger`]: every event once, every delivery until it is done. The only place that knows SQL. Its writer commits
 //!   together what waits; `sqlite` and `postgres` are the hot path; `payloads` keeps what was just recorded until it is
 //!   claimed; `sql`, `registry`,
-//!   `partners`, `endpoints`, `gates` and `rejected` are the text they share; `notices` is what nodes tell one another.
+//!   `partners`, `endpoints`, `gates`, `rejected`, `reading`, `repeats` and `steering` are the text they share; `notices` is what nodes tell one another.
 //! - `mock` (feature `mock`): a mock Svix and a mock partner for tests, ours and yours, and for `posthaste dev`.
 //! - [`provisioning`]: checking, sealing and opening what an administrator sets; seeds of the configuration.
 //! - [`reconnect`]: waiting for a neighbour that is away.
+//! - [`replays`]: deliveries that are done, out again: paced, behind what is fresh, a step at a time. What is picked is
+//!   `ledger::replays`' to know.
+//! - [`retention`]: how long what is done is kept, and the chore that takes away what may go.
 //! - [`secrets`]: what partners share with us, sealed; the master key and where it comes from.
 //! - [`send`]: one attempt of one delivery, and its signature.
 //! - [`sources`]: events that brokers hold. One runner; one file a broker, behind the cargo feature of its name.
+//! - [`story`]: what became of events, and why they wait, as the API, the command line and the console tell it; what operators
+//!   do about it.
+//! - [`stats`]: what was counted of attempts, minute by minute, over restarts and nodes; figures of a window.
 //! - [`telemetry`]: how log lines look, and every metric by name.
+//! - [`traces`]: spans of what is done with an event, and their way to a collector.
 //!
 //! # Invariants, as what never happens
 //!
@@ -60,7 +69,9 @@
 //! - No node's clock decides about another's lease or gate.
 //! - Nothing pending is ever given up because the process, the network or Svix was away.
 
+pub mod announcements;
 pub mod app;
+pub mod audit;
 pub mod cli;
 pub mod config;
 pub mod directory;
@@ -74,7 +85,12 @@ pub mod ledger;
 pub mod mock;
 pub mod provisioning;
 pub mod reconnect;
+pub mod replays;
+pub mod retention;
 pub mod secrets;
 pub mod send;
 pub mod sources;
+pub mod stats;
+pub mod story;
 pub mod telemetry;
+pub mod traces;

@@ -1,64 +1,49 @@
-//! What the program says of itself: how log lines look, and every metric there is, by name.
+//! What the program says of itself: how log lines look, and what the metrics count.
 //!
-//! Metrics have a recorder of their own in every [`App`](crate::app::App), never the process-wide one: a process may
-//! run several relays. What only counts up is kept; what stands somewhere else already (gates, what waits) is read
-//! when somebody asks. No label has a value for each event, tenant or partner; gates are told up to a bound.
+//! Every [`App`](crate::app::App) counts for itself, never for the process: a process may run several relays. What only
+//! counts up is kept here, in atomics that whoever counts holds a handle of; what stands somewhere else already (gates, what
+//! waits) is read when somebody asks. [`families`] has every metric by name.
 
-use std::sync::Arc;
+pub mod families;
+mod process;
+mod text;
 
-use metrics::{Counter, Gauge, Histogram, Unit, with_local_recorder};
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use crate::config::{LogConfig, LogFormat};
-use crate::dispatcher::GateStatus;
+use self::families as family;
+pub use self::text::MEDIA_TYPE;
+use self::text::Page;
+use crate::config::{LogConfig, LogFormat, Role};
+use crate::dispatcher::{GateStatus, Held};
+use crate::domain::clock::Timestamp;
+use crate::domain::gate::CloseReason;
+use crate::domain::partner::DisableReason;
 use crate::domain::scheduler::GateId;
-use crate::ingest::{ItemResult, Status};
+use crate::domain::tenant::Destination;
+use crate::ingest::{ItemResult, Routed, Status};
 use crate::sources::Statuses;
-
-/// Events taken in, by verdict.
-const INGEST_EVENTS: &str = "posthaste_ingest_events_total";
-/// Requests to take events in that were refused whole, by the problem's code.
-const INGEST_REFUSED: &str = "posthaste_ingest_refused_total";
-/// What a group commit took, until it was durable.
-const COMMIT_SECONDS: &str = "posthaste_ledger_commit_seconds";
-/// New events in a group commit.
-const COMMIT_EVENTS: &str = "posthaste_ledger_commit_events";
-/// Deliveries that wait, as far as this node knows.
-const WAITING: &str = "posthaste_deliveries_waiting";
-/// Requests in flight, over all destinations.
-const IN_FLIGHT: &str = "posthaste_dispatcher_in_flight";
-/// How many gates are in a state.
-const GATES: &str = "posthaste_gates";
-/// How many requests a gate lets through at once.
-const GATE_WINDOW: &str = "posthaste_gate_window";
-/// Requests in flight through a gate.
-const GATE_IN_FLIGHT: &str = "posthaste_gate_in_flight";
-/// 1 for the state that a gate is in, 0 for the others.
-const GATE_STATE: &str = "posthaste_gate_state";
-
-/// Messages fetched from a source.
-const SOURCE_MESSAGES: &str = "posthaste_source_messages_total";
-/// Events of a source, by verdict.
-const SOURCE_EVENTS: &str = "posthaste_source_events_total";
-/// Events of a source that were kept as rejected.
-const SOURCE_REJECTED: &str = "posthaste_source_rejected_total";
-/// Connections to a source's broker that were made anew.
-const SOURCE_RECONNECTS: &str = "posthaste_source_reconnects_total";
-/// Messages that wait at a source's broker, where it says so.
-const SOURCE_LAG: &str = "posthaste_source_lag";
-/// 1 for the state that a source is in, 0 for the others.
-const SOURCE_STATE: &str = "posthaste_source_state";
+use crate::stats::{Backlog, Backlogs, LiveLatencies, OTHER, Reading, ResultClass, SVIX};
 
 /// Most gates with series of their own: Svix's, then those that are not open, then others.
 const GATES_SHOWN: usize = 1_000;
 const GATE_STATES: [&str; 3] = ["open", "closed", "probing"];
+const LEDGER_STATES: [&str; 2] = ["up", "down"];
 const SOURCE_STATES: [&str; 4] = ["connecting", "up", "paused", "down"];
-const COMMIT_SECONDS_BUCKETS: &[f64] =
-    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
-const COMMIT_EVENTS_BUCKETS: &[f64] = &[1.0, 4.0, 16.0, 64.0, 256.0, 1_024.0, 4_096.0];
+/// Upper bounds of sizes; the last bucket has none.
+const SIZE_BOUNDS: [u64; 7] = [1, 4, 16, 64, 256, 1_024, 4_096];
+/// What events are counted under that came over HTTP, in a Pub/Sub push, and from what was rejected before.
+pub const FROM_HTTP: &str = "http";
+/// See [`FROM_HTTP`].
+pub const FROM_PUSH: &str = "pubsub_push";
+/// See [`FROM_HTTP`].
+pub const FROM_REJECTED: &str = "rejected";
 
 /// Starts logging to standard error. Called once, by `main`.
 ///
@@ -79,267 +64,353 @@ pub fn init(config: &LogConfig) -> Result<(), String> {
     .map_err(|error| error.to_string())
 }
 
-/// The metrics of one relay. Cheap to clone.
-#[derive(Clone)]
+/// What is counted of one relay. Cheap to clone.
+#[derive(Clone, Default)]
 pub struct Metrics {
     kept: Arc<Kept>,
 }
 
+#[derive(Default)]
 struct Kept {
-    recorder: PrometheusRecorder,
-    handle: PrometheusHandle,
-    accepted: Counter,
-    duplicates: Counter,
-    conflicts: Counter,
-    invalid: Counter,
-    commits: CommitMetrics,
+    /// By source.
+    sources: Mutex<BTreeMap<String, Arc<SourceMetrics>>>,
+    /// By the problem's code.
+    refused: Mutex<BTreeMap<&'static str, u64>>,
+    accepts: LiveLatencies,
+    commits: Arc<CommitMetrics>,
+    /// By reason.
+    closings: [AtomicU64; CloseReason::ALL.len()],
+    /// Milliseconds, by partner and limit.
+    held_ms: Mutex<BTreeMap<(Arc<str>, &'static str), u64>>,
 }
 
 /// What the ledger's writer tells of its commits.
-#[derive(Clone)]
+#[derive(Debug, Default)]
 pub struct CommitMetrics {
-    /// Seconds.
-    pub seconds: Histogram,
-    /// New events.
-    pub events: Histogram,
+    seconds: LiveLatencies,
+    events: LiveSizes,
+    lost_leases: AtomicU64,
 }
 
-/// What is counted of one source.
-#[derive(Clone)]
+impl CommitMetrics {
+    /// A group commit of so many new events was durable after `took`.
+    pub fn committed(&self, took: Duration, events: usize) {
+        self.seconds.record(took);
+        // A group that only settles has none.
+        if events > 0 {
+            self.events.record(events as u64);
+        }
+    }
+
+    /// An attempt could not be settled: its lease had passed to another.
+    pub fn lease_lost(&self) {
+        self.lost_leases.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Sizes, counted in buckets.
+#[derive(Debug, Default)]
+struct LiveSizes {
+    counts: [AtomicU64; SIZE_BOUNDS.len() + 1],
+    sum: AtomicU64,
+}
+
+impl LiveSizes {
+    fn record(&self, size: u64) {
+        let bucket = SIZE_BOUNDS.partition_point(|bound| *bound < size);
+        self.counts[bucket].fetch_add(1, Ordering::Relaxed);
+        self.sum.fetch_add(size, Ordering::Relaxed);
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "below 2^53")]
+    fn read(&self) -> text::Histogram {
+        let counts = self.counts.iter().map(|count| count.load(Ordering::Relaxed));
+        let bounds = SIZE_BOUNDS.iter().map(|bound| *bound as f64).chain([f64::INFINITY]);
+        let buckets: Vec<_> = bounds.zip(counts).collect();
+        let count = buckets.iter().map(|(_, count)| count).sum();
+        (self.sum.load(Ordering::Relaxed) as f64, count, buckets)
+    }
+}
+
+/// What is counted of one source of events.
+#[derive(Debug, Default)]
 pub struct SourceMetrics {
-    /// Messages fetched.
-    pub received: Counter,
-    accepted: Counter,
-    duplicates: Counter,
-    conflicts: Counter,
-    invalid: Counter,
-    rejected: Counter,
-    /// Connections made anew.
-    pub reconnects: Counter,
+    /// By route and verdict.
+    events: [[AtomicU64; Status::ALL.len()]; Routed::ALL.len()],
+    /// It is a broker's.
+    is_broker: bool,
+    received: AtomicU64,
+    rejected: AtomicU64,
+    reconnects: AtomicU64,
 }
 
 impl SourceMetrics {
-    /// Counts the verdicts on a source's events, and how many of them were kept as rejected.
-    pub fn judged(&self, results: &[ItemResult], rejected: usize) {
+    /// Counts the verdicts on events. Of a request of which nothing is `stored` only what was wrong.
+    pub fn judged(&self, results: &[ItemResult], stored: bool) {
+        let mut counts = [[0; Status::ALL.len()]; Routed::ALL.len()];
         for result in results {
-            let counter = match result.status {
-                Status::Accepted => &self.accepted,
-                Status::Duplicate => &self.duplicates,
-                Status::Conflict => &self.conflicts,
-                Status::Invalid => &self.invalid,
-            };
-            counter.increment(1);
+            let is_bad = matches!(result.status, Status::Conflict | Status::Invalid);
+            if stored || is_bad {
+                counts[result.routed as usize][result.status as usize] += 1;
+            }
         }
-        self.rejected.increment(rejected as u64);
+        for (counts, events) in counts.iter().zip(&self.events) {
+            for (count, events) in counts.iter().zip(events).filter(|(count, _)| **count > 0) {
+                events.fetch_add(*count, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Counts messages that were fetched.
+    pub fn received(&self, messages: usize) {
+        self.received.fetch_add(messages as u64, Ordering::Relaxed);
+    }
+
+    /// Counts events that were kept as rejected.
+    pub fn rejected(&self, events: usize) {
+        self.rejected.fetch_add(events as u64, Ordering::Relaxed);
+    }
+
+    /// Counts a connection that was made anew.
+    pub fn reconnected(&self) {
+        self.reconnects.fetch_add(1, Ordering::Relaxed);
     }
 }
 
 /// What is read when somebody asks.
 #[derive(Debug)]
 pub struct Standing {
+    /// What this node does of the work.
+    pub role: Role,
+    /// Now.
+    pub now: Timestamp,
     /// Every gate.
     pub gates: Vec<GateStatus>,
     /// Requests in flight.
     pub in_flight: usize,
     /// Deliveries that wait.
     pub waiting: u64,
+    /// Most deliveries that may wait.
+    pub waiting_limit: u64,
+    /// The ledger takes writes.
+    pub ledger_up: bool,
     /// Every source.
     pub sources: Statuses,
+    /// What waits; `None` where the ledger does not tell.
+    pub backlogs: Option<Arc<Backlogs>>,
+    /// Whose endpoints those are, by id.
+    pub partners: BTreeMap<Arc<str>, Arc<str>>,
+    /// Disabled endpoints, by reason.
+    pub disabled: BTreeMap<&'static str, u64>,
+    /// What was counted of attempts.
+    pub attempts: Vec<Reading>,
+    /// Most endpoints with series of their own.
+    pub series_max: usize,
+    /// Spans that were exported, and dropped; `None` where there are none.
+    pub spans: Option<(u64, u64)>,
 }
 
 impl Metrics {
     /// Metrics that have counted nothing.
-    ///
-    /// # Errors
-    /// None that is known: the buckets are constants.
-    pub fn new() -> Result<Self, String> {
-        let buckets = PrometheusBuilder::new()
-            .set_buckets_for_metric(Matcher::Full(COMMIT_SECONDS.into()), COMMIT_SECONDS_BUCKETS)
-            .and_then(|builder| {
-                builder.set_buckets_for_metric(Matcher::Full(COMMIT_EVENTS.into()), COMMIT_EVENTS_BUCKETS)
-            });
-        let recorder = buckets.map_err(|error| error.to_string())?.build_recorder();
-        let verdict = |name: &'static str| metrics::counter!(INGEST_EVENTS, "verdict" => name);
-        let kept = with_local_recorder(&recorder, || {
-            metrics::describe_counter!(INGEST_EVENTS, "Events taken in, by verdict");
-            metrics::describe_counter!(INGEST_REFUSED, "Requests refused whole, by the problem's code");
-            metrics::describe_counter!(SOURCE_MESSAGES, "Messages fetched from a source");
-            metrics::describe_counter!(SOURCE_EVENTS, "Events of a source, by verdict");
-            metrics::describe_counter!(SOURCE_REJECTED, "Events of a source that were kept as rejected");
-            metrics::describe_counter!(SOURCE_RECONNECTS, "Connections to a source's broker made anew");
-            metrics::describe_histogram!(
-                COMMIT_SECONDS,
-                Unit::Seconds,
-                "Group commits until they are durable"
-            );
-            metrics::describe_histogram!(COMMIT_EVENTS, "New events in a group commit");
-            let commits = CommitMetrics {
-                seconds: metrics::histogram!(COMMIT_SECONDS),
-                events: metrics::histogram!(COMMIT_EVENTS),
-            };
-            let handle = recorder.handle();
-            let (accepted, duplicates) = (verdict("accepted"), verdict("duplicate"));
-            let (conflicts, invalid) = (verdict("conflict"), verdict("invalid"));
-            (handle, accepted, duplicates, conflicts, invalid, commits)
-        });
-        let (handle, accepted, duplicates, conflicts, invalid, commits) = kept;
-        let kept = Kept { recorder, handle, accepted, duplicates, conflicts, invalid, commits };
-        let metrics = Self { kept: Arc::new(kept) };
+    pub fn new() -> Self {
+        let metrics = Self::default();
         // There from the start, for whoever alerts on its growth.
-        metrics.refusals("tenant_ingest_limit").absolute(0);
-        Ok(metrics)
-    }
-
-    /// Counts the verdicts on a request's events. Of a request of which nothing is `stored` only what was wrong.
-    pub fn judged(&self, results: &[ItemResult], stored: bool) {
-        let count = |status| results.iter().filter(|result| result.status == status).count() as u64;
-        let kept = &self.kept;
-        if stored {
-            kept.accepted.increment(count(Status::Accepted));
-            kept.duplicates.increment(count(Status::Duplicate));
+        metrics.refusals().insert("tenant_ingest_limit", 0);
+        for source in [FROM_HTTP, FROM_PUSH, FROM_REJECTED] {
+            metrics.of_source(source, false);
         }
-        kept.conflicts.increment(count(Status::Conflict));
-        kept.invalid.increment(count(Status::Invalid));
+        metrics
     }
 
     /// Counts a request that was refused whole, by the problem's `code`.
     pub fn refused(&self, code: &'static str) {
-        self.refusals(code).increment(1);
+        *self.refusals().entry(code).or_default() += 1;
     }
 
-    fn refusals(&self, code: &'static str) -> Counter {
-        with_local_recorder(&self.kept.recorder, || metrics::counter!(INGEST_REFUSED, "code" => code))
+    fn refusals(&self) -> MutexGuard<'_, BTreeMap<&'static str, u64>> {
+        self.kept.refused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a request whose events were stored.
+    pub fn accepted(&self, took: Duration) {
+        self.kept.accepts.record(took);
     }
 
     /// For the ledger's writer.
-    pub fn commits(&self) -> CommitMetrics {
+    pub fn commits(&self) -> Arc<CommitMetrics> {
         self.kept.commits.clone()
     }
 
     /// For a source of this name; its counters are there from now on.
-    pub fn of_source(&self, name: &str) -> SourceMetrics {
-        let name = name.to_owned();
-        with_local_recorder(&self.kept.recorder, || {
-            let count = |metric: &'static str| metrics::counter!(metric, "source" => name.clone());
-            let verdict = |verdict: &'static str| metrics::counter!(SOURCE_EVENTS, "source" => name.clone(), "verdict" => verdict);
-            let all = SourceMetrics {
-                received: count(SOURCE_MESSAGES),
-                accepted: verdict("accepted"),
-                duplicates: verdict("duplicate"),
-                conflicts: verdict("conflict"),
-                invalid: verdict("invalid"),
-                rejected: count(SOURCE_REJECTED),
-                reconnects: count(SOURCE_RECONNECTS),
-            };
-            for counter in [&all.received, &all.rejected, &all.reconnects, &all.accepted, &all.duplicates] {
-                counter.absolute(0);
-            }
-            all
-        })
+    pub fn of_source(&self, name: &str, is_broker: bool) -> Arc<SourceMetrics> {
+        let mut sources = self.sources();
+        let made = || Arc::new(SourceMetrics { is_broker, ..SourceMetrics::default() });
+        sources.entry(name.to_owned()).or_insert_with(made).clone()
     }
 
-    /// Sums up what histograms have gathered. To be called every few seconds: until then every value is kept.
-    pub fn upkeep(&self) {
-        self.kept.handle.run_upkeep();
+    fn sources(&self) -> MutexGuard<'_, BTreeMap<String, Arc<SourceMetrics>>> {
+        self.kept.sources.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// All metrics in Prometheus' text format, with how things stand now.
+    /// Counts a gate that has closed.
+    pub fn gate_closed(&self, reason: CloseReason) {
+        self.kept.closings[reason as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts `time` for which limits have held partners' deliveries back, of at most so many partners apart.
+    pub fn held(&self, held: &[Held], time: Duration, series_max: usize) {
+        let mut times = self.kept.held_ms.lock().unwrap_or_else(PoisonError::into_inner);
+        for Held { partner, limit } in held {
+            let known = times.contains_key(&(partner.clone(), limit.as_str())) || times.len() < series_max;
+            let name = if known { partner.clone() } else { OTHER.into() };
+            *times.entry((name, limit.as_str())).or_default() +=
+                u64::try_from(time.as_millis()).unwrap_or_default();
+        }
+    }
+
+    /// Forgets partners that are gone.
+    pub fn retain_partners(&self, exists: impl Fn(&str) -> bool) {
+        let mut times = self.kept.held_ms.lock().unwrap_or_else(PoisonError::into_inner);
+        times.retain(|(partner, _), _| **partner == *OTHER || exists(partner));
+    }
+
+    /// All metrics as text, with how things stand now.
     pub fn render(&self, standing: Standing) -> String {
-        let mut text = self.kept.handle.render();
-        // A recorder for this once: a gate that is gone leaves nothing behind.
-        let recorder = PrometheusBuilder::new().build_recorder();
-        with_local_recorder(&recorder, || tell(standing));
-        text.push_str(&recorder.handle().render());
-        text
+        let mut page = Page::default();
+        self.tell_ingest(&mut page);
+        self.tell_ledger(&mut page, &standing);
+        tell_backlogs(&mut page, &standing);
+        tell_attempts(&mut page, &standing.attempts);
+        self.tell_holds(&mut page, &standing);
+        tell_gates(&mut page, standing.gates);
+        tell_sources(&mut page, &standing.sources);
+        if let Some((exported, dropped)) = standing.spans {
+            page.count(&family::TRACE_SPANS, &["exported"], exported);
+            page.count(&family::TRACE_SPANS, &["dropped"], dropped);
+        }
+        page.number(&family::BUILD, &[env!("CARGO_PKG_VERSION"), standing.role.as_str()], 1);
+        process::tell(&mut page);
+        page.write()
+    }
+
+    fn tell_ingest(&self, page: &mut Page) {
+        for (name, source) in &*self.sources() {
+            for (routed, verdicts) in Routed::ALL.into_iter().zip(&source.events) {
+                for (status, count) in Status::ALL.into_iter().zip(verdicts) {
+                    let count = count.load(Ordering::Relaxed);
+                    // There from the start is what is looked at most.
+                    if count > 0 || (routed == Routed::Unknown && status == Status::Invalid) {
+                        page.count(&family::INGEST_EVENTS, &[name, routed.as_str(), status.as_str()], count);
+                    }
+                }
+            }
+            if source.is_broker {
+                let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+                page.count(&family::SOURCE_MESSAGES, &[name], read(&source.received));
+                page.count(&family::SOURCE_REJECTED, &[name], read(&source.rejected));
+                page.count(&family::SOURCE_RECONNECTS, &[name], read(&source.reconnects));
+            }
+        }
+        for (code, count) in &*self.refusals() {
+            page.count(&family::INGEST_REFUSED, &[code], *count);
+        }
+        page.histogram(&family::INGEST_ACCEPT, &[], self.kept.accepts.read().in_seconds());
+    }
+
+    fn tell_ledger(&self, page: &mut Page, standing: &Standing) {
+        let commits = &self.kept.commits;
+        page.histogram(&family::COMMIT_SECONDS, &[], commits.seconds.read().in_seconds());
+        page.histogram(&family::COMMIT_EVENTS, &[], commits.events.read());
+        page.count(&family::LOST_LEASES, &[], commits.lost_leases.load(Ordering::Relaxed));
+        let is = if standing.ledger_up { "up" } else { "down" };
+        page.state(&family::LEDGER_STATE, &[], &LEDGER_STATES, is);
+        page.number(&family::BACKLOG, &[], standing.waiting);
+        page.number(&family::BACKLOG_LIMIT, &[], standing.waiting_limit);
+        page.number(&family::IN_FLIGHT, &[], standing.in_flight as u64);
+    }
+
+    fn tell_holds(&self, page: &mut Page, standing: &Standing) {
+        for reason in CloseReason::ALL {
+            let count = self.kept.closings[reason as usize].load(Ordering::Relaxed);
+            page.count(&family::GATE_CLOSINGS, &[reason.as_str()], count);
+        }
+        for reason in DisableReason::ALL {
+            let count = standing.disabled.get(reason.as_str()).copied().unwrap_or_default();
+            page.number(&family::DISABLED, &[reason.as_str()], count);
+        }
+        let times = self.kept.held_ms.lock().unwrap_or_else(PoisonError::into_inner);
+        for ((partner, limit), millis) in &*times {
+            page.seconds(
+                &family::LIMIT_HELD,
+                &[partner, limit],
+                Duration::from_millis(*millis).as_secs_f64(),
+            );
+        }
     }
 }
 
-fn tell(standing: Standing) {
-    metrics::describe_gauge!(WAITING, "Deliveries that wait");
-    metrics::describe_gauge!(IN_FLIGHT, "Requests in flight");
-    metrics::describe_gauge!(GATES, "Gates by state");
-    metrics::describe_gauge!(GATE_WINDOW, "Requests that a gate lets through at once");
-    metrics::describe_gauge!(GATE_IN_FLIGHT, "Requests in flight through a gate");
-    metrics::describe_gauge!(GATE_STATE, "1 for the state that a gate is in");
-    set(&metrics::gauge!(WAITING), standing.waiting);
-    set(&metrics::gauge!(IN_FLIGHT), standing.in_flight as u64);
-    tell_sources(&standing.sources);
-    let mut gates = standing.gates;
+/// What waits for each destination: of the longest waiting each apart, of the others together.
+fn tell_backlogs(page: &mut Page, standing: &Standing) {
+    let Some(backlogs) = &standing.backlogs else { return };
+    let mut waiting: BTreeMap<(&str, &str), Backlog> = BTreeMap::new();
+    let mut oldest_first: Vec<_> = backlogs.iter().collect();
+    oldest_first.sort_by_key(|(_, backlog)| backlog.oldest);
+    for (destination, backlog) in oldest_first {
+        let own = match destination {
+            Destination::Svix { .. } => Some((SVIX, SVIX)),
+            Destination::Endpoint { id } => standing.partners.get(id).map(|partner| (&**partner, &**id)),
+        };
+        let own = own.filter(|own| waiting.contains_key(own) || waiting.len() < standing.series_max + 1);
+        let nothing = Backlog { deliveries: 0, ..*backlog };
+        waiting.entry(own.unwrap_or((OTHER, OTHER))).or_insert(nothing).add(*backlog);
+    }
+    for ((partner, endpoint), Backlog { deliveries, oldest, first_due }) in waiting {
+        let age_s = |since| standing.now.since(since).as_secs_f64();
+        page.number(&family::DESTINATION_BACKLOG, &[partner, endpoint], deliveries);
+        page.gauge(&family::DESTINATION_OLDEST, &[partner, endpoint], age_s(oldest));
+        page.gauge(&family::DESTINATION_OVERDUE, &[partner, endpoint], age_s(first_due));
+    }
+}
+
+fn tell_attempts(page: &mut Page, attempts: &[Reading]) {
+    for Reading { partner, endpoint, sums } in attempts {
+        // Only where there was ever something to be told together.
+        if **endpoint == *OTHER && sums.is_empty() {
+            continue;
+        }
+        for class in ResultClass::ALL {
+            let count = sums.of(class);
+            if count > 0 || class == ResultClass::Success {
+                page.count(&family::ATTEMPTS, &[partner, endpoint, class.as_str()], count);
+            }
+        }
+        page.histogram(&family::ATTEMPT_SECONDS, &[partner, endpoint], sums.latencies.in_seconds());
+        page.count(&family::DEAD, &[partner, endpoint], sums.dead);
+    }
+}
+
+fn tell_gates(page: &mut Page, mut gates: Vec<GateStatus>) {
     for state in GATE_STATES {
         let count = gates.iter().filter(|gate| gate.state() == state).count();
-        set(&metrics::gauge!(GATES, "state" => state), count as u64);
+        page.number(&family::GATES, &[state], count as u64);
     }
     gates.sort_by_key(|gate| (gate.gate != GateId::Svix, gate.reason.is_none()));
     for gate in gates.iter().take(GATES_SHOWN) {
-        let name = gate.gate.as_str().to_owned();
-        set(&metrics::gauge!(GATE_WINDOW, "gate" => name.clone()), u64::from(gate.width));
-        set(&metrics::gauge!(GATE_IN_FLIGHT, "gate" => name.clone()), u64::from(gate.in_flight));
-        for state in GATE_STATES {
-            let is_in = u64::from(gate.state() == state);
-            set(&metrics::gauge!(GATE_STATE, "gate" => name.clone(), "state" => state), is_in);
-        }
+        let name = gate.gate.as_str();
+        page.number(&family::GATE_WINDOW, &[name], u64::from(gate.width));
+        page.number(&family::GATE_IN_FLIGHT, &[name], u64::from(gate.in_flight));
+        page.state(&family::GATE_STATE, &[name], &GATE_STATES, gate.state());
     }
 }
 
-fn tell_sources(sources: &Statuses) {
-    metrics::describe_gauge!(SOURCE_LAG, "Messages that wait at a source's broker");
-    metrics::describe_gauge!(SOURCE_STATE, "1 for the state that a source is in");
+fn tell_sources(page: &mut Page, sources: &Statuses) {
     for source in sources.iter() {
         if let Some(lag) = source.lag() {
-            set(&metrics::gauge!(SOURCE_LAG, "source" => source.name.clone()), lag);
+            page.number(&family::SOURCE_LAG, &[&source.name], lag);
         }
-        for state in SOURCE_STATES {
-            let is_in = u64::from(source.state().as_str() == state);
-            set(&metrics::gauge!(SOURCE_STATE, "source" => source.name.clone(), "state" => state), is_in);
-        }
+        page.state(&family::SOURCE_STATE, &[&source.name], &SOURCE_STATES, source.state().as_str());
     }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "counts below 2^53")]
-fn set(gauge: &Gauge, value: u64) {
-    gauge.set(value as f64);
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-    use crate::domain::gate::CloseReason;
-
-    #[test]
-    fn relays_count_apart_and_gates_are_bounded() {
-        let (one, other) = (Metrics::new().unwrap(), Metrics::new().unwrap());
-        one.refused("tenant_ingest_limit");
-        one.commits().seconds.record(0.002);
-        one.upkeep();
-        let gate = |n: usize| GateStatus {
-            gate: GateId::Endpoint(format!("ep_{n:05}").into()),
-            reason: (n == 4_999).then_some(CloseReason::Failing),
-            opens_in: (n == 4_999).then_some(Duration::from_secs(1)),
-            width: 64,
-            in_flight: 3,
-        };
-        let svix = GateStatus { gate: GateId::Svix, ..gate(0) };
-        let gates = || (0..5_000).map(gate).chain([svix.clone()]).collect();
-        let text = one.render(Standing { gates: gates(), in_flight: 7, waiting: 9, sources: [].into() });
-        for line in [
-            "posthaste_ingest_refused_total{code=\"tenant_ingest_limit\"} 1",
-            "posthaste_ledger_commit_seconds_bucket{le=\"0.0025\"} 1",
-            "posthaste_ledger_commit_seconds_bucket{le=\"0.001\"} 0",
-            "posthaste_deliveries_waiting 9",
-            "posthaste_dispatcher_in_flight 7",
-            "posthaste_gates{state=\"open\"} 5000",
-            "posthaste_gates{state=\"closed\"} 1",
-            "posthaste_gate_window{gate=\"svix\"} 64",
-            "posthaste_gate_state{gate=\"ep_04999\",state=\"closed\"} 1",
-            "posthaste_gate_state{gate=\"ep_04999\",state=\"open\"} 0",
-        ] {
-            assert!(text.lines().any(|there| there == line), "{line} is not in\n{}", &text[..3_000]);
-        }
-        assert_eq!(text.matches("posthaste_gate_window{").count(), GATES_SHOWN);
-        let text = other.render(Standing { gates: Vec::new(), in_flight: 0, waiting: 0, sources: [].into() });
-        assert!(text.contains("posthaste_ingest_refused_total{code=\"tenant_ingest_limit\"} 0"), "{text}");
-        assert!(!text.contains("posthaste_gate_window{"));
-    }
-}
+mod tests;

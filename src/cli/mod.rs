@@ -3,6 +3,7 @@
 mod admin;
 mod bench;
 mod client;
+mod completion;
 mod config;
 #[cfg(feature = "mock")]
 mod dev;
@@ -13,6 +14,8 @@ mod migrate;
 mod output;
 mod send;
 mod serve;
+mod stats;
+mod story;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -66,6 +69,20 @@ enum Command {
     Bench(Box<bench::BenchArgs>),
     /// Post events from a file (a JSON object, an array, or one object a line), or `-` for standard input
     Send(send::SendArgs),
+    /// One event's story: when it came, where it went, every attempt, what it waits for, and what can be done
+    Explain(story::explain::ExplainArgs),
+    /// List events, newest first
+    Events(story::EventsArgs),
+    /// List deliveries (one event for one receiver), newest first; those that wait by what falls due first
+    Deliveries(story::DeliveriesArgs),
+    /// List deliveries that were given up, newest first
+    Dead(story::DeadArgs),
+    /// Send deliveries again now, under the same idempotency keys; exit code 1 where one of them was refused
+    Retry(story::steer::SteerArgs),
+    /// Take deliveries that wait out of the queue, for good; exit code 1 where one of them was refused
+    Cancel(story::steer::SteerArgs),
+    /// Follow events and what becomes of them; Ctrl-C ends it
+    Tail(story::tail::TailArgs),
     /// API keys
     #[command(subcommand)]
     Key(key::KeyCommand),
@@ -90,13 +107,24 @@ enum Command {
     /// What came from a source or a push and could never be accepted (through a running relay)
     #[command(subcommand)]
     Rejected(admin::rejected::RejectedCommand),
+    /// Let deliveries go out again, paced and behind what is fresh (through a running relay)
+    Replay(Box<admin::replay::ReplayArgs>),
+    /// Whether receivers have what they were given (through a running relay)
+    #[command(subcommand)]
+    Audit(Box<admin::audit::AuditCommand>),
+    /// Take away what was kept for long enough (through a running relay)
+    Prune(admin::prune::PruneArgs),
+    /// Print a script with which a shell completes these commands
+    Completion(completion::CompletionArgs),
     /// The configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),
     /// Bring the ledger's schema to this version's, and end
     Migrate,
-    /// Ask a running relay whether it is ready; exit code 0 where it is
+    /// Ask a running relay whether it is ready, and what waits or is in its way; exit code 0 where it is ready
     Health(health::HealthArgs),
+    /// Throughput, latency and errors by partner and endpoint (through a running relay)
+    Stats(stats::StatsArgs),
 }
 
 /// How lists are printed.
@@ -143,6 +171,13 @@ impl Command {
             Self::Dev(args) => block_on(dev::run(args, config)),
             Self::Bench(args) => block_on(bench::run(*args, config)),
             Self::Send(args) => block_on(send::run(args, config)),
+            Self::Explain(args) => block_on(story::explain::run(args, config)),
+            Self::Events(args) => block_on(story::events(args, config)),
+            Self::Deliveries(args) => block_on(story::deliveries(args, config)),
+            Self::Dead(args) => block_on(story::dead(args, config)),
+            Self::Retry(args) => block_on(story::steer::run(story::steer::Action::Retry, args, config)),
+            Self::Cancel(args) => block_on(story::steer::run(story::steer::Action::Cancel, args, config)),
+            Self::Tail(args) => block_on(story::tail::run(args, config)),
             Self::Key(command) => block_on(key::run(command, config)),
             Self::MasterKey(command) => block_on(master_key::run(command, config)),
             Self::Tenant(command) => block_on(admin::tenant::run(command, config)),
@@ -151,9 +186,14 @@ impl Command {
             Self::EventType(command) => block_on(admin::event_type::run(command, config)),
             Self::Transform(command) => block_on(admin::transform::run(command, config)),
             Self::Rejected(command) => block_on(admin::rejected::run(command, config)),
+            Self::Replay(args) => block_on(admin::replay::run(*args, config)),
+            Self::Audit(command) => block_on(admin::audit::run(*command, config)),
+            Self::Prune(args) => block_on(admin::prune::run(args, config)),
+            Self::Completion(args) => completion::run(&args),
             Self::Config(command) => config::run(&command, &config),
             Self::Migrate => block_on(migrate::run(config)),
             Self::Health(args) => block_on(health::run(args, config)),
+            Self::Stats(args) => block_on(stats::run(args, config)),
         }
     }
 }

@@ -83,7 +83,7 @@ impl IngestConfig {
 }
 
 /// A number that may be absent. As a variable it comes as text, since its default does not tell its kind.
-fn number<'de, D, N>(deserializer: D) -> Result<Option<N>, D::Error>
+pub(super) fn number<'de, D, N>(deserializer: D) -> Result<Option<N>, D::Error>
 where
     D: Deserializer<'de>,
     N: Deserialize<'de> + FromStr,

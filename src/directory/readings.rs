@@ -22,8 +22,10 @@ pub(super) struct Reading {
     pub partner: Arc<str>,
     /// What a sender needs; `None` where that can't be read or opened: what waits for it goes on waiting.
     pub live: Option<Arc<LiveEndpoint>>,
-    /// What it wants, sealed or not; `None` where it is disabled, or a version that is newer than this one wrote it.
+    /// What it wants, sealed or not; `None` where a version that is newer than this one wrote it.
     wishes: Option<Arc<Wishes>>,
+    /// It is not disabled.
+    active: bool,
     /// It has not answered its ownership challenge yet, and gets no event before.
     unproven: bool,
 }
@@ -40,7 +42,29 @@ pub(super) struct Wishes {
 impl Reading {
     /// Which events it gets now; `None` for none.
     pub fn wishes(&self) -> Option<&Wishes> {
-        self.wishes.as_deref().filter(|_| !self.unproven)
+        self.wishes.as_deref().filter(|_| self.active && !self.unproven)
+    }
+
+    /// The one tenant whose events it gets or would get.
+    pub fn tenant(&self) -> Option<&str> {
+        self.wishes.as_ref()?.tenant.as_deref()
+    }
+
+    /// Whether it is not disabled.
+    pub const fn is_active(&self) -> bool {
+        self.active
+    }
+
+    /// Whether it is there for this tenant's events at all, disabled or not.
+    pub fn is_for(&self, tenant: &str) -> bool {
+        self.wishes.as_ref().is_some_and(|wishes| wishes.tenant.as_deref().is_none_or(|own| own == tenant))
+    }
+
+    /// Whether it would get events of this type, were it active and proven.
+    pub fn would_want(&self, event_type: &str) -> bool {
+        self.wishes
+            .as_ref()
+            .is_some_and(|wishes| wishes.event_types.iter().any(|filter| filter.matches(event_type)))
     }
 
     fn of(row: &EndpointRow, vault: &Vault, known: Option<&Self>) -> Self {
@@ -51,12 +75,12 @@ impl Reading {
                 tracing::error!(endpoint = row.id, error, "an endpoint can't be read; its deliveries wait");
             }
         });
-        let wishes = if row.state.is_active() { wishes(row) } else { None };
         Self {
             version: row.version,
             partner: row.partner.as_str().into(),
             live: live.ok().map(Arc::new),
-            wishes: wishes.map(Arc::new),
+            wishes: wishes(row).map(Arc::new),
+            active: row.state.is_active(),
             unproven: false,
         }
     }

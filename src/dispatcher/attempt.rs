@@ -32,6 +32,7 @@ impl Shared {
         } else if change == Change::Opened {
             Box::pin(self.gate_opened(&delivery.lane)).await;
         }
+        self.observer.measure(&delivery, &outcome, began.until(ended));
         self.observer.observe(&delivery, &outcome).await;
         let timing =
             Timing { at: self.clock.now(), latency: began.until(ended), chance: self.clock.chance() };
@@ -46,6 +47,7 @@ impl Shared {
         let schedule = self.sender.retry_schedule(&delivery.lane.destination);
         let settlement = delivery::settle(&delivery, outcome, counts, &schedule, timing);
         tell(&delivery, &settlement);
+        self.observer.settle(&delivery, &settlement);
         if let Err(error) = self.ledger.settle(settlement).await {
             // The lease ends and it is sent again, under the same key.
             tracing::warn!(delivery = %delivery.id, %error, "an attempt could not be recorded");
@@ -59,7 +61,7 @@ impl Shared {
         let now = self.clock.now();
         let mut scheduler = self.scheduler();
         for delivery in deliveries {
-            scheduler.wake(&delivery.lane, delivery.class(), now, now);
+            scheduler.wake(&delivery.lane, delivery.class, now, now);
         }
     }
 
@@ -85,6 +87,7 @@ impl Shared {
                 );
             }
         }
+        self.observer.gate_closed(&gate, reason, wait);
         let recalled = self.scheduler().recall(&gate);
         // Before the release: others know of the gate when they hear of the work.
         if let Err(error) = self.ledger.save_gate(gate.as_str(), reason, wait).await {
@@ -98,6 +101,7 @@ impl Shared {
     async fn gate_opened(&self, lane: &Lane) {
         let gate = GateId::of(&lane.destination);
         tracing::info!(gate = gate.as_str(), "gate open again");
+        self.observer.gate_opened(&gate);
         if let Err(error) = self.ledger.gate_opened(gate.as_str()).await {
             tracing::debug!(%error, "an open gate could not be recorded");
         }
@@ -130,6 +134,6 @@ fn tell(delivery: &Delivery, settlement: &delivery::Settlement) {
         NextState::Delivered { .. } => {
             tracing::debug!(tenant, event, latency_ms = settlement.latency_ms, "delivered");
         }
-        NextState::Canceled | NextState::Released => {}
+        NextState::Canceled { .. } | NextState::Released => {}
     }
 }

@@ -19,6 +19,7 @@ use super::clock::Timestamp;
 use super::event::{EventSeq, Identity};
 use super::retry::RetrySchedule;
 use super::tenant::{Lane, LaneId};
+use super::trace::TraceContext;
 
 /// One event for one destination: there is at most one delivery in a lane for an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,12 +36,23 @@ impl fmt::Display for DeliveryId {
     }
 }
 
+impl DeliveryId {
+    /// Reads what [`fmt::Display`] wrote.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (event, lane) = text.strip_prefix("dlv_")?.split_once('_')?;
+        let number = |text: &str| text.parse::<i64>().ok().filter(|number| *number >= 0);
+        let id = Self { event: EventSeq(number(event)?), lane: LaneId(number(lane)?) };
+        // One delivery, one name.
+        (id.to_string() == text).then_some(id)
+    }
+}
+
 /// Which of its lane's two queues a delivery waits in. Apart, so that neither is read past to find the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Class {
     /// Not failed yet; a throttle is no failure.
     Fresh,
-    /// Has failed before.
+    /// Has failed before, or is replayed.
     Retry,
 }
 
@@ -51,6 +63,27 @@ impl Class {
     /// The class of a delivery that has failed so often.
     pub const fn of(failures: u32) -> Self {
         if failures == 0 { Self::Fresh } else { Self::Retry }
+    }
+}
+
+/// Which replay of a delivery its attempts belong to. All attempts of one carry the same idempotency key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ReplayNumber {
+    /// 0: not replayed; else how often this delivery has been.
+    pub nth: u32,
+    /// Partners are to take it for another message: its `webhook-id` tells of the replay.
+    pub new_id: bool,
+}
+
+impl ReplayNumber {
+    /// The number as it stands in the ledger.
+    pub fn as_column(self) -> i64 {
+        i64::from(self.nth) << 1 | i64::from(self.new_id)
+    }
+
+    /// Reads what [`Self::as_column`] wrote.
+    pub fn from_column(column: i64) -> Self {
+        Self { nth: u32::try_from(column >> 1).unwrap_or_default(), new_id: column & 1 == 1 }
     }
 }
 
@@ -69,6 +102,10 @@ pub struct Delivery {
     pub failures: u32,
     /// An earlier attempt may have arrived although its answer did not say so.
     pub uncertain: bool,
+    /// Which of its lane's queues it waits in.
+    pub class: Class,
+    /// Which replay of it this is.
+    pub replay: ReplayNumber,
     /// The event's identity.
     pub identity: Identity,
     /// The event's type.
@@ -79,13 +116,8 @@ pub struct Delivery {
     pub body: Bytes,
     /// Where in `body` its data stands.
     pub data: Option<Range<usize>>,
-}
-
-impl Delivery {
-    /// Which of its lane's queues it waits in.
-    pub const fn class(&self) -> Class {
-        Class::of(self.failures)
-    }
+    /// The trace that the event belongs to.
+    pub trace: Option<Arc<TraceContext>>,
 }
 
 /// What went wrong with an attempt, in words an operator can act on.
@@ -185,10 +217,20 @@ pub enum NextState {
         /// Why.
         reason: DeadReason,
     },
-    /// Not wanted any more: its destination is gone.
-    Canceled,
+    /// Not wanted any more.
+    Canceled {
+        /// Why.
+        reason: CancelReason,
+    },
     /// Back where it was, as if never claimed.
     Released,
+}
+
+impl NextState {
+    /// Whether it leaves the queue for good.
+    pub const fn is_final(&self) -> bool {
+        matches!(self, Self::Delivered { .. } | Self::Dead { .. } | Self::Canceled { .. })
+    }
 }
 
 /// Why a delivery was given up.
@@ -219,6 +261,25 @@ impl DeadReason {
     }
 }
 
+/// Why a delivery is not wanted any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CancelReason {
+    /// Its destination is gone.
+    EndpointDeleted,
+    /// An operator said so.
+    Operator,
+}
+
+impl CancelReason {
+    /// The reason as it stands in the ledger and in answers.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::EndpointDeleted => "endpoint_deleted",
+            Self::Operator => "operator",
+        }
+    }
+}
+
 /// What is to be recorded of an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settlement {
@@ -230,6 +291,8 @@ pub struct Settlement {
     pub class: Class,
     /// See [`Delivery::due_at`].
     pub due_at: Timestamp,
+    /// See [`Delivery::replay`].
+    pub replay: ReplayNumber,
     /// The claim this settles.
     pub attempt: i64,
     /// When the attempt ended.
@@ -244,6 +307,14 @@ pub struct Settlement {
     pub failure: Option<Failure>,
     /// The state it leads to.
     pub next: NextState,
+}
+
+impl Settlement {
+    /// The queue that a delivery with so many failures goes back into: what was replayed and only throttled stays where
+    /// it was.
+    pub const fn class_with(&self, failures: u32) -> Class {
+        if failures == 0 { self.class } else { Class::Retry }
+    }
 }
 
 /// When an attempt ended and what it cost.
@@ -271,8 +342,9 @@ pub fn settle(
     let mut settlement = Settlement {
         id: delivery.id,
         lane: delivery.lane.clone(),
-        class: delivery.class(),
+        class: delivery.class,
         due_at: delivery.due_at,
+        replay: delivery.replay,
         attempt: delivery.attempt,
         at: timing.at,
         latency_ms: i64::try_from(timing.latency.as_millis()).unwrap_or(i64::MAX),
@@ -308,7 +380,7 @@ pub fn settle(
             failure
         }
         Outcome::Canceled(failure) => {
-            settlement.next = NextState::Canceled;
+            settlement.next = NextState::Canceled { reason: CancelReason::EndpointDeleted };
             failure
         }
     };
@@ -353,11 +425,14 @@ mod tests {
             attempt: 3,
             failures,
             uncertain: false,
+            class: Class::of(failures),
+            replay: ReplayNumber::default(),
             identity: Identity { tenant: "acme".into(), source: String::new(), id: "evt_1".into() },
             event_type: "order.created".into(),
             received_at: Timestamp::from_millis(1_000),
             body: Bytes::from_static(b"{}"),
             data: None,
+            trace: None,
         }
     }
 
@@ -376,6 +451,19 @@ mod tests {
             NextState::Pending { due_at: Timestamp::from_millis(1_000), failures: 1, uncertain: false };
         assert_eq!((settlement.next, settlement.failures), (expected, 1));
         assert_eq!(settlement.status, Some(429));
+    }
+
+    #[test]
+    fn what_is_replayed_stays_behind_what_is_fresh_until_it_is_done() {
+        let failure = Failure::answered(429, "slow down");
+        let mut throttled = settled(0, Outcome::Throttled { failure, retry_after: None }, true);
+        assert_eq!(throttled.class_with(0), Class::Fresh);
+        throttled.class = Class::Retry;
+        assert_eq!((throttled.class_with(0), throttled.class_with(1)), (Class::Retry, Class::Retry));
+        for (nth, new_id) in [(0, false), (1, false), (1, true), (u32::MAX, true)] {
+            let number = ReplayNumber { nth, new_id };
+            assert_eq!(ReplayNumber::from_column(number.as_column()), number);
+        }
     }
 
     #[test]
@@ -413,6 +501,18 @@ mod tests {
         assert_eq!(settlement.next, NextState::Dead { reason: DeadReason::Rejected });
         assert_eq!(settlement.failure.map(|failure| failure.detail).as_deref(), Some("bad eventType"));
         assert_eq!(settled(0, Outcome::NotSent, true).next, NextState::Released);
+    }
+
+    #[test]
+    fn a_delivery_has_one_name() {
+        let id = DeliveryId { event: EventSeq(7_123_456_789_012_345_678), lane: LaneId(4) };
+        assert_eq!(id.to_string(), "dlv_7123456789012345678_4");
+        assert_eq!(DeliveryId::parse(&id.to_string()), Some(id));
+        for other in
+            ["", "dlv_", "dlv_1", "dlv_01_4", "dlv_+1_4", "dlv_-1_4", "dlv_1_4_5", "dlv_1_x", "ep_1_4"]
+        {
+            assert_eq!(DeliveryId::parse(other), None, "{other}");
+        }
     }
 
     #[test]

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
+use super::trace::TraceContext;
+
 /// The ledger's own number of an event: 64-bit and time-ordered (see [`crate::domain::sequence`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EventSeq(pub i64);
@@ -112,6 +114,8 @@ pub struct Event {
     pub body: Bytes,
     /// Where in `body` the `data` stands; `None` where the event has none.
     pub data: Option<Range<usize>>,
+    /// The trace that it belongs to, where its producer said so or we record one.
+    pub trace: Option<Arc<TraceContext>>,
 }
 
 /// What of an event goes out as the payload.

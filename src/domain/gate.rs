@@ -64,6 +64,9 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
+    /// All of them, in order.
+    pub const ALL: [Self; 4] = [Self::Throttled, Self::Unauthorized, Self::Failing, Self::NotConfigured];
+
     /// The reason as it stands in the ledger, in logs and in answers.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -76,9 +79,7 @@ impl CloseReason {
 
     /// Reads what [`Self::as_str`] wrote.
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::Throttled, Self::Unauthorized, Self::Failing, Self::NotConfigured]
-            .into_iter()
-            .find(|reason| reason.as_str() == text)
+        Self::ALL.into_iter().find(|reason| reason.as_str() == text)
     }
 }
 

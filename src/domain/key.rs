@@ -17,6 +17,12 @@ pub fn idempotency_key(environment: &str, destination: &str, identity: &Identity
     prefixed_hex(KEY_PREFIX, &digest)
 }
 
+/// The key of the `nth` replay of a delivery with this key: another one, because Svix answers a key that it has seen
+/// within twelve hours from memory. All attempts of that replay carry it.
+pub fn replayed_key(key: &str, nth: u32) -> String {
+    format!("{key}_r{nth}")
+}
+
 /// An id for the event at `index` of a request or message that is itself identified: `evt_` and 32 hex digits.
 ///
 /// `scope` says whose name it is (`idempotency-key`, `pubsub` …), `name` is that name: the same resend yields

@@ -362,6 +362,9 @@ pub enum DisableReason {
 }
 
 impl DisableReason {
+    /// All of them, in order.
+    pub const ALL: [Self; 3] = [Self::Operator, Self::Gone, Self::Failing];
+
     /// The reason's name.
     pub const fn as_str(self) -> &'static str {
         match self {

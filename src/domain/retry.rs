@@ -1,5 +1,6 @@
 //! When to try again: the schedule of a destination and the wishes of its server.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::clock::Timestamp;
@@ -9,12 +10,12 @@ const JITTER: f64 = 0.2;
 
 /// The delays after the first, second … failure of a delivery. When they run out, it is dead.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RetrySchedule(Vec<Duration>);
+pub struct RetrySchedule(Arc<[Duration]>);
 
 impl RetrySchedule {
     /// A schedule from its delays.
-    pub const fn new(delays: Vec<Duration>) -> Self {
-        Self(delays)
+    pub fn new(delays: Vec<Duration>) -> Self {
+        Self(delays.into())
     }
 
     /// How long to wait after `failures` failures (1 and up), spread by ±20 % with `chance` from `[0, 1)`;

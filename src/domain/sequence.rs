@@ -15,6 +15,26 @@ const COUNTER_MASK: i64 = (1 << COUNTER_BITS) - 1;
 /// How many node numbers there are.
 pub const NODES: i64 = 1 << NODE_BITS;
 
+/// The smallest number that an event of this time may have: a number is never older than its event, but may be newer
+/// where it was borrowed from the future.
+pub const fn floor(at: Timestamp) -> EventSeq {
+    let millis = at.as_millis().saturating_sub(EPOCH_MS);
+    let most = i64::MAX >> (NODE_BITS + COUNTER_BITS);
+    let millis = if millis < 0 {
+        0
+    } else if millis > most {
+        most
+    } else {
+        millis
+    };
+    EventSeq(millis << (NODE_BITS + COUNTER_BITS))
+}
+
+/// When a number was given, about: see [`floor`].
+pub const fn given_at(seq: EventSeq) -> Timestamp {
+    Timestamp::from_millis((seq.0 >> (NODE_BITS + COUNTER_BITS)).saturating_add(EPOCH_MS))
+}
+
 /// Hands out ever larger numbers for one node.
 #[derive(Debug)]
 pub struct Sequence {
@@ -64,6 +84,16 @@ mod tests {
             assert!(next > last, "step {step}: {next:?} after {last:?}");
             last = next;
         }
+    }
+
+    #[test]
+    fn numbers_tell_their_time() {
+        let at = Timestamp::from_millis(EPOCH_MS + 86_400_000);
+        let first = Sequence::new(0, None).next(at);
+        assert_eq!((floor(at), given_at(first)), (first, at));
+        assert!(floor(Timestamp::from_millis(at.as_millis() + 1)) > Sequence::new(1_023, None).next(at));
+        assert_eq!(floor(Timestamp::from_millis(i64::MIN)), EventSeq(0));
+        assert!(floor(Timestamp::from_millis(i64::MAX)).0 > 0);
     }
 
     #[test]

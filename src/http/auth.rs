@@ -55,16 +55,18 @@ pub struct Caller {
     scopes: Vec<Scope>,
     /// The one tenant they may speak for; all where `None`.
     pub tenant: Option<String>,
+    /// What they are called in records of what they did: a key's name.
+    pub name: String,
 }
 
 impl Caller {
     fn root() -> Self {
-        Self { scopes: vec![Scope::Admin], tenant: None }
+        Self { scopes: vec![Scope::Admin], tenant: None, name: "administrator".to_owned() }
     }
 
     /// Who sends a push that has shown where it comes from: as good as a key for events of any tenant.
     pub(super) fn of_push() -> Self {
-        Self { scopes: vec![Scope::Ingest], tenant: None }
+        Self { scopes: vec![Scope::Ingest], tenant: None, name: "push".to_owned() }
     }
 
     /// Refuses a caller without `scope`; `admin` includes the others.
@@ -202,7 +204,7 @@ impl ShownKey {
             return None;
         }
         let scopes = key.info.scopes.iter().filter_map(|scope| Scope::parse(scope)).collect();
-        Some(Caller { scopes, tenant: key.info.tenant.clone() })
+        Some(Caller { scopes, tenant: key.info.tenant.clone(), name: key.info.name.clone() })
     }
 }
 

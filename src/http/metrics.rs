@@ -1,5 +1,7 @@
 //! `GET /metrics`: for Prometheus.
 
+use std::collections::BTreeMap;
+
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
@@ -9,25 +11,39 @@ use super::openapi::Problems;
 use super::problem::Problem;
 use super::state::HttpState;
 use crate::dispatcher::Dispatcher;
-use crate::telemetry::Standing;
+use crate::telemetry::{MEDIA_TYPE, Standing};
 
-/// The text format, as its scrapers know it.
-const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
-
-/// How things stand and what was counted, in Prometheus' text format. Needs the scope `read` of all tenants.
+/// How things stand and what was counted, as OpenMetrics text. Needs the scope `read` of all tenants.
 #[utoipa::path(get, path = "/metrics", tag = "health", responses(
-    (status = 200, description = "Prometheus' text format", body = String, content_type = "text/plain"),
+    (status = 200, description = "OpenMetrics 1.0 text", body = String, content_type = "application/openmetrics-text"),
     Problems))]
 pub async fn metrics(State(state): State<HttpState>, caller: Caller) -> Result<Response, Problem> {
     caller.require(Scope::Read)?;
     caller.require_unbound()?;
     // A node that only takes events sends none.
     let dispatcher = state.dispatcher.as_ref();
+    let snapshot = state.directory.snapshot();
+    let mut disabled = BTreeMap::new();
+    for reason in snapshot.endpoints().filter_map(|endpoint| endpoint.live?.disabled) {
+        *disabled.entry(reason.as_str()).or_default() += 1;
+    }
+    let partners = snapshot.endpoints().map(|endpoint| (endpoint.id.clone(), endpoint.partner.clone()));
     let standing = Standing {
+        role: state.options.role,
+        now: state.clock.now(),
         gates: dispatcher.map(Dispatcher::gates).unwrap_or_default(),
         in_flight: dispatcher.map_or(0, Dispatcher::in_flight),
         waiting: state.ledger.waiting(),
+        waiting_limit: state.ledger.waiting_limit(),
+        ledger_up: state.ledger.trouble().is_none(),
         sources: state.sources.clone(),
+        // A ledger that is down shows as such; the rest is told all the same.
+        backlogs: state.stats.backlogs().await.ok(),
+        partners: partners.collect(),
+        disabled,
+        attempts: state.stats.meters().shown(),
+        series_max: state.options.endpoint_series_max,
+        spans: state.tracer.counts(),
     };
-    Ok(([(CONTENT_TYPE, TEXT)], state.metrics.render(standing)).into_response())
+    Ok(([(CONTENT_TYPE, MEDIA_TYPE)], state.metrics.render(standing)).into_response())
 }

@@ -56,8 +56,17 @@ pub async fn take(
     producer: Producer,
     request: Request,
 ) -> Result<Response, Problem> {
-    let taken = record(&state, &producer, request).await;
-    taken.inspect_err(|problem| state.metrics.refused(problem.code))
+    let began = state.clock.moment();
+    match record(&state, &producer, request).await {
+        Ok(response) => {
+            state.metrics.accepted(began.until(state.clock.moment()));
+            Ok(response)
+        }
+        Err(problem) => {
+            state.metrics.refused(problem.code);
+            Err(problem)
+        }
+    }
 }
 
 async fn record(state: &HttpState, producer: &Producer, request: Request) -> Result<Response, Problem> {

@@ -30,14 +30,18 @@ impl IntoResponses for Problems {
     modifiers(&Keys),
     security(("bearer" = []), ("api_key" = []), ()),
     tags(
-        (name = "events", description = "Events in"),
+        (name = "events", description = "Events in, and what became of them"),
+        (name = "deliveries", description = "One event for one receiver: how it stands, out again, or not any more"),
         (name = "rejected", description = "What came from a source or a push and could never be accepted"),
+        (name = "replays", description = "Deliveries that are done, out again"),
+        (name = "retention", description = "What is kept, and for how long"),
         (name = "partners", description = "Receiver organisations without Svix"),
         (name = "endpoints", description = "The URLs of partners"),
         (name = "event types", description = "What events there are; Svix is told for the portal of its tenants"),
         (name = "transforms", description = "How a receiver wants its payload"),
         (name = "tenants", description = "Where a tenant's events go, and what it may take"),
         (name = "keys", description = "Who may do what"),
+        (name = "stats", description = "Throughput, latency and errors"),
         (name = "health", description = "Alive, able to take events, and how things stand")))]
 struct Base;
 

@@ -14,11 +14,16 @@ use crate::domain::clock::Clock;
 use crate::domain::tenant::DefaultRoute;
 use crate::ingest::Ingest;
 use crate::ledger::Ledger;
+use crate::replays::Replays;
+use crate::retention::Pruner;
 use crate::secrets::Vault;
-use crate::send::EndpointTester;
 use crate::send::address_guard::DialPolicy;
+use crate::send::{EndpointTester, Senders};
 use crate::sources::Statuses;
+use crate::stats::Stats;
+use crate::story::Stories;
 use crate::telemetry::Metrics;
+use crate::traces::Tracer;
 
 /// Settings of the HTTP side.
 #[derive(Debug, Clone)]
@@ -33,6 +38,8 @@ pub struct HttpOptions {
     pub body_timeout: Duration,
     /// Where tenants go that have no route of their own.
     pub default_route: DefaultRoute,
+    /// Most endpoints with metrics of their own.
+    pub endpoint_series_max: usize,
     /// The configuration in force as TOML, secrets redacted.
     pub settings: String,
 }
@@ -66,13 +73,34 @@ pub struct HttpState {
     pub endpoint_tester: Option<Arc<dyn EndpointTester>>,
     /// Rung when there is an event type that Svix was not told of.
     pub event_types_changed: Arc<tokio::sync::Notify>,
+    /// Deliveries that go out again.
+    pub replays: Replays,
+    /// Takes away what was kept for long enough.
+    pub pruner: Pruner,
+    /// For what Svix is asked; it may have none.
+    pub senders: Arc<Senders>,
     /// What is counted.
     pub metrics: Metrics,
+    /// Figures of what came in and went out.
+    pub stats: Stats,
+    /// For how many spans it has recorded.
+    pub tracer: Tracer,
     /// Time and chance.
     pub clock: Arc<dyn Clock>,
 }
 
 impl HttpState {
+    /// What became of events.
+    pub fn stories(&self) -> Stories {
+        Stories {
+            ledger: self.ledger.clone(),
+            directory: self.directory.clone(),
+            dispatcher: self.dispatcher.clone(),
+            default_route: self.options.default_route,
+            clock: self.clock.clone(),
+        }
+    }
+
     /// Whether the process is about to end.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)

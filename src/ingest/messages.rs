@@ -12,6 +12,7 @@ use super::{Ingest, IngestError, ItemResult, Status};
 use crate::domain::event::Identity;
 use crate::domain::parse::{IncomingMessage, Item, LazyIdentity, MessageIdentity, parse_message};
 use crate::ledger::{Accepted, LedgerError, NewEvent, NewRejected, Rejected};
+use crate::telemetry::SourceMetrics;
 
 /// How long a tenant that has too much waiting is left alone.
 const BACKLOG_WAIT: Duration = Duration::from_secs(1);
@@ -23,6 +24,8 @@ pub struct MessageOrigin<'a> {
     pub origin: &'a str,
     /// The one tenant that all events belong to, whatever they say.
     pub tenant: Option<&'a str>,
+    /// Where their events are counted.
+    pub metrics: &'a SourceMetrics,
 }
 
 /// A broker's message as it came.
@@ -74,8 +77,9 @@ impl Ingest {
         }
         // Nobody is bound here, so none is refused as foreign; whatever else may be is not acknowledged.
         let screened = self.screen(items, None, true);
-        let (mut results, drafts, raw) =
+        let (mut results, mut drafts, raw) =
             screened.map_err(|error| LedgerError::Unavailable(error.to_string()))?;
+        let mut spans = self.begin_spans(&mut drafts);
         let events = self.prepare(drafts, &mut results, None).await?;
         let mut waits: Vec<Option<Duration>> = vec![None; letters.len()];
         let number_of = |index: usize| places[index].0;
@@ -83,11 +87,14 @@ impl Ingest {
         let taken = self.hold_over_limit(&events, &mut waits, number_of);
         let now = |index: &usize| waits[number_of(*index)].is_none();
         let (indexes, events): (Vec<_>, Vec<_>) = events.into_iter().filter(|(index, _)| now(index)).unzip();
+        let commits = spans.commit();
         let accepted = self.ledger.accept(events, false, None).await;
+        drop(commits);
         let accepted = accepted.inspect_err(|_| self.rules.limits.refund(&taken))?;
         if let Accepted::Stored(verdicts) | Accepted::Refused(verdicts) = accepted {
             super::note_verdicts(&mut results, indexes, verdicts);
         }
+        spans.end(&results);
         let mut done = Vec::with_capacity(results.len());
         let mut rejected = Vec::new();
         for ((result, raw), (number, item)) in results.into_iter().zip(raw).zip(places) {
@@ -99,7 +106,7 @@ impl Ingest {
             }
         }
         self.keep(&rejected).await?;
-        self.metrics.judged(&done, true);
+        self.count_verdicts(from.metrics, &done, true);
         Ok(Letters { later: waits, results: done, rejected: rejected.len() })
     }
 
@@ -141,7 +148,7 @@ impl Ingest {
         if let Some((indexes, Accepted::Stored(verdicts) | Accepted::Refused(verdicts))) = recorded {
             super::note_verdicts(&mut results, indexes, verdicts);
         }
-        self.metrics.judged(&results, !results.iter().any(ItemResult::is_bad));
+        self.count_verdicts(&self.replays, &results, !results.iter().any(ItemResult::is_bad));
         Ok(results)
     }
 

@@ -64,8 +64,9 @@ impl Backlog {
     pub fn admit(&self, events: &[NewEvent]) -> Result<()> {
         self.admits_any()?;
         let mut added: HashMap<&Arc<str>, u64> = HashMap::new();
-        for new in events {
-            *added.entry(&new.event.identity.tenant).or_default() += new.lanes.len() as u64;
+        for of_tenant in events.chunk_by(|one, next| tenant(one) == tenant(next)) {
+            let more: usize = of_tenant.iter().map(|new| new.lanes.len()).sum();
+            *added.entry(tenant(&of_tenant[0])).or_default() += more as u64;
         }
         let counts = self.counts();
         for (tenant, more) in added {
@@ -107,8 +108,26 @@ impl Backlog {
         self.counts().total.max(0).unsigned_abs()
     }
 
+    pub const fn limit(&self) -> u64 {
+        self.limits.total
+    }
+
     pub fn add(&self, tenant: &Arc<str>, change: i64) {
         self.counts().add(tenant, change);
+    }
+
+    /// One `change` for each of these tenants.
+    pub fn add_each<'t>(&self, tenants: impl Iterator<Item = &'t Arc<str>>, change: i64) {
+        let mut tenants = tenants.peekable();
+        let mut counts = self.counts();
+        while let Some(tenant) = tenants.next() {
+            let mut sum = change;
+            // They come in runs.
+            while tenants.next_if(|next| *next == tenant).is_some() {
+                sum += change;
+            }
+            counts.add(tenant, sum);
+        }
     }
 
     fn begin_count(&self) {
@@ -152,6 +171,10 @@ pub(super) fn keep_counting(ledger: &Ledger) {
             took = began.until(shared.clock.moment());
         }
     });
+}
+
+fn tenant(new: &NewEvent) -> &Arc<str> {
+    &new.event.identity.tenant
 }
 
 #[cfg(test)]

@@ -77,7 +77,7 @@ impl Ledger {
 
 impl Database {
     /// The ledger's clock.
-    async fn now(&self, clock: &dyn Clock) -> Result<Timestamp> {
+    pub(super) async fn now(&self, clock: &dyn Clock) -> Result<Timestamp> {
         match self {
             Self::Sqlite { .. } => Ok(clock.now()),
             Self::Postgres(pool) => {

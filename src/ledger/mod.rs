@@ -13,12 +13,18 @@ mod partners;
 mod payloads;
 mod plan;
 mod postgres;
+mod prune;
+mod reading;
 mod registry;
 mod rejected;
+mod repeats;
+mod replays;
 mod rows;
 mod sessions;
 mod sql;
 mod sqlite;
+mod stats;
+mod steering;
 mod tokens;
 mod writer;
 
@@ -41,11 +47,23 @@ use self::notices::Notices;
 pub use self::partners::{EventTypeRow, PartnerRow, Put};
 use self::plan::{AcceptRequest, Known, Plan};
 pub use self::plan::{Accepted, ItemVerdict, NewEvent, RequestKey};
+pub use self::prune::{Doomed, KeptIdentity};
+pub use self::reading::{
+    AttemptRow, DeliveryCursor, DeliveryFilter, DeliveryRow, DeliveryState, Done, EventDetail, EventFilter,
+    EventRow, EventState, Part, RepeatRow, Standing, SteeringRow, Waiting,
+};
 pub use self::registry::{ApiKey, KeyInfo, TenantRow};
 pub use self::rejected::{NewRejected, Rejected, RejectedFilter, RejectedRow};
+use self::repeats::Repeats;
+pub use self::replays::progress::Untried;
+pub use self::replays::select::{Candidate, Cursor, Selection, Window};
+pub use self::replays::svix::{SvixDelivery, SvixWindow};
+pub use self::replays::{NewReplay, ReplayRow, ReplayStep, ReplayWork};
 pub use self::sessions::{ConsoleSession, SESSIONS_PER_KEY};
 pub use self::sql::{Database, OutcomeRow, Progress};
 pub use self::sqlite::{database_file, lock_holder};
+pub use self::stats::{StatRow, WaitingRow};
+pub use self::steering::Steered;
 use self::writer::{Command, Writer};
 use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::delivery::{Class, Delivery, DeliveryId, Settlement};
@@ -100,6 +118,8 @@ pub struct LedgerOptions {
     pub backlog: BacklogLimits,
     /// How many bytes of what was just recorded are kept in memory until it is claimed, about.
     pub recent_bytes: usize,
+    /// SQLite: how many bytes of the file's pages the writing connection keeps in memory, at most.
+    pub page_cache_bytes: usize,
 }
 
 /// What a claim yields for one lane.
@@ -140,6 +160,18 @@ trait Store: Send + Sync {
     /// Gives claims back unsent.
     async fn release(&self, held: &[Held]) -> Result<()>;
 
+    /// Claims the one delivery that stands at this place in the queue: the number of the claim; `None` where somebody
+    /// holds it, or it stands there no more.
+    async fn claim_one(&self, place: &Held) -> Result<Option<i64>>;
+
+    /// How long the claims of these go on, in order, as far as only this process knows of them.
+    async fn claims_left(&self, ids: &[DeliveryId]) -> Vec<Option<Duration>> {
+        vec![None; ids.len()]
+    }
+
+    /// A delivery was put into the queue past [`Self::commit`].
+    fn appeared(&self, _id: DeliveryId, _class: Class, _due_at: Timestamp) {}
+
     /// Writes a heartbeat: proves that the ledger takes writes and keeps this node's number.
     async fn heartbeat(&self) -> Result<()>;
 
@@ -171,8 +203,8 @@ impl Held {
 
 impl From<&Delivery> for Held {
     fn from(delivery: &Delivery) -> Self {
-        let class = delivery.class();
-        Self { id: delivery.id, class, due_at: delivery.due_at, attempt: delivery.attempt }
+        let Delivery { id, class, due_at, attempt, .. } = delivery;
+        Self { id: *id, class: *class, due_at: *due_at, attempt: *attempt }
     }
 }
 
@@ -206,7 +238,8 @@ struct Shared {
     writer: Mutex<Option<tokio::task::JoinHandle<()>>>,
     backlog: Arc<Backlog>,
     outlet: Arc<OnceLock<Box<dyn Outlet>>>,
-    meter: Arc<OnceLock<CommitMetrics>>,
+    repeats: Arc<Repeats>,
+    meter: Arc<OnceLock<Arc<CommitMetrics>>>,
     /// This node's number.
     node: i64,
     /// `None` where the ledger is not shared.
@@ -235,6 +268,7 @@ impl Ledger {
         // Before anyone writes: what is committed during a count might be counted twice.
         let backlog = Arc::new(Backlog::new(options.backlog, database.count_waiting().await?));
         let (outlet, meter) = (Arc::new(OnceLock::new()), Arc::new(OnceLock::new()));
+        let repeats = Arc::new(Repeats::default());
         let (health_sender, health) = tokio::sync::watch::channel(None);
         let (commands, queue) = tokio::sync::mpsc::channel(writer::QUEUE_LIMIT);
         let writer = Writer {
@@ -243,6 +277,7 @@ impl Ledger {
             backlog: backlog.clone(),
             outlet: outlet.clone(),
             meter: meter.clone(),
+            repeats: repeats.clone(),
             bell: notices.as_ref().map(|notices| notices.bell().clone()),
             health: health_sender,
             last_beat: clock.moment(),
@@ -260,6 +295,7 @@ impl Ledger {
                 backlog,
                 outlet,
                 meter,
+                repeats,
                 node,
                 notices,
                 silence: tokio::sync::broadcast::Sender::new(1),
@@ -270,6 +306,7 @@ impl Ledger {
             }),
         };
         backlog::keep_counting(&ledger);
+        repeats::keep_writing(&ledger);
         Ok(ledger)
     }
 
@@ -280,7 +317,7 @@ impl Ledger {
     }
 
     /// Names where commits are told of. Without one, nobody hears of them.
-    pub fn meter(&self, metrics: CommitMetrics) {
+    pub fn meter(&self, metrics: Arc<CommitMetrics>) {
         // The first stays, as with the outlet.
         let _ = self.shared.meter.set(metrics);
     }
@@ -363,9 +400,19 @@ impl Ledger {
         self.shared.health.borrow().clone()
     }
 
+    /// How long a claim holds.
+    pub fn lease(&self) -> Duration {
+        self.shared.lease
+    }
+
     /// Deliveries waiting, all tenants.
     pub fn waiting(&self) -> u64 {
         self.shared.backlog.total()
+    }
+
+    /// Most deliveries that may wait, all tenants.
+    pub fn waiting_limit(&self) -> u64 {
+        self.shared.backlog.limit()
     }
 
     /// What other nodes tell from now on. Nothing ever comes where the ledger is not shared. Whoever reads too slowly
@@ -405,6 +452,7 @@ impl Ledger {
         if let Some(writer) = writer {
             let _ = writer.await;
         }
+        self.shared.repeats.write(&self.shared.database).await;
         if let Some(notices) = &self.shared.notices {
             notices.stop();
         }

@@ -112,6 +112,15 @@ impl Bell {
         self.rung.notify_one();
     }
 
+    /// Some lane has work, of either class.
+    pub fn look(&self) {
+        let mut gathered = self.gathered();
+        gathered.look = true;
+        gathered.lanes.clear();
+        drop(gathered);
+        self.rung.notify_one();
+    }
+
     /// A gate has closed or opened.
     pub fn gates(&self) {
         self.gathered().gates = true;

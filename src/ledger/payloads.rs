@@ -14,10 +14,12 @@ use bytes::Bytes;
 use super::plan::Plan;
 use super::{ClaimedLane, LedgerError, Result};
 use crate::domain::clock::{Moment, Timestamp};
-use crate::domain::delivery::{Delivery, DeliveryId};
+use crate::domain::delivery::{Class, Delivery, DeliveryId, ReplayNumber};
 use crate::domain::event::{EventSeq, Identity};
+use crate::domain::hash::FastMap;
 use crate::domain::scheduler::{LaneClaim, Remaining};
 use crate::domain::tenant::{Lane, LaneId};
+use crate::domain::trace::TraceContext;
 
 /// How long an event is kept that nobody claims: its lane may be blocked, or another node has claimed it.
 const KEPT_FOR: Duration = Duration::from_secs(30);
@@ -33,6 +35,7 @@ pub(super) struct Payload {
     pub received_at: i64,
     pub body: Bytes,
     pub data: Option<Range<usize>>,
+    pub trace: Option<Arc<TraceContext>>,
 }
 
 /// Where a claimed delivery stands in the queue, and the number of its claim.
@@ -43,11 +46,12 @@ pub(super) struct Place {
     pub attempt: i64,
     pub failures: i64,
     pub uncertain: i64,
+    pub replay: i64,
 }
 
 impl Place {
-    fn delivery(self, lane: &Arc<Lane>, payload: Payload) -> Delivery {
-        let Payload { source, id, event_type, received_at, body, data } = payload;
+    fn delivery(self, lane: &Arc<Lane>, class: Class, payload: Payload) -> Delivery {
+        let Payload { source, id, event_type, received_at, body, data, trace } = payload;
         Delivery {
             id: DeliveryId { event: EventSeq(self.event), lane: lane.id },
             lane: lane.clone(),
@@ -55,11 +59,14 @@ impl Place {
             attempt: self.attempt,
             failures: u32::try_from(self.failures).unwrap_or(u32::MAX),
             uncertain: self.uncertain != 0,
+            class,
+            replay: ReplayNumber::from_column(self.replay),
             identity: Identity { tenant: lane.tenant.clone(), source, id },
             event_type,
             received_at: Timestamp::from_millis(received_at),
             body,
             data,
+            trace,
         }
     }
 }
@@ -95,7 +102,7 @@ pub(super) async fn deliveries(
                 let words = "waits in the queue and is not in the ledger: the database is damaged";
                 LedgerError::Unavailable(format!("event {} {words}", place.event))
             })?;
-            Ok(place.delivery(&claim.lane, payload))
+            Ok(place.delivery(&claim.lane, claim.class, payload))
         });
         Ok(ClaimedLane { deliveries: with_payload.collect::<Result<_>>()?, remaining: *remaining })
     });
@@ -115,7 +122,7 @@ struct Kept {
     events: BTreeMap<EventSeq, KeptEvent>,
     bytes: usize,
     /// Of `bytes`, what each lane's events take.
-    of_lane: HashMap<LaneId, usize>,
+    of_lane: FastMap<LaneId, usize>,
 }
 
 #[derive(Debug)]
@@ -161,6 +168,7 @@ impl Recent {
                 // A copy: it must not hold the request that it came with.
                 body: Bytes::copy_from_slice(&event.body),
                 data: event.data.clone(),
+                trace: event.trace.clone(),
             };
             kept.bytes += bytes;
             *kept.of_lane.entry(lane).or_default() += bytes;
@@ -228,6 +236,7 @@ mod tests {
             fingerprint: Fingerprint([0; 32]),
             body: vec![b'x'; size].into(),
             data: Some(1..2),
+            trace: None,
         };
         let lanes: Vec<_> = lanes.iter().map(|id| lane(*id)).collect();
         let events = numbers.clone().map(|number| NewEvent { event: event(number), lanes: lanes.clone() });

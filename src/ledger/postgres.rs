@@ -23,7 +23,7 @@ use super::sql::Database;
 use super::{ClaimedLane, Committed, Held, LedgerError, LedgerOptions, Migrations, Opened, Result, Store};
 use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::delivery::Settlement;
-use crate::domain::event::{Fingerprint, Identity};
+use crate::domain::event::{Event, Fingerprint, Identity};
 use crate::domain::scheduler::{LaneClaim, Remaining};
 use crate::domain::sequence::{NODES, Sequence};
 use crate::reconnect;
@@ -35,6 +35,9 @@ const MIGRATIONS: Migrations = &[
     (4, "nodes", include_str!("../../migrations/postgres/0004_nodes.sql")),
     (5, "tenants", include_str!("../../migrations/postgres/0005_tenants.sql")),
     (6, "rejected", include_str!("../../migrations/postgres/0006_rejected.sql")),
+    (7, "story", include_str!("../../migrations/postgres/0007_story.sql")),
+    (8, "watching", include_str!("../../migrations/postgres/0008_watching.sql")),
+    (9, "replays", include_str!("../../migrations/postgres/0009_replays.sql")),
     (10, "console", include_str!("../../migrations/postgres/0010_console.sql")),
 ];
 const CONNECTIONS: u32 = 8;
@@ -194,7 +197,7 @@ impl PostgresStore {
                      ORDER BY queue.due_at, queue.event LIMIT wanted.n FOR UPDATE SKIP LOCKED
                  ) AS head
              ))
-             RETURNING lane, retry, due_at, event, attempt, failures, uncertain",
+             RETURNING lane, retry, due_at, event, attempt, failures, uncertain, replay",
         )
         .bind(column(claims, |claim| claim.lane.id.0))
         .bind(column(claims, |claim| rows::count(claim.limit)))
@@ -227,14 +230,15 @@ impl PostgresStore {
 
     async fn payloads(&self, events: &[i64]) -> Result<HashMap<i64, Payload>> {
         let rows: Vec<PayloadRow> = sqlx::query_as(
-            "SELECT seq, source, id, type, received_at, body, data_start, data_end FROM event WHERE seq = ANY ($1)",
+            "SELECT seq, source, id, type, received_at, body, data_start, data_end, trace FROM event WHERE seq = ANY ($1)",
         )
         .bind(events)
         .fetch_all(&self.pool)
         .await?;
-        let payload = |(number, source, id, event_type, received_at, body, start, end): PayloadRow| {
+        let payload = |(number, source, id, event_type, received_at, body, start, end, trace): PayloadRow| {
             let (body, data) = (Bytes::from(body), rows::range(start, end));
-            (number, Payload { source, id, event_type, received_at, body, data })
+            let trace = rows::trace(trace.as_deref());
+            (number, Payload { source, id, event_type, received_at, body, data, trace })
         };
         Ok(rows.into_iter().map(payload).collect())
     }
@@ -284,31 +288,43 @@ async fn insert_keys(connection: &mut PgConnection, plan: &Plan<'_>) -> Result<b
     Ok(true)
 }
 
+const INSERT_EVENTS: &str =
+    "INSERT INTO event (seq, tenant, source, id, type, received_at, destinations, body, data_start, data_end)
+     SELECT seq, tenant, source, id, type, $9, destinations, body, data_start, data_end
+     FROM UNNEST($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bytea[],
+                 $8::bigint[], $10::bigint[])
+         AS t (seq, tenant, source, id, type, destinations, body, data_start, data_end)";
+/// The same where some belong to traces: most belong to none, and pay for none.
+const INSERT_TRACED: &str =
+    "INSERT INTO event (seq, tenant, source, id, type, received_at, destinations, body, data_start, data_end, trace)
+     SELECT seq, tenant, source, id, type, $9, destinations, body, data_start, data_end, trace
+     FROM UNNEST($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bytea[],
+                 $8::bigint[], $10::bigint[], $11::text[])
+         AS t (seq, tenant, source, id, type, destinations, body, data_start, data_end, trace)";
+
 async fn insert_events(connection: &mut PgConnection, plan: &Plan<'_>) -> Result<()> {
     if plan.inserts.is_empty() {
         return Ok(());
     }
     let events = || plan.inserts.iter().map(|insert| &insert.new.event);
     let ranges = || events().map(|event| rows::range_columns(event.data.as_ref()));
-    sqlx::query(
-        "INSERT INTO event (seq, tenant, source, id, type, received_at, destinations, body, data_start, data_end)
-         SELECT seq, tenant, source, id, type, $9, destinations, body, data_start, data_end
-         FROM UNNEST($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bytea[],
-                     $8::bigint[], $10::bigint[])
-             AS t (seq, tenant, source, id, type, destinations, body, data_start, data_end)",
-    )
-    .bind(plan.inserts.iter().map(|insert| insert.seq.0).collect::<Vec<_>>())
-    .bind(events().map(|event| &*event.identity.tenant).collect::<Vec<_>>())
-    .bind(events().map(|event| &*event.identity.source).collect::<Vec<_>>())
-    .bind(events().map(|event| &*event.identity.id).collect::<Vec<_>>())
-    .bind(events().map(|event| &*event.event_type).collect::<Vec<_>>())
-    .bind(plan.inserts.iter().map(|insert| rows::count(insert.new.lanes.len())).collect::<Vec<_>>())
-    .bind(events().map(|event| &event.body[..]).collect::<Vec<_>>())
-    .bind(ranges().map(|(start, _)| start).collect::<Vec<_>>())
-    .bind(plan.now.as_millis())
-    .bind(ranges().map(|(_, end)| end).collect::<Vec<_>>())
-    .execute(connection)
-    .await?;
+    let text = if plan.is_traced() { INSERT_TRACED } else { INSERT_EVENTS };
+    let mut insert = sqlx::query(text)
+        .bind(plan.inserts.iter().map(|insert| insert.seq.0).collect::<Vec<_>>())
+        .bind(events().map(|event| &*event.identity.tenant).collect::<Vec<_>>())
+        .bind(events().map(|event| &*event.identity.source).collect::<Vec<_>>())
+        .bind(events().map(|event| &*event.identity.id).collect::<Vec<_>>())
+        .bind(events().map(|event| &*event.event_type).collect::<Vec<_>>())
+        .bind(plan.inserts.iter().map(|insert| rows::count(insert.new.lanes.len())).collect::<Vec<_>>())
+        .bind(events().map(|event| &event.body[..]).collect::<Vec<_>>())
+        .bind(ranges().map(|(start, _)| start).collect::<Vec<_>>())
+        .bind(plan.now.as_millis())
+        .bind(ranges().map(|(_, end)| end).collect::<Vec<_>>());
+    if plan.is_traced() {
+        let trace = |event: &Event| event.trace.as_ref().map(ToString::to_string);
+        insert = insert.bind(events().map(trace).collect::<Vec<_>>());
+    }
+    insert.execute(connection).await?;
     Ok(())
 }
 
@@ -384,6 +400,10 @@ impl Store for PostgresStore {
         settle::release(&self.pool, held).await
     }
 
+    async fn claim_one(&self, place: &Held) -> Result<Option<i64>> {
+        settle::claim_one(&self.pool, place, self.lease_ms).await
+    }
+
     async fn heartbeat(&self) -> Result<()> {
         let kept = sqlx::query(
             "UPDATE node SET seen_at = (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint
@@ -418,16 +438,16 @@ impl Store for PostgresStore {
     }
 }
 
-/// lane, retry, due_at, event, attempt, failures, uncertain
-type QueueRow = (i64, i64, i64, i64, i64, i64, i64);
+/// lane, retry, due_at, event, attempt, failures, uncertain, replay
+type QueueRow = (i64, i64, i64, i64, i64, i64, i64, i64);
 /// seq, source, id, type, received_at, body, data_start, data_end
-type PayloadRow = (i64, String, String, String, i64, Vec<u8>, Option<i64>, Option<i64>);
+type PayloadRow = (i64, String, String, String, i64, Vec<u8>, Option<i64>, Option<i64>, Option<String>);
 
 /// One answer for each claim, each of a queue of its own.
 fn by_claim(claims: &[LaneClaim], rows: Vec<QueueRow>) -> Vec<ClaimedPlaces> {
     let mut queues: HashMap<_, Vec<Place>> = HashMap::with_capacity(claims.len());
-    for (lane, retry, due_at, event, attempt, failures, uncertain) in rows {
-        let place = Place { due_at, event, attempt, failures, uncertain };
+    for (lane, retry, due_at, event, attempt, failures, uncertain, replay) in rows {
+        let place = Place { due_at, event, attempt, failures, uncertain, replay };
         queues.entry((lane, retry)).or_default().push(place);
     }
     let answer = |claim: &LaneClaim| {

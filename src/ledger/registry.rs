@@ -5,6 +5,7 @@ use super::{LedgerError, Result};
 use crate::domain::clock::Timestamp;
 use crate::domain::partner::RateLimit;
 use crate::domain::tenant::{DEFAULT_WEIGHT, Destination, Route};
+use crate::retention::TenantRetention;
 
 /// A tenant of which something was set.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,12 +20,21 @@ pub struct TenantRow {
     pub weight: u32,
     /// Events that it may put in on one node; the configured default where `None`.
     pub ingest_limit: Option<RateLimit>,
+    /// How long what its events leave behind is kept, where that is not as configured.
+    pub retention: TenantRetention,
 }
 
 impl TenantRow {
     /// A tenant of which nothing but its route is set.
     pub fn new(id: impl Into<String>, route: Option<Route>) -> Self {
-        Self { id: id.into(), route, transform: None, weight: DEFAULT_WEIGHT, ingest_limit: None }
+        Self {
+            id: id.into(),
+            route,
+            transform: None,
+            weight: DEFAULT_WEIGHT,
+            ingest_limit: None,
+            retention: TenantRetention::default(),
+        }
     }
 }
 
@@ -54,21 +64,22 @@ pub struct KeyInfo {
     pub revoked_at: Option<i64>,
 }
 
-type TenantTuple = (String, Option<String>, Option<String>, Option<String>, Option<i64>, Option<String>);
+type TenantTuple =
+    (String, Option<String>, Option<String>, Option<String>, Option<i64>, Option<String>, Option<String>);
 type KeyRow = (String, String, Vec<u8>, String, Option<String>, i64, Option<i64>);
 
 /// Routes and limits lie apart; a tenant may have either.
 macro_rules! tenants {
     ($where:literal) => {
         concat!(
-            "SELECT COALESCE(tenant.id, tenant_limit.tenant), route, svix_app, transform, weight, ingest_limit
+            "SELECT COALESCE(tenant.id, tenant_limit.tenant), route, svix_app, transform, weight, ingest_limit, retention
              FROM tenant FULL JOIN tenant_limit ON tenant_limit.tenant = tenant.id ",
             $where
         )
     };
 }
 
-fn tenant((id, route, app, transform, weight, limit): TenantTuple) -> TenantRow {
+fn tenant((id, route, app, transform, weight, limit, retention): TenantTuple) -> TenantRow {
     let route = route.map(|route| match (route.as_str(), app) {
         ("svix", Some(app)) => Route::Svix { app },
         _ => Route::Direct,
@@ -76,7 +87,9 @@ fn tenant((id, route, app, transform, weight, limit): TenantTuple) -> TenantRow 
     let weight = weight.and_then(|weight| u32::try_from(weight).ok()).unwrap_or(DEFAULT_WEIGHT);
     // Checked when it was saved; what a newer version has written is passed over.
     let ingest_limit = limit.and_then(|limit| serde_json::from_str(&limit).ok());
-    TenantRow { id, route, transform, weight, ingest_limit }
+    let retention = retention.and_then(|retention| serde_json::from_str(&retention).ok());
+    let retention = retention.unwrap_or_default();
+    TenantRow { id, route, transform, weight, ingest_limit, retention }
 }
 
 impl Database {
@@ -124,6 +137,10 @@ impl Database {
         }
         let limit = tenant.ingest_limit.as_ref().map(serde_json::to_string).transpose();
         let limit = limit.map_err(|error| LedgerError::Refused(error.to_string()))?;
+        let retention = (tenant.retention != TenantRetention::default())
+            .then(|| serde_json::to_string(&tenant.retention))
+            .transpose()
+            .map_err(|error| LedgerError::Refused(error.to_string()))?;
         on!(self, writes, pool => {
             let mut transaction = pool.begin().await?;
             // First of all: it puts changes in a row, one after another.
@@ -138,10 +155,11 @@ impl Database {
                 .execute(&mut *transaction)
                 .await?
                 .rows_affected();
-            sqlx::query("INSERT INTO tenant_limit (tenant, weight, ingest_limit) VALUES ($1, $2, $3)")
+            sqlx::query("INSERT INTO tenant_limit (tenant, weight, ingest_limit, retention) VALUES ($1, $2, $3, $4)")
                 .bind(&tenant.id)
                 .bind(i64::from(tenant.weight))
                 .bind(&limit)
+                .bind(&retention)
                 .execute(&mut *transaction)
                 .await?;
             if let Some((route, app)) = route {

@@ -2,9 +2,11 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::{LedgerError, Result};
 use crate::domain::delivery::{Class, NextState, Settlement};
+use crate::domain::trace::TraceContext;
 
 /// `data_start` and `data_end`.
 pub(super) fn range_columns(range: Option<&Range<usize>>) -> (Option<i64>, Option<i64>) {
@@ -14,6 +16,11 @@ pub(super) fn range_columns(range: Option<&Range<usize>>) -> (Option<i64>, Optio
 /// What [`range_columns`] wrote.
 pub(super) fn range(start: Option<i64>, end: Option<i64>) -> Option<Range<usize>> {
     Some(usize::try_from(start?).ok()?..usize::try_from(end?).ok()?)
+}
+
+/// The trace that an event belongs to, from its column; none where that is empty.
+pub(super) fn trace(column: Option<&str>) -> Option<Arc<TraceContext>> {
+    column.and_then(TraceContext::read).map(Arc::new)
 }
 
 /// The column `retry`.
@@ -53,6 +60,7 @@ pub(super) struct WaitingColumns {
     pub due_at: i64,
     pub failures: i64,
     pub uncertain: i64,
+    pub replay: i64,
 }
 
 impl WaitingColumns {
@@ -64,10 +72,11 @@ impl WaitingColumns {
             was_retry: class_column(settlement.class),
             was_due_at: settlement.due_at.as_millis(),
             attempt: settlement.attempt,
-            retry: class_column(Class::of(failures)),
+            retry: class_column(settlement.class_with(failures)),
             due_at: due_at.as_millis(),
             failures: i64::from(failures),
             uncertain: i64::from(uncertain),
+            replay: settlement.replay.as_column(),
         })
     }
 }
@@ -97,7 +106,7 @@ impl<'a> OutcomeColumns<'a> {
                 (DELIVERED, remote_id.as_deref().map(without_nul), *dispatch_unconfirmed, None)
             }
             NextState::Dead { reason } => ("dead", None, false, Some(reason.as_str())),
-            NextState::Canceled => ("canceled", None, false, Some("endpoint_deleted")),
+            NextState::Canceled { reason } => ("canceled", None, false, Some(reason.as_str())),
             NextState::Pending { .. } | NextState::Released => return None,
         };
         Some(Self {

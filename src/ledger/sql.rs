@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use sqlx::{PgPool, SqlitePool};
+use sqlx::{PgPool, SqliteConnection, SqlitePool};
 
 use super::Result;
 use crate::domain::clock::Timestamp;
@@ -22,10 +22,15 @@ pub enum Database {
         reads: SqlitePool,
         /// One connection for rare writes: tenants, keys, gates, rejected messages.
         writes: SqlitePool,
+        /// The writer's connection: who holds it, writes alone. See [`Database::turn`].
+        turn: Turn,
     },
     /// A Postgres database.
     Postgres(PgPool),
 }
+
+/// The connection of SQLite's writer, while it does not write.
+pub(super) type Turn = Arc<tokio::sync::Mutex<Option<SqliteConnection>>>;
 
 /// Runs one body against whichever database there is, reading or writing.
 macro_rules! on {
@@ -100,9 +105,18 @@ impl Database {
         matches!(self, Self::Postgres(_))
     }
 
+    /// For what writes in the background, again and again: it waits for its turn with the writer, and the writer for it.
+    /// SQLite's own way to wait for a lock is to sleep for longer and longer.
+    pub(super) async fn turn(&self) -> Option<tokio::sync::MutexGuard<'_, Option<SqliteConnection>>> {
+        match self {
+            Self::Sqlite { turn, .. } => Some(turn.lock().await),
+            Self::Postgres(_) => None,
+        }
+    }
+
     pub(super) async fn close(&self) {
         match self {
-            Self::Sqlite { reads, writes } => {
+            Self::Sqlite { reads, writes, .. } => {
                 reads.close().await;
                 writes.close().await;
             }
@@ -291,6 +305,14 @@ impl Database {
             let (number,): (i64,) = sqlx::query_as("SELECT number FROM revision").fetch_one(pool).await?;
             Ok(number)
         })
+    }
+
+    /// The largest event number in use; 0 where there is no event.
+    ///
+    /// # Errors
+    /// [`super::LedgerError::Unavailable`].
+    pub async fn largest_event(&self) -> Result<i64> {
+        Ok(self.largest_seq().await?.map_or(0, |seq| seq.0))
     }
 
     /// The largest event number in use.

@@ -27,14 +27,15 @@ use self::write::{insert_plan, next_chunk, placeholders, settle_rows};
 use super::payloads::{self, ClaimedPlaces, Payload, Place, Recent};
 use super::plan::{Known, Plan, RequestKey};
 use super::rows;
-use super::sql::Database;
+use super::sql::{Database, Turn};
 use super::{
     ClaimId, ClaimedLane, Committed, Held, LedgerError, LedgerOptions, Migrations, Opened, Result, Store,
     claim_of,
 };
-use crate::domain::clock::{Clock, Timestamp};
+use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::delivery::{Class, DeliveryId, NextState, Settlement};
 use crate::domain::event::{EventSeq, Fingerprint, Identity};
+use crate::domain::hash::FastSet;
 use crate::domain::scheduler::{LaneClaim, Remaining};
 use crate::domain::sequence::Sequence;
 
@@ -45,6 +46,9 @@ const MIGRATIONS: Migrations = &[
     (4, "nodes", include_str!("../../migrations/sqlite/0004_nodes.sql")),
     (5, "tenants", include_str!("../../migrations/sqlite/0005_tenants.sql")),
     (6, "rejected", include_str!("../../migrations/sqlite/0006_rejected.sql")),
+    (7, "story", include_str!("../../migrations/sqlite/0007_story.sql")),
+    (8, "watching", include_str!("../../migrations/sqlite/0008_watching.sql")),
+    (9, "replays", include_str!("../../migrations/sqlite/0009_replays.sql")),
     (10, "console", include_str!("../../migrations/sqlite/0010_console.sql")),
 ];
 
@@ -56,7 +60,7 @@ const AUTOCHECKPOINT_PAGES: u32 = 16_000;
 pub(super) struct SqliteStore {
     options: SqliteConnectOptions,
     /// `None` after an error: a transaction that SQLite gave up must not see another statement.
-    writer: tokio::sync::Mutex<Option<SqliteConnection>>,
+    writer: Turn,
     reads: SqlitePool,
     claims: Mutex<Claims>,
     /// One claim at a time: `Claims::reading` belongs to it.
@@ -86,7 +90,9 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
     let unreachable = |error: sqlx::Error| {
         LedgerError::Unavailable(format!("can't open the SQLite file {}: {error}", path.display()))
     };
-    let mut writer = SqliteConnection::connect_with(&connect).await.map_err(unreachable)?;
+    let cache_kib = options.page_cache_bytes >> 10;
+    let writing = connect.clone().pragma("cache_size", format!("-{cache_kib}"));
+    let mut writer = SqliteConnection::connect_with(&writing).await.map_err(unreachable)?;
     check(&mut writer).await?;
     super::migrator(MIGRATIONS)
         .run(&mut writer)
@@ -97,13 +103,14 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
         .connect_with(connect.clone().read_only(true).create_if_missing(false))
         .await?;
     let writes = SqlitePoolOptions::new().max_connections(1).connect_with(connect.clone()).await?;
-    let database = Database::Sqlite { reads: reads.clone(), writes };
+    let writer: Turn = Arc::new(tokio::sync::Mutex::new(Some(writer)));
+    let database = Database::Sqlite { reads: reads.clone(), writes, turn: writer.clone() };
     let largest = database.largest_seq().await?;
     let written = Arc::new(tokio::sync::Notify::new());
     let checkpointer = tokio::spawn(checkpoint_on_the_side(connect.clone(), written.clone())).abort_handle();
     let store = SqliteStore {
-        options: connect,
-        writer: tokio::sync::Mutex::new(Some(writer)),
+        options: writing,
+        writer,
         reads,
         claims: Mutex::default(),
         claiming: tokio::sync::Mutex::default(),
@@ -173,8 +180,12 @@ impl SqliteStore {
         // Before a claim can find them.
         self.recent.keep(plan, self.clock.moment());
         let mut claims = self.claims();
+        let mut lanes = FastSet::default();
         for waiting in &plan.deliveries {
-            claims.appeared((waiting.lane.id, Class::Fresh), (plan.now.as_millis(), waiting.seq.0));
+            // The first of a lane is the oldest.
+            if lanes.insert(waiting.lane.id) {
+                claims.appeared((waiting.lane.id, Class::Fresh), (plan.now.as_millis(), waiting.seq.0));
+            }
         }
         for settlement in settlements {
             if settlement.next == NextState::Released {
@@ -186,7 +197,7 @@ impl SqliteStore {
                 meanwhile.settled.insert(settlement.id);
             }
             if let NextState::Pending { due_at, failures, .. } = settlement.next {
-                let queue = (settlement.id.lane, Class::of(failures));
+                let queue = (settlement.id.lane, settlement.class_with(failures));
                 claims.appeared(queue, (due_at.as_millis(), settlement.id.event.0));
             }
         }
@@ -388,6 +399,43 @@ impl Store for SqliteStore {
         let mut claims = self.claims();
         held.iter().for_each(|held| claims.release(held));
         Ok(())
+    }
+
+    async fn claim_one(&self, place: &Held) -> Result<Option<i64>> {
+        let moment = self.clock.moment();
+        let (attempt, before) = {
+            let mut claims = self.claims();
+            let before = claims.held.get(&place.id).copied();
+            let Some(attempt) = claims.next_attempt(place.id, place.attempt, moment) else { return Ok(None) };
+            claims.hold(place.id, place.class, attempt, moment + self.lease);
+            (attempt, before)
+        };
+        // Held first: nobody takes it from there now, and whatever was settled before can be read.
+        let query = sqlx::query_as::<_, (i64,)>(
+            "SELECT attempt FROM queue WHERE lane = $1 AND retry = $2 AND due_at = $3 AND event = $4",
+        );
+        let query = query.bind(place.id.lane.0).bind(rows::class_column(place.class));
+        let row =
+            query.bind(place.due_at.as_millis()).bind(place.id.event.0).fetch_optional(&self.reads).await;
+        if let Ok(Some((stored,))) = row
+            && stored < attempt
+        {
+            return Ok(Some(attempt));
+        }
+        self.claims().restore(place.id, attempt, before);
+        row.map(|_| None).map_err(LedgerError::from)
+    }
+
+    async fn claims_left(&self, ids: &[DeliveryId]) -> Vec<Option<Duration>> {
+        let moment = self.clock.moment();
+        let claims = self.claims();
+        let until = |id| claims.held.get(id).and_then(|claim| claim.leased_until);
+        let left = |until: Moment| moment.until(until);
+        ids.iter().map(|id| until(id).map(left).filter(|left| !left.is_zero())).collect()
+    }
+
+    fn appeared(&self, id: DeliveryId, class: Class, due_at: Timestamp) {
+        self.claims().appeared((id.lane, class), (due_at.as_millis(), id.event.0));
     }
 
     async fn heartbeat(&self) -> Result<()> {

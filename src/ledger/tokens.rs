@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::sql::Database;
+use super::sql::{Database, on};
 use super::{Ledger, Result};
 use crate::domain::clock::Timestamp;
+use crate::domain::partner::RateLimit;
 use crate::domain::scheduler::{TokenGrant, TokenWish};
 use crate::domain::token_budget::{Budget, Pace};
 
@@ -36,6 +38,26 @@ fn reserve(wishes: &[TokenWish], rows: Vec<Row>, now: Timestamp) -> Reserved {
 }
 
 impl Ledger {
+    /// How long until the next token of a partner's rate; `None` where there is one now. Takes nothing.
+    ///
+    /// # Errors
+    /// [`super::LedgerError::Unavailable`].
+    pub async fn until_next_token(&self, partner: &str, limit: RateLimit) -> Result<Option<Duration>> {
+        let now = self.now().await?;
+        let row: Option<(i64, i64)> = on!(&self.shared.database, reads, pool => {
+            sqlx::query_as("SELECT millionths, at FROM partner_tokens WHERE partner = $1")
+                .bind(partner)
+                .fetch_optional(pool)
+                .await?
+        });
+        let Some((millionths, at)) = row else { return Ok(None) };
+        let pace = Pace::of(limit);
+        let mut budget = Budget { millionths, at: Timestamp::from_millis(at) };
+        // A copy: what is taken from it is taken from nobody.
+        let there_is_one = budget.reserve(&pace, 1, now) > 0;
+        Ok((!there_is_one).then(|| budget.until_next(&pace)))
+    }
+
     /// Reserves tokens of partners' rates: one answer for each wish, in order. Durable before it returns, so that a
     /// restart does not spend them again.
     ///

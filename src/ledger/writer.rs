@@ -11,11 +11,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::backlog::Backlog;
 use super::notices::Bell;
 use super::plan::{self, AcceptRequest, Accepted, Known, Plan, Waiting};
+use super::repeats::Repeats;
 use super::{ClaimId, Committed, LedgerError, Outlet, Result, Store, claim_of};
 use crate::domain::clock::{Clock, Moment, Timestamp};
-use crate::domain::delivery::{Class, Delivery, DeliveryId, NextState, Settlement};
+use crate::domain::delivery::{Class, Delivery, DeliveryId, NextState, ReplayNumber, Settlement};
+use crate::domain::hash::FastSet;
 use crate::domain::scheduler::Permit;
 use crate::domain::sequence::Sequence;
+use crate::domain::tenant::LaneId;
 use crate::reconnect::Pauses;
 use crate::telemetry::CommitMetrics;
 
@@ -48,7 +51,9 @@ pub(super) struct Writer {
     pub backlog: Arc<Backlog>,
     pub outlet: Arc<OnceLock<Box<dyn Outlet>>>,
     /// Hears of every commit.
-    pub meter: Arc<OnceLock<CommitMetrics>>,
+    pub meter: Arc<OnceLock<Arc<CommitMetrics>>>,
+    /// Counts what came again.
+    pub repeats: Arc<Repeats>,
     /// Tells other nodes; `None` where there can't be any.
     pub bell: Option<Arc<Bell>>,
     /// Why writes fail; `None` while they work.
@@ -138,7 +143,7 @@ impl Writer {
     /// `unsettled`.
     async fn write(&mut self, alive: Result<()>, accepts: Vec<Pending>, unsettled: &mut Vec<Settlement>) {
         // A claim is settled once: of several words about it the first counts.
-        let mut claims = HashSet::with_capacity(unsettled.len());
+        let mut claims = FastSet::with_capacity_and_hasher(unsettled.len(), Default::default());
         unsettled.retain(|settlement| claims.insert(claim_of(settlement)));
         let (requests, answers): (Vec<_>, Vec<_>) =
             accepts.into_iter().map(|pending| (pending.request, pending.answer)).unzip();
@@ -148,7 +153,8 @@ impl Writer {
         };
         match committed {
             Ok((verdicts, stale)) => {
-                self.settled(unsettled.drain(..), &stale);
+                self.settled(unsettled, &stale);
+                unsettled.clear();
                 for (answer, verdict) in answers.into_iter().zip(verdicts) {
                     // A caller that has gone away finds duplicates when it comes again.
                     let _ = answer.send(Ok(verdict));
@@ -175,6 +181,7 @@ impl Writer {
             let now = self.clock.now();
             let mut plan = plan::plan(requests, &known, now, || self.sequence.next(now));
             if plan.writes_nothing() && settlements.is_empty() {
+                self.repeats.note(&plan.repeats, now);
                 return Ok((plan.answers, HashSet::new()));
             }
             let reserved = reserve(self.outlet(), &mut plan.deliveries);
@@ -182,6 +189,7 @@ impl Writer {
             match self.store.commit(&plan, settlements).await {
                 Ok(Committed::Done { stale }) => {
                     self.measure(began, plan.inserts.len());
+                    self.repeats.note(&plan.repeats, now);
                     self.committed(&plan, reserved);
                     return Ok((plan.answers, stale));
                 }
@@ -199,12 +207,8 @@ impl Writer {
     }
 
     fn measure(&self, began: Moment, events: usize) {
-        let Some(meter) = self.meter.get() else { return };
-        meter.seconds.record(began.until(self.clock.moment()));
-        // A group that only settles has none.
-        if events > 0 {
-            #[expect(clippy::cast_precision_loss, reason = "a few thousand")]
-            meter.events.record(events as f64);
+        if let Some(meter) = self.meter.get() {
+            meter.committed(began.until(self.clock.moment()), events);
         }
     }
 
@@ -221,10 +225,10 @@ impl Writer {
     /// After the commit: deliveries go to the dispatcher, from memory or as a wake-up, and the backlog is told.
     fn committed(&self, plan: &Plan<'_>, mut reserved: VecDeque<Permit>) {
         let outlet = self.outlet();
-        let mut woken = HashSet::new();
+        let mut woken = FastSet::default();
+        self.backlog.add_each(plan.deliveries.iter().map(|waiting| &waiting.lane.tenant), 1);
         for waiting in &plan.deliveries {
-            self.backlog.add(&waiting.lane.tenant, 1);
-            let Some(outlet) = outlet else { continue };
+            let Some(outlet) = outlet else { break };
             match waiting.handed_over.then(|| reserved.pop_front()).flatten() {
                 Some(permit) => outlet.deliver(fresh(waiting, plan.now), permit),
                 None if woken.insert(waiting.lane.id) => outlet.wake(waiting.lane, Class::Fresh, plan.now),
@@ -239,22 +243,22 @@ impl Writer {
 
     /// After the commit: what is done leaves the backlog, what waits again is told to the dispatcher. Not earlier: a
     /// claim made before the commit would find it still held.
-    fn settled(&self, settlements: impl Iterator<Item = Settlement>, stale: &HashSet<ClaimId>) {
-        for settlement in settlements {
-            if stale.contains(&claim_of(&settlement)) {
-                tracing::warn!(delivery = %settlement.id, attempt = settlement.attempt, "lease lost: not settled");
-                continue;
+    fn settled(&self, settlements: &[Settlement], stale: &HashSet<ClaimId>) {
+        let is_stale = |settlement: &&Settlement| stale.contains(&claim_of(settlement));
+        for settlement in settlements.iter().filter(is_stale) {
+            tracing::warn!(delivery = %settlement.id, attempt = settlement.attempt, "lease lost: not settled");
+            if let Some(meter) = self.meter.get() {
+                meter.lease_lost();
             }
-            match settlement.next {
-                NextState::Delivered { .. } | NextState::Dead { .. } | NextState::Canceled => {
-                    self.backlog.add(&settlement.lane.tenant, -1);
-                }
-                NextState::Pending { due_at, failures, .. } => {
-                    if let Some(outlet) = self.outlet() {
-                        outlet.wake(&settlement.lane, Class::of(failures), due_at);
-                    }
-                }
-                NextState::Released => {}
+        }
+        let settled = settlements.iter().filter(|settlement| !is_stale(settlement));
+        let done = settled.clone().filter(|settlement| settlement.next.is_final());
+        self.backlog.add_each(done.map(|settlement| &settlement.lane.tenant), -1);
+        for settlement in settled {
+            if let NextState::Pending { due_at, failures, .. } = settlement.next
+                && let Some(outlet) = self.outlet()
+            {
+                outlet.wake(&settlement.lane, settlement.class_with(failures), due_at);
             }
         }
     }
@@ -264,10 +268,18 @@ impl Writer {
 fn reserve(outlet: Option<&dyn Outlet>, deliveries: &mut [Waiting<'_>]) -> VecDeque<Permit> {
     let Some(outlet) = outlet else { return VecDeque::new() };
     let mut permits = VecDeque::new();
+    // Whoever is behind one that waits waits, too.
+    let mut refused: FastSet<LaneId> = FastSet::default();
     for waiting in deliveries {
-        if let Some(permit) = outlet.reserve(waiting.lane) {
-            waiting.handed_over = true;
-            permits.push_back(permit);
+        if refused.contains(&waiting.lane.id) {
+            continue;
+        }
+        match outlet.reserve(waiting.lane) {
+            Some(permit) => {
+                waiting.handed_over = true;
+                permits.push_back(permit);
+            }
+            None => _ = refused.insert(waiting.lane.id),
         }
     }
     permits
@@ -291,11 +303,14 @@ fn fresh(waiting: &Waiting<'_>, now: Timestamp) -> Delivery {
         attempt: 1,
         failures: 0,
         uncertain: false,
+        class: Class::Fresh,
+        replay: ReplayNumber::default(),
         identity: event.identity.clone(),
         event_type: event.event_type.clone(),
         received_at: now,
         body: event.body.clone(),
         data: event.data.clone(),
+        trace: event.trace.clone(),
     }
 }
 
@@ -337,6 +352,10 @@ mod tests {
             Ok(())
         }
 
+        async fn claim_one(&self, _place: &Held) -> Result<Option<i64>> {
+            Ok(None)
+        }
+
         async fn heartbeat(&self) -> Result<()> {
             Ok(())
         }
@@ -375,6 +394,7 @@ mod tests {
             backlog: Arc::new(Backlog::new(limits, HashMap::new())),
             outlet: Arc::default(),
             meter: Arc::default(),
+            repeats: Arc::default(),
             bell: None,
             health: watch::channel(None).0,
             last_beat: Moment::default(),
@@ -392,6 +412,7 @@ mod tests {
                 fingerprint: Fingerprint([0; 32]),
                 body: body.clone(),
                 data: None,
+                trace: None,
             };
             let events = (0..events).map(|n| NewEvent { event: event(n), lanes: Vec::new() }).collect();
             let request = AcceptRequest { events, strict: true, request_key: None };

@@ -7,7 +7,7 @@ use wiremock::Request;
 
 use super::event_types::{EventTypes, ListQuery};
 use super::input::{self, NewApplication, NewMessage};
-use super::record::{MockEvent, ReceivedMessage, ReceivedRequest};
+use super::record::{MockEvent, ReceivedMessage, ReceivedRequest, Resent};
 use super::reply::{Answer, Reply, answerable};
 use super::store::{self, Fingerprint, Keys, Moment, Store};
 use super::trouble::{Rulebook, Trouble};
@@ -37,6 +37,10 @@ pub(super) struct State {
     pub(super) keys: Keys,
     pub(super) rules: Rulebook,
     pub(super) requests: VecDeque<Arc<ReceivedRequest>>,
+    /// `Retry-After` of the next GETs of messages that are answered 429.
+    pub(super) throttled_looks: VecDeque<Option<String>>,
+    /// What was sent to endpoints again.
+    pub(super) resent: Vec<Resent>,
     pub(super) counts: Counts,
     /// What happened since the last look.
     pub(super) outbox: Vec<MockEvent>,
@@ -58,6 +62,8 @@ impl State {
             settings,
             rules: Rulebook::default(),
             requests: VecDeque::new(),
+            throttled_looks: VecDeque::new(),
+            resent: Vec::new(),
             counts: Counts::default(),
             outbox: Vec::new(),
         }
@@ -70,6 +76,20 @@ impl State {
             (_, path) if path.contains(&"") => Err(Answer::no_such_route()),
             ("POST", ["api", "v1", "app", app, "msg"]) => {
                 return self.post_message(app, request, now);
+            }
+            ("GET", ["api", "v1", "app", _, "msg", ..]) if !self.throttled_looks.is_empty() => {
+                let retry_after = self.throttled_looks.pop_front().flatten();
+                Err(Answer::of_status(429).retry_after(retry_after.as_deref()))
+            }
+            ("GET", ["api", "v1", "app", app, "msg"]) => self.list_messages(app, request),
+            ("GET", ["api", "v1", "app", app, "msg", id, "endpoint"]) => {
+                self.message_endpoints(app, id, request)
+            }
+            ("POST", ["api", "v1", "app", app, "msg", id, "endpoint", endpoint, "resend"]) => {
+                Ok(self.resend([app, id, endpoint], request, now))
+            }
+            ("POST", ["api", "v1", "auth", "app-portal-access", app]) => {
+                Ok(self.portal_access(app, request, now))
             }
             ("GET", ["api", "v1", "app", app, "msg", id]) => self.get_message(app, id, request),
             ("POST", ["api", "v1", "app"]) => Ok(self.post_application(request, now)),
@@ -177,7 +197,7 @@ impl State {
         Ok(self.add_application(application, now))
     }
 
-    fn add_application(&mut self, application: NewApplication, now: Moment) -> usize {
+    pub(super) fn add_application(&mut self, application: NewApplication, now: Moment) -> usize {
         let application = self.store.create_application(application, now);
         let app = self.store.label(application).to_owned();
         self.outbox.push(MockEvent::ApplicationCreated { app });
@@ -263,7 +283,7 @@ impl State {
         }
     }
 
-    fn authorize(&self, request: &Request) -> Result<(), Answer> {
+    pub(super) fn authorize(&self, request: &Request) -> Result<(), Answer> {
         let Some(token) = &self.settings.token else {
             return Ok(());
         };
@@ -276,7 +296,7 @@ impl State {
 
     /// Does a POST once per idempotency key, and tells whether this was a repetition. Only answers
     /// that say yes are kept. The token is part of the key, so it isn't checked again.
-    fn once(
+    pub(super) fn once(
         &mut self,
         request: &Request,
         now: Moment,
@@ -348,15 +368,15 @@ fn normal_path(request: &Request) -> &str {
     request.url.path().trim_end_matches('/')
 }
 
-fn header<'a>(request: &'a Request, name: &str) -> Option<&'a str> {
+pub(super) fn header<'a>(request: &'a Request, name: &str) -> Option<&'a str> {
     request.headers.get(name)?.to_str().ok()
 }
 
-fn parameter(request: &Request, name: &str) -> Option<String> {
+pub(super) fn parameter(request: &Request, name: &str) -> Option<String> {
     request.url.query_pairs().find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
 }
 
-fn flag(request: &Request, name: &str, default: bool) -> Result<bool, Answer> {
+pub(super) fn flag(request: &Request, name: &str, default: bool) -> Result<bool, Answer> {
     match parameter(request, name).as_deref() {
         None => Ok(default),
         Some("true") => Ok(true),

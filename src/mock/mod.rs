@@ -41,9 +41,13 @@
 //!
 //! Where the mock differs from the real ones:
 //!
-//! - It dispatches nothing: there are no endpoints and no attempts.
-//! - The calls it knows are to create and get a message, to create and get an application, and to create,
-//!   set, get, list and delete event types. Everything else is 404. A message's type need not be among them.
+//! - It dispatches nothing and makes no attempts. An application's endpoints are no more than
+//!   [names](MockSvix::add_endpoint), to which messages can be sent [again](MockSvix::resent).
+//! - The calls it knows are to create, get and list messages, to list a message's endpoints and send it to one again, to
+//!   create and get an application and to get a link into its portal, and to create, set, get, list and delete event
+//!   types. Everything else is 404. A message's type need not be among them.
+//! - Lists of messages know `limit`, `iterator`, `before`, `after` and `with_content`, go from the newest to the oldest,
+//!   and reach back as far as it remembers.
 //! - It takes what the hosted Svix documents where the self-hosted server takes less: ten
 //!   channels instead of five, tags, payloads up to 1 MiB (more is 413).
 //! - It never waits for a request with the same idempotency key that is still being answered.
@@ -54,6 +58,7 @@ mod api;
 mod event_types;
 mod front;
 mod input;
+mod listing;
 mod partner;
 mod record;
 mod reply;
@@ -64,6 +69,6 @@ mod tests;
 mod trouble;
 
 pub use self::partner::{MockPartner, PartnerAnswer, PartnerRequest};
-pub use record::{MockEvent, ReceivedMessage, ReceivedRequest};
+pub use record::{MockEvent, ReceivedMessage, ReceivedRequest, Resent};
 pub use svix::{MockSvix, MockSvixBuilder, TooFew};
 pub use trouble::Trouble;

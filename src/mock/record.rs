@@ -64,6 +64,21 @@ pub struct ReceivedRequest {
     pub trouble: Trouble,
 }
 
+/// A message that was asked to be sent to an endpoint again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resent {
+    /// The application's uid, or its id where it has none.
+    pub app: String,
+    /// Svix's own id of the message.
+    pub message_id: String,
+    /// The message's `eventId`.
+    pub event_id: Option<String>,
+    /// The endpoint.
+    pub endpoint: String,
+    /// The `idempotency-key` header.
+    pub idempotency_key: Option<String>,
+}
+
 /// What just happened, for those who watch. See [`MockSvix::subscribe`](super::MockSvix::subscribe).
 #[derive(Clone, Debug)]
 #[non_exhaustive]

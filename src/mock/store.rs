@@ -41,6 +41,7 @@ struct Application {
     created_at_micros: u64,
     by_event_id: HashMap<String, Arc<ReceivedMessage>>,
     by_id: HashMap<String, Arc<ReceivedMessage>>,
+    endpoints: Vec<String>,
 }
 
 impl Application {
@@ -94,8 +95,18 @@ impl Store {
             created_at_micros: now.micros,
             by_event_id: HashMap::new(),
             by_id: HashMap::new(),
+            endpoints: Vec::new(),
         });
         index
+    }
+
+    /// The endpoints of an application, by name.
+    pub(super) fn endpoints(&self, application: usize) -> &[String] {
+        &self.applications[application].endpoints
+    }
+
+    pub(super) fn add_endpoint(&mut self, application: usize, endpoint: String) {
+        self.applications[application].endpoints.push(endpoint);
     }
 
     /// Stores a message. `None`: its `eventId` is taken.

@@ -12,7 +12,7 @@ use wiremock::MockServer;
 use super::api::{Counts, Settings, State};
 use super::front::Shared;
 use super::input::NewApplication;
-use super::record::{MockEvent, ReceivedMessage, ReceivedRequest};
+use super::record::{MockEvent, ReceivedMessage, ReceivedRequest, Resent};
 use super::store::Moment;
 use super::trouble::Trouble;
 
@@ -69,6 +69,17 @@ impl MockSvix {
         add_application(&mut self.shared.state(), uid);
     }
 
+    /// Gives an application an endpoint of this name, for its messages to be sent to again.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such application.
+    pub fn add_endpoint(&self, app: &str, endpoint: &str) {
+        let mut state = self.shared.state();
+        let application = state.store.application(app).expect("the application exists");
+        state.store.add_endpoint(application, endpoint.to_owned());
+    }
+
     // ---- Trouble ----------------------------------------------------------------------------
 
     /// Adds these to the script. Each POST of a message takes the next entry; when none is left,
@@ -106,6 +117,13 @@ impl MockSvix {
     /// Lets every n-th POST of a message from now on meet this trouble. 0 ends it.
     pub fn every_nth(&self, n: u64, trouble: Trouble) {
         self.shared.state().rules.set_every_nth(n, trouble);
+    }
+
+    /// Answers 429 to the next so many GETs of messages, with this `Retry-After`.
+    pub fn throttle_looks(&self, count: usize, retry_after: Option<&str>) {
+        let mut state = self.shared.state();
+        let retry_after = retry_after.map(str::to_owned);
+        state.throttled_looks = std::iter::repeat_n(retry_after, count).collect();
     }
 
     /// Drops the scripts and all standing rules.
@@ -163,6 +181,11 @@ impl MockSvix {
         state.requests.iter().filter(of_event).cloned().collect()
     }
 
+    /// What was sent to endpoints again, in the order in which it was asked for.
+    pub fn resent(&self) -> Vec<Resent> {
+        self.shared.state().resent.clone()
+    }
+
     /// How many POSTs of messages came since the start or the last [`MockSvix::clear`].
     pub fn request_count(&self) -> u64 {
         self.shared.state().counts.requests
@@ -205,6 +228,7 @@ impl MockSvix {
         state.store.clear();
         state.keys.clear();
         state.requests.clear();
+        state.resent.clear();
         self.shared.reset_counts(&mut state);
     }
 

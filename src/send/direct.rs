@@ -25,9 +25,10 @@ use super::signature::{self, EndpointSecret, SignatureScheme};
 use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::delivery::{DeadReason, Delivery, Failure, Outcome};
 use crate::domain::event::Relay;
-use crate::domain::key::idempotency_key;
+use crate::domain::key::{idempotency_key, replayed_key};
 use crate::domain::partner::DisableReason;
 use crate::domain::retry::{self, RetrySchedule};
+use crate::domain::trace::TraceContext;
 use crate::domain::transform::{Context, Transform};
 
 /// Most of an answer's body that is read.
@@ -146,8 +147,8 @@ impl DirectSender {
         endpoint.map_or_else(|| RetrySchedule::new(Vec::new()), |endpoint| endpoint.retry_schedule.clone())
     }
 
-    /// Makes one attempt.
-    pub async fn send(&self, delivery: &Delivery, id: &str) -> Outcome {
+    /// Makes one attempt; `trace` goes out with it.
+    pub async fn send(&self, delivery: &Delivery, id: &str, trace: Option<&TraceContext>) -> Outcome {
         let Some(endpoint) = self.endpoints.endpoint(id) else {
             if self.endpoints.is_unreadable(id) {
                 // The operator's to mend (a master key, most likely): it costs the event nothing.
@@ -174,7 +175,9 @@ impl DirectSender {
             &delivery.lane.destination.to_string(),
             &delivery.identity,
         );
-        match self.exchange(&endpoint, &key, payload, SUCCESS_BODY_TIMEOUT).await {
+        // A replay is the same message to its receiver, unless it was asked to be another.
+        let key = if delivery.replay.new_id { replayed_key(&key, delivery.replay.nth) } else { key };
+        match self.exchange(&endpoint, &key, payload, trace, SUCCESS_BODY_TIMEOUT).await {
             Ok(reply) => self.outcome(&reply),
             Err(failure) => Outcome::Failed(failure),
         }
@@ -190,7 +193,7 @@ impl DirectSender {
         webhook_id: &str,
         payload: Bytes,
     ) -> Result<Reply, Failure> {
-        self.exchange(endpoint, webhook_id, payload, ANSWER_TIMEOUT).await
+        self.exchange(endpoint, webhook_id, payload, None, ANSWER_TIMEOUT).await
     }
 
     /// The same, with a bound of its own for the body of a success.
@@ -199,9 +202,11 @@ impl DirectSender {
         endpoint: &LiveEndpoint,
         webhook_id: &str,
         payload: Bytes,
+        trace: Option<&TraceContext>,
         success_body_timeout: Duration,
     ) -> Result<Reply, Failure> {
-        let request = self.request(endpoint, webhook_id, payload)?;
+        let mut request = self.request(endpoint, webhook_id, payload)?;
+        super::add_trace(request.headers_mut(), trace);
         // For the head: it has told, and what the body says, and whether it ever ends, changes nothing.
         let client = ServiceBuilder::new().timeout(endpoint.timeout).service(self.http.clone());
         let response = client.oneshot(request).await.map_err(|error| failure(&*error, endpoint.timeout))?;
@@ -254,7 +259,10 @@ impl DirectSender {
             503 if retry_after.is_some() => {
                 Outcome::Throttled { failure: failure(), retry_after: self.wait(retry_after) }
             }
-            300..=399 => Outcome::Failed(Failure::answered(reply.status, "redirects are not followed")),
+            300..=399 => {
+                let words = format!("redirects are not followed: {}", reply.excerpt);
+                Outcome::Failed(Failure::answered(reply.status, words.trim_end_matches([':', ' '])))
+            }
             _ => Outcome::Failed(failure()),
         }
     }

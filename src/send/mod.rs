@@ -12,12 +12,15 @@ pub mod tls;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use axum::http::{HeaderMap, HeaderValue};
 
 use self::direct::DirectSender;
 use self::svix::SvixSender;
 use crate::domain::delivery::{Delivery, Failure, Outcome};
 use crate::domain::retry::RetrySchedule;
 use crate::domain::tenant::Destination;
+use crate::domain::trace::TraceContext;
+use crate::traces::Tracer;
 
 /// Makes one attempt.
 #[async_trait]
@@ -60,27 +63,66 @@ pub enum TestError {
     Unavailable(String),
 }
 
-/// The sender for each kind of destination.
-#[derive(Debug)]
-pub struct Senders {
-    /// Present where a Svix token is configured.
-    pub svix: Option<SvixSender>,
-    /// For endpoints.
-    pub direct: Arc<DirectSender>,
-}
-
-#[async_trait]
-impl Sender for Senders {
-    async fn send(&self, delivery: &Delivery) -> Outcome {
+impl Senders {
+    async fn send_on(&self, delivery: &Delivery, trace: Option<&TraceContext>) -> Outcome {
         match (&*delivery.lane.destination, &self.svix) {
-            (Destination::Svix { app }, Some(svix)) => svix.send(delivery, app).await,
+            (Destination::Svix { app }, Some(svix)) => svix.send(delivery, app, trace).await,
             (Destination::Svix { .. }, None) => Outcome::Unauthorized(Failure::transport(
                 "not_configured",
                 "no Svix token is configured",
                 false,
             )),
-            (Destination::Endpoint { id }, _) => self.direct.send(delivery, id).await,
+            (Destination::Endpoint { id }, _) => self.direct.send(delivery, id, trace).await,
         }
+    }
+
+    /// An attempt as a span of the event's trace, which goes on to the receiver: as it came where it is not recorded.
+    async fn send_traced(&self, delivery: &Delivery) -> Outcome {
+        let mut span = self.tracer.attempt(delivery);
+        let own = span.as_ref().and_then(|span| span.context()).cloned();
+        let trace = own.as_ref().or(delivery.trace.as_deref()).filter(|_| self.forward_traces);
+        let outcome = self.send_on(delivery, trace).await;
+        if let Some(span) = &mut span {
+            span.outcome(&outcome);
+        }
+        outcome
+    }
+}
+
+/// Adds the headers of a trace (W3C Trace Context), but for those that are there.
+fn add_trace(headers: &mut HeaderMap, trace: Option<&TraceContext>) {
+    let Some(trace) = trace else { return };
+    let texts =
+        [("traceparent", Some(trace.traceparent())), ("tracestate", trace.state().map(str::to_owned))];
+    if headers.contains_key("traceparent") {
+        return;
+    }
+    for (name, text) in texts {
+        if let Some(value) = text.and_then(|text| HeaderValue::try_from(text).ok()) {
+            headers.insert(name, value);
+        }
+    }
+}
+
+/// The sender for each kind of destination.
+pub struct Senders {
+    /// Present where a Svix token is configured.
+    pub svix: Option<SvixSender>,
+    /// For endpoints.
+    pub direct: Arc<DirectSender>,
+    /// What records attempts.
+    pub tracer: Tracer,
+    /// The trace goes on to receivers.
+    pub forward_traces: bool,
+}
+
+#[async_trait]
+impl Sender for Senders {
+    async fn send(&self, delivery: &Delivery) -> Outcome {
+        if delivery.trace.is_some() {
+            return Box::pin(self.send_traced(delivery)).await;
+        }
+        self.send_on(delivery, None).await
     }
 
     fn retry_schedule(&self, destination: &Destination) -> RetrySchedule {

@@ -3,6 +3,10 @@
 //! Messages are created by our own POST, because the SDK can't tell `Retry-After`, retries on its own and
 //! re-serialises the payload; everything else (look-ups, applications) goes through the `svix` crate.
 
+mod again;
+pub mod audit;
+pub mod portal;
+
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
@@ -27,6 +31,7 @@ use crate::domain::event::Relay;
 use crate::domain::key::idempotency_key;
 use crate::domain::retry::{self, RetrySchedule};
 use crate::domain::tenant::svix_name_is_valid;
+use crate::domain::trace::TraceContext;
 use crate::send::direct::{Endpoints, reshape};
 use crate::send::svix_event_types::SvixEventTypes;
 
@@ -149,22 +154,26 @@ impl SvixSender {
         &self.options.retry_schedule
     }
 
-    /// Makes sure that Svix has the delivery's message in `app`, once.
+    /// Makes sure that Svix has the delivery's message in `app`, once; `trace` goes along with the request. Svix takes no
+    /// headers for its receivers.
     ///
     /// What is rare is boxed: a future is as large as the largest thing it may wait for, and is moved on its way into a
     /// task.
-    pub async fn send(&self, delivery: &Delivery, app: &str) -> Outcome {
+    pub async fn send(&self, delivery: &Delivery, app: &str, trace: Option<&TraceContext>) -> Outcome {
         let key = idempotency_key(
             &self.options.environment,
             &delivery.lane.destination.to_string(),
             &delivery.identity,
         );
+        if delivery.replay.nth > 0 {
+            return Box::pin(self.send_again(delivery, app, &key, trace)).await;
+        }
         let event_id = if event_id_is_valid(&delivery.identity.id) { &delivery.identity.id } else { &key };
         let payload = match self.payload(delivery) {
             Ok(payload) => payload,
             Err(failure) => return Outcome::Rejected(DeadReason::TransformFailed, failure),
         };
-        let message = Message { delivery, app, payload: &payload, key: &key };
+        let message = Message { delivery, app, payload: &payload, key: &key, trace };
         if self.clock.now().since(delivery.received_at) > LOOK_UP_AFTER {
             match Box::pin(self.look_up(app, event_id)).await {
                 Ok(Some(found)) if message.is_same(&found) => {
@@ -174,27 +183,30 @@ impl SvixSender {
                 Err(outcome) => return outcome,
             }
         }
-        let mut answer = match self.post(&message, event_id).await {
+        let answer = match self.post_into(&message, event_id).await {
             Ok(answer) => answer,
             Err(outcome) => return outcome,
         };
-        if answer.status == StatusCode::NOT_FOUND && self.options.create_applications {
-            if let Err(outcome) = Box::pin(self.create_application(app, &delivery.lane.tenant)).await {
-                return outcome;
-            }
-            answer = match self.post(&message, event_id).await {
-                Ok(answer) => answer,
-                Err(outcome) => return outcome,
-            };
-            if answer.status == StatusCode::NOT_FOUND {
-                // It is gone again: the next attempt makes it anew.
-                self.applications.lock().await.remove(app);
-            }
-        }
         if answer.status == StatusCode::CONFLICT {
             return Box::pin(self.resolve_conflict(&message, event_id)).await;
         }
         self.outcome(&answer)
+    }
+
+    /// Posts a message, into an application that is made where it is missing.
+    async fn post_into(&self, message: &Message<'_>, event_id: &str) -> Result<Answer, Outcome> {
+        let Message { delivery, app, .. } = *message;
+        let answer = self.post(message, event_id).await?;
+        if answer.status != StatusCode::NOT_FOUND || !self.options.create_applications {
+            return Ok(answer);
+        }
+        Box::pin(self.create_application(app, &delivery.lane.tenant)).await?;
+        let answer = self.post(message, event_id).await?;
+        if answer.status == StatusCode::NOT_FOUND {
+            // It is gone again: the next attempt makes it anew.
+            self.applications.lock().await.remove(app);
+        }
+        Ok(answer)
     }
 
     /// A 409 says that a message with this `eventId` exists; a look-up says which.
@@ -255,7 +267,7 @@ impl SvixSender {
 
     async fn post(&self, message: &Message<'_>, event_id: &str) -> Result<Answer, Outcome> {
         let body = message_body(&message.delivery.event_type, event_id, message.payload);
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(Method::POST)
             .uri(format!("{}/api/v1/app/{}/msg/?with_content=false", self.api.server_url(), message.app))
             .header(AUTHORIZATION, self.authorization.clone())
@@ -264,6 +276,7 @@ impl SvixSender {
             .header("idempotency-key", message.key)
             .body(Full::new(body))
             .map_err(|error| rejected(Failure::transport("bad_request", error, false)))?;
+        super::add_trace(request.headers_mut(), message.trace);
         let exchange = async {
             let response = self.http.request(request).await.map_err(|error| transport_failure(&error))?;
             let (head, body) = response.into_parts();
@@ -323,6 +336,7 @@ struct Message<'a> {
     app: &'a str,
     payload: &'a [u8],
     key: &'a str,
+    trace: Option<&'a TraceContext>,
 }
 
 impl Message<'_> {

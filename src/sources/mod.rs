@@ -137,7 +137,7 @@ impl Sources {
             let doorway = Doorway {
                 ingest: ingest.clone(),
                 ledger: ledger.clone(),
-                metrics: metrics.of_source(&config.name),
+                metrics: metrics.of_source(&config.name, true),
                 status: status.clone(),
             };
             sources.read(config, doorway);

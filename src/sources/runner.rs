@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -32,7 +33,7 @@ const LAG_EVERY: Duration = Duration::from_secs(5);
 pub(super) struct Doorway {
     pub(super) ingest: Ingest,
     pub(super) ledger: Ledger,
-    pub(super) metrics: SourceMetrics,
+    pub(super) metrics: Arc<SourceMetrics>,
     pub(super) status: Arc<SourceStatus>,
 }
 
@@ -60,6 +61,8 @@ struct Batch<H> {
     letters: Vec<Letter>,
     handles: Vec<H>,
     room: OwnedSemaphorePermit,
+    /// When their time has last been extended: counted from the question that brought them on.
+    extended_at: Instant,
 }
 
 /// What keeps messages from being handed in again at once.
@@ -112,7 +115,7 @@ impl Runner {
             let error = match connected.unwrap_or_else(timed_out) {
                 Ok(source) => {
                     if !std::mem::take(&mut is_first) {
-                        self.doorway.metrics.reconnects.increment(1);
+                        self.doorway.metrics.reconnected();
                     }
                     self.note(SourceState::Up);
                     match self.read(Arc::new(source), &mut pauses).await {
@@ -161,6 +164,7 @@ impl Runner {
         loop {
             let Some(()) = self.until_fetching_is_of_use().await else { return Ok(()) };
             let Some(mut room) = self.take_room().await else { return Ok(()) };
+            let asked_at = Instant::now();
             let messages = source.fetch(room.num_permits()).await?;
             pauses.reset();
             let Some(held) = room.split(messages.len()) else {
@@ -171,8 +175,8 @@ impl Runner {
             if messages.is_empty() {
                 continue;
             }
-            self.doorway.metrics.received.increment(messages.len() as u64);
-            let batch = self.batch_of(messages, held);
+            self.doorway.metrics.received(messages.len());
+            let batch = self.batch_of(messages, held, asked_at);
             if self.stop.is_cancelled() {
                 return source.nack(batch.handles).await;
             }
@@ -208,7 +212,12 @@ impl Runner {
         Some(room)
     }
 
-    fn batch_of<H>(&self, messages: Vec<Message<H>>, room: OwnedSemaphorePermit) -> Batch<H> {
+    fn batch_of<H>(
+        &self,
+        messages: Vec<Message<H>>,
+        room: OwnedSemaphorePermit,
+        extended_at: Instant,
+    ) -> Batch<H> {
         let part = |message: Message<H>| {
             let names = message.identity.map(|names| [vec![self.name.clone()], names].concat());
             let letter = Letter {
@@ -220,18 +229,23 @@ impl Runner {
             (letter, message.handle)
         };
         let (letters, handles) = messages.into_iter().map(part).unzip();
-        Batch { letters, handles, room }
+        Batch { letters, handles, room, extended_at }
     }
 
     /// Hands a batch in until all of it is recorded and acknowledged; gives back what is not when it is time to stop.
     async fn settle<S: Source>(&self, source: &S, mut batch: Batch<S::Handle>) {
         let mut pauses = Pauses::new();
         loop {
-            let origin = MessageOrigin { origin: &self.origin, tenant: self.tenant.as_deref() };
+            let origin = MessageOrigin {
+                origin: &self.origin,
+                tenant: self.tenant.as_deref(),
+                metrics: &self.doorway.metrics,
+            };
             let taking = self.doorway.ingest.take_messages(origin, &batch.letters);
-            let delay = match while_extending(source, &batch.handles, taking).await {
+            let extended_at = &mut batch.extended_at;
+            let delay = match while_extending(source, &batch.handles, extended_at, taking).await {
                 Ok(taken) => {
-                    self.doorway.metrics.judged(&taken.results, taken.rejected);
+                    self.doorway.metrics.rejected(taken.rejected);
                     let wait = taken.later.iter().flatten().min().copied();
                     let done = batch.part(&taken.later);
                     self.acknowledge(source, done).await;
@@ -243,11 +257,11 @@ impl Runner {
                 Err(error) => Delay::Ledger(error.to_string()),
             };
             let waited = match delay {
-                Delay::Tenants(wait) => self.wait(source, &batch, wait).await,
+                Delay::Tenants(wait) => self.wait(source, &mut batch, wait).await,
                 Delay::Ledger(reason) => {
                     self.note(SourceState::Paused(reason));
                     self.held_up.fetch_add(1, Ordering::Relaxed);
-                    let waited = self.wait(source, &batch, pauses.pause()).await;
+                    let waited = self.wait(source, &mut batch, pauses.pause()).await;
                     self.held_up.fetch_sub(1, Ordering::Relaxed);
                     waited
                 }
@@ -261,9 +275,9 @@ impl Runner {
     }
 
     /// Waits with messages in hand; `None` where it is time to stop.
-    async fn wait<S: Source>(&self, source: &S, batch: &Batch<S::Handle>, pause: Duration) -> Option<()> {
+    async fn wait<S: Source>(&self, source: &S, batch: &mut Batch<S::Handle>, pause: Duration) -> Option<()> {
         let waiting = self.stop.run_until_cancelled(tokio::time::sleep(pause));
-        while_extending(source, &batch.handles, waiting).await
+        while_extending(source, &batch.handles, &mut batch.extended_at, waiting).await
     }
 
     async fn acknowledge<S: Source>(&self, source: &S, done: Vec<S::Handle>) {
@@ -336,19 +350,24 @@ async fn anew_after_panics<F: Future<Output = ()> + Send + 'static>(
     }
 }
 
-/// Does `work`, and extends the time of messages meanwhile as often as their broker wants.
+/// Does `work`, and extends the time of messages meanwhile as often as their broker wants: counted over all that is done
+/// with them, however short each part of it is.
 async fn while_extending<S: Source, T>(
     source: &S,
     handles: &[S::Handle],
+    extended_at: &mut Instant,
     work: impl Future<Output = T>,
 ) -> T {
     let Some(every) = source.extend_every() else { return work.await };
     let extending = async {
         loop {
-            tokio::time::sleep(every).await;
+            tokio::time::sleep_until(*extended_at + every).await;
+            let asked_at = Instant::now();
             if let Err(error) = source.extend(handles).await {
                 tracing::debug!(%error, "the time of messages could not be extended");
             }
+            // Not before: a question that `work` cuts short is asked again.
+            *extended_at = asked_at;
         }
     };
     tokio::select! {
@@ -373,6 +392,50 @@ async fn watch_lag<S: Source>(source: Arc<S>, status: Arc<SourceStatus>, end: Ca
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A queue that wants to be asked for more time every 200 ms; counts how often it is.
+    #[derive(Default)]
+    struct Impatient(AtomicUsize);
+
+    impl Source for Impatient {
+        type Handle = ();
+
+        async fn fetch(&self, _: usize) -> Result<Vec<Message<()>>, SourceError> {
+            Ok(Vec::new())
+        }
+
+        async fn ack(&self, _: Vec<()>) -> Result<(), SourceError> {
+            Ok(())
+        }
+
+        async fn nack(&self, _: Vec<()>) -> Result<(), SourceError> {
+            Ok(())
+        }
+
+        async fn extend(&self, _: &[()]) -> Result<(), SourceError> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        }
+
+        fn extend_every(&self) -> Option<Duration> {
+            Some(Duration::from_millis(200))
+        }
+
+        async fn lag(&self) -> Result<Option<u64>, SourceError> {
+            Ok(None)
+        }
+    }
+
+    #[tokio::test]
+    async fn time_is_extended_however_short_the_steps_are() {
+        let (source, mut extended_at) = (Impatient::default(), Instant::now());
+        for _ in 0..40 {
+            let step = tokio::time::sleep(Duration::from_millis(50));
+            while_extending(&source, &[()], &mut extended_at, step).await;
+        }
+        let asked = source.0.load(Ordering::Relaxed);
+        assert!(asked >= 4, "in two seconds it was asked {asked} times");
+    }
 
     #[tokio::test]
     async fn a_panic_is_told_and_what_panicked_starts_anew() {

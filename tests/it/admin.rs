@@ -8,17 +8,17 @@ use crate::support::http::Answer;
 use crate::support::{TestDatabase, TestRelay, config, eventually, mock_svix};
 
 /// The OpenAPI document of a relay, and what it says of answers.
-struct Document(Value);
+pub struct Document(Value);
 
 impl Document {
-    async fn of(relay: &TestRelay) -> Self {
+    pub async fn of(relay: &TestRelay) -> Self {
         let answer = relay.get("/openapi.json").await;
         assert_eq!(answer.status, 200);
         Self(answer.json())
     }
 
     /// Fails where `answer` is none that the document promises for `method` on the path template `path`.
-    fn check(&self, method: &Method, path: &str, answer: &Answer) {
+    pub fn check(&self, method: &Method, path: &str, answer: &Answer) {
         let operation = &self.0["paths"][path][method.as_str().to_lowercase()];
         assert!(operation.is_object(), "{method} {path} is not described");
         let responses = &operation["responses"];

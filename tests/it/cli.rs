@@ -7,11 +7,11 @@ mod dev;
 mod master_key;
 mod send;
 
-use self::command::Running;
+pub use self::command::Running;
 use crate::support::{RelayProcess, TestDatabase, mock_svix};
 
 /// Runs a command to its end.
-async fn run(arguments: &[&str], variables: &[(&str, &str)]) -> command::Ended {
+pub async fn run(arguments: &[&str], variables: &[(&str, &str)]) -> command::Ended {
     Running::start(arguments, variables).end().await
 }
 
@@ -143,9 +143,19 @@ async fn health_is_an_exit_code() {
     );
     let relay = RelayProcess::start(&database, &svix, &[]);
     // Found by the lock of its file, whatever the configuration says.
-    let ready = run(&["health"], &variables).await;
+    let ready = run(&["health", "--format", "json"], &variables).await;
     assert_eq!(ready.code, Some(0), "{}", ready.err);
     assert!(ready.out.contains("\"status\":\"ready\""), "{}", ready.out);
+    let told = run(&["health"], &variables).await;
+    assert!(told.out.starts_with("ready (role all), 0 deliveries waiting\ngate svix: open"), "{}", told.out);
+    let stats = run(&["stats", "--window", "10m"], &variables).await;
+    assert_eq!(stats.code, Some(0), "{}", stats.err);
+    assert!(stats.out.starts_with("last 10m: 0 accepted (0.0/s)"), "{}", stats.out);
+    assert!(stats.out.contains("\nPARTNER") && stats.out.contains("\nsvix"), "{}", stats.out);
+    let refused = run(&["stats", "--window", "9w"], &variables).await;
+    assert!(refused.code == Some(1) && refused.err.contains("a window is"), "{}", refused.err);
+    let stats = run(&["stats", "--format", "json"], &variables).await;
+    assert!(stats.out.contains("\"accepted_per_s\""), "{}", stats.out);
     let url = format!("http://{}", relay.address());
     assert_eq!(run(&["health", "--url", &url], &[]).await.code, Some(0));
 }

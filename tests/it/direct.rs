@@ -105,7 +105,7 @@ async fn gone_disables_at_once_and_tells(database: TestDatabase) {
     let relay = TestRelay::start_with(direct(&database, &svix)).await;
     let (partner, operator) = (MockPartner::start().await, MockPartner::start().await);
     let (id, _) = add_endpoint(&relay, "crm", json!({"url": partner.url("/")})).await;
-    let own = json!({"url": operator.url("/"), "event_types": ["posthaste.*"]});
+    let own = json!({"url": operator.url("/"), "event_types": ["posthaste.endpoint.disabled"]});
     add_endpoint(&relay, "operations", own).await;
     partner.set_answer(Some(PartnerAnswer::status(410)));
     relay.post(json!([event(1, "acme", "a"), event(2, "acme", "a")]).to_string()).await;

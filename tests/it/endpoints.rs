@@ -27,7 +27,7 @@ async fn five_days_of_nothing_but_failure_disable_an_endpoint(database: TestData
     let (partner, operator) = (MockPartner::start().await, MockPartner::start().await);
     let (id, _) =
         add_endpoint(&relay, "crm", json!({"url": partner.url("/"), "retry_schedule_ms": []})).await;
-    let own = json!({"url": operator.url("/"), "event_types": ["posthaste.*"]});
+    let own = json!({"url": operator.url("/"), "event_types": ["posthaste.endpoint.disabled"]});
     add_endpoint(&relay, "operations", own).await;
     let path = format!("/v1/endpoints/{id}");
     let attempt = async |id: &str, status: u16| {

@@ -5,6 +5,8 @@
 mod support;
 mod access;
 mod admin;
+mod announcements;
+mod audit;
 mod brokers;
 mod cli;
 mod console;
@@ -21,12 +23,17 @@ mod neighbours;
 mod nodes;
 mod partners_storage;
 mod push;
+mod replays;
+mod retention;
 mod retries;
 mod shutdown;
 mod simulation;
 #[cfg(feature = "full")]
 mod sources;
+mod stats;
+mod story;
 mod svix;
+mod traces;
 
 /// Loud, since what is not compiled can't fail.
 #[cfg(not(feature = "full"))]

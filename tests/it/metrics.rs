@@ -7,7 +7,7 @@ use posthaste::mock::Trouble;
 use serde_json::json;
 
 use crate::ingest::batch;
-use crate::support::{TestDatabase, TestRelay, config, eventually, mock_svix};
+use crate::support::{TestDatabase, TestRelay, config, eventually, metrics, mock_svix};
 
 /// The value of a series, named as it stands in the text.
 async fn value(relay: &TestRelay, series: &str) -> Option<f64> {
@@ -18,7 +18,13 @@ async fn value(relay: &TestRelay, series: &str) -> Option<f64> {
     line.map(|line| line[series.len()..].trim().parse().expect("a number"))
 }
 
-const WINDOW: &str = r#"posthaste_gate_window{gate="svix"}"#;
+/// How many events with these labels were taken in.
+async fn events(relay: &TestRelay, labels: &[&str]) -> Option<f64> {
+    let text = String::from_utf8(relay.get("/metrics").await.body.to_vec()).expect("text");
+    metrics::sum(&text, "posthaste_ingest_events_total", labels)
+}
+
+const WINDOW: &str = r#"posthaste_gate_window_requests{gate="svix"}"#;
 const CLOSED: &str = r#"posthaste_gate_state{gate="svix",state="closed"}"#;
 const OPEN: &str = r#"posthaste_gate_state{gate="svix",state="open"}"#;
 
@@ -36,8 +42,8 @@ async fn a_throttle_shows_and_so_does_the_way_back(database: TestDatabase) {
     eventually("the gate shows as closed", async || (value(&relay, CLOSED).await == Some(1.0)).then_some(()))
         .await;
     assert_eq!((value(&relay, WINDOW).await, value(&relay, OPEN).await), (Some(1.0), Some(0.0)));
-    assert_eq!(value(&relay, r#"posthaste_gates{state="closed"}"#).await, Some(1.0));
-    assert!(value(&relay, "posthaste_deliveries_waiting").await >= Some(1.0));
+    assert_eq!(value(&relay, r#"posthaste_dispatch_gates{state="closed"}"#).await, Some(1.0));
+    assert!(value(&relay, "posthaste_backlog_deliveries").await >= Some(1.0));
     relay.settled().await;
     let first = value(&relay, WINDOW).await.expect("a window");
     assert!((1.0..=3.0).contains(&first), "{first} after one success");
@@ -60,24 +66,25 @@ async fn verdicts_refusals_and_commits_are_counted(database: TestDatabase) {
     assert_eq!(relay.post(r#"[{"id":"x","type":"a"},{"id":"no type"}]"#).await.status, 400);
     assert_eq!(relay.post(batch(0, 1)).await.status, 429);
     assert_eq!(relay.post("no json").await.status, 400);
-    let verdict = async |name: &str| {
-        value(&relay, &format!(r#"posthaste_ingest_events_total{{verdict="{name}"}}"#)).await
-    };
+    let verdict = async |name: &str| events(&relay, &[&format!("verdict=\"{name}\"")]).await;
     assert_eq!((verdict("accepted").await, verdict("duplicate").await), (Some(15.0), Some(5.0)));
-    assert_eq!((verdict("invalid").await, verdict("conflict").await), (Some(1.0), Some(0.0)));
+    assert_eq!((verdict("invalid").await, verdict("conflict").await), (Some(1.0), None));
+    let from_http = ["source=\"http\"", "route=\"svix\""];
+    assert_eq!(events(&relay, &from_http).await, Some(20.0), "what is invalid goes nowhere");
     for (code, count) in [("tenant_ingest_limit", 1.0), ("malformed", 1.0), ("invalid_events", 1.0)] {
-        let series = format!(r#"posthaste_ingest_refused_total{{code="{code}"}}"#);
+        let series = format!(r#"posthaste_ingest_refused_requests_total{{code="{code}"}}"#);
         assert_eq!(value(&relay, &series).await, Some(count), "{code}");
     }
     relay.settled().await;
-    let (commits, events) = ("posthaste_ledger_commit_seconds_count", "posthaste_ledger_commit_events_sum");
+    let (commits, committed) =
+        ("posthaste_ledger_commit_seconds_count", "posthaste_ledger_commit_events_sum");
     assert!(value(&relay, commits).await >= Some(2.0));
-    assert_eq!(value(&relay, events).await, Some(15.0));
-    assert_eq!(value(&relay, "posthaste_dispatcher_in_flight").await, Some(0.0));
+    assert_eq!(value(&relay, committed).await, Some(15.0));
+    assert_eq!(value(&relay, "posthaste_dispatch_in_flight_requests").await, Some(0.0));
     // Beside it another relay, which counts for itself.
     let (elsewhere, other) = (TestDatabase::sqlite(), mock_svix().await);
     let beside = TestRelay::start(&elsewhere, &other).await;
-    assert_eq!(value(&beside, r#"posthaste_ingest_events_total{verdict="accepted"}"#).await, Some(0.0));
+    assert_eq!(events(&beside, &["verdict=\"accepted\""]).await, None);
     beside.finish().await;
     relay.finish().await;
 }
@@ -122,7 +129,10 @@ async fn metrics_are_for_those_who_may_read() {
         let answer = relay.send(Method::GET, "/metrics", &headers, "").await;
         assert_eq!(answer.status, status);
         if status == 200 {
-            assert_eq!(answer.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+            assert_eq!(
+                answer.header("content-type"),
+                Some("application/openmetrics-text; version=1.0.0; charset=utf-8")
+            );
         }
     }
     tokio::time::timeout(Duration::from_secs(60), relay.finish()).await.expect("in time");

@@ -1,9 +1,12 @@
 //! Tenants, partners, endpoints, event types, transforms and what was rejected: always through a running relay's API.
 
+pub(super) mod audit;
 pub(super) mod endpoint;
 pub(super) mod event_type;
 pub(super) mod partner;
+pub(super) mod prune;
 pub(super) mod rejected;
+pub(super) mod replay;
 pub(super) mod tenant;
 pub(super) mod transform;
 
@@ -121,7 +124,7 @@ fn shown(value: &Value) -> String {
 }
 
 /// A segment of a path or a value of a query (RFC 3986 §2.1).
-fn encoded(text: &str) -> String {
+pub(super) fn encoded(text: &str) -> String {
     let unreserved = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~');
     let encode = |byte: u8| {
         if unreserved(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }

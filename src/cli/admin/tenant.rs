@@ -37,6 +37,16 @@ pub(in crate::cli) enum TenantCommand {
         #[command(flatten)]
         common: Common,
     },
+    /// A link into Svix's portal for a tenant that is routed to Svix; whoever opens it, is in
+    Portal {
+        /// The tenant
+        tenant: String,
+        /// How long it is good, in seconds [default: 3600]
+        #[arg(long, value_name = "S")]
+        expiry: Option<u64>,
+        #[command(flatten)]
+        common: Common,
+    },
     /// Show a tenant
     Get {
         /// The tenant
@@ -69,6 +79,11 @@ pub(in crate::cli) async fn run(command: TenantCommand, config: Config) -> anyho
             members.add("ingest_limit", limit)?;
             let body = Some(members.into_json());
             Admin::new(&common, &config)?.call(Method::PUT, &path(&tenant), body).await?;
+        }
+        TenantCommand::Portal { tenant, expiry, common } => {
+            let body = Some(json!({ "expiry_s": expiry }).to_string());
+            let path = format!("{}/portal", path(&tenant));
+            Admin::new(&common, &config)?.call(Method::POST, &path, body).await?;
         }
         TenantCommand::Get { tenant, common } => {
             Admin::new(&common, &config)?.call(Method::GET, &path(&tenant), None).await?;

@@ -135,10 +135,9 @@ async fn make_partner(client: &Client, id: &str, paused: bool, endpoint: Value) 
 
 /// How many deliveries wait in the relay; `None` where it does not tell.
 pub(super) async fn waiting(client: &Client) -> Option<u64> {
-    let answer = tokio::time::timeout(Duration::from_secs(5), client.get("/metrics")).await.ok()?.ok()?;
-    let text = answer.text();
-    let figure = text.lines().find_map(|line| line.strip_prefix("posthaste_deliveries_waiting "))?;
-    figure.trim().parse().ok()
+    let asked = client.get("/health/ready");
+    let answer = tokio::time::timeout(Duration::from_secs(5), asked).await.ok()?.ok()?;
+    serde_json::from_slice::<Value>(&answer.body).ok()?["waiting"].as_u64()
 }
 
 async fn call<T: DeserializeOwned>(

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use super::json;
 use super::rules::{self, Fault};
+use crate::domain::trace::TraceContext;
 
 /// What an event says at its top level, as far as we act upon it.
 #[derive(Debug, Default)]
@@ -22,6 +23,9 @@ pub(super) struct Attributes<'a> {
     /// A push envelope's two members.
     message: Option<&'a str>,
     subscription: Option<&'a str>,
+    /// CloudEvents' extension for distributed tracing.
+    traceparent: Option<&'a str>,
+    tracestate: Option<&'a str>,
     /// The tenant attribute that counts: its place among the configured ones, and its value.
     tenant: Option<(usize, &'a str)>,
     /// One bit for each tenant attribute that was there.
@@ -82,6 +86,8 @@ impl<'a> Attributes<'a> {
             // Not acted upon in an event, where they may be anything.
             "message" => self.message = Some(value),
             "subscription" => self.subscription = Some(value),
+            "traceparent" => self.traceparent = Some(value),
+            "tracestate" => self.tracestate = Some(value),
             _ => {}
         }
         if is_repeated && self.twice.is_none() {
@@ -176,6 +182,13 @@ impl<'a> Attributes<'a> {
     /// The tenant attribute that counts: its place among the configured ones, and its value.
     pub(super) fn tenant(&self) -> Option<(usize, &'a str)> {
         self.tenant
+    }
+
+    /// The trace that it names; one that can't be read is none.
+    pub(super) fn trace(&self) -> Option<TraceContext> {
+        let parent = json::unquote(self.traceparent?)?;
+        let state = self.tracestate.and_then(json::unquote);
+        TraceContext::parse(&parent, state.as_deref())
     }
 
     /// The data as it stands in the text.

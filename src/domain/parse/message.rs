@@ -12,7 +12,7 @@ use super::media_type::MediaType;
 use super::pubsub::{binary_event, structured_events};
 use super::reader::Reader;
 use super::rules::{self, Fault};
-use super::{Item, ParseSettings, binary};
+use super::{Item, ParseSettings, binary, trace_of};
 use crate::domain::key::{derived_event_id, prefixed_hex};
 
 /// What marks an attribute of the event among a message's: the bindings of CloudEvents for NATS (and HTTP), Kafka and
@@ -142,6 +142,9 @@ pub fn parse_message(message: &IncomingMessage<'_>, settings: &ParseSettings) ->
     };
     let mut reader = Reader::new(settings, find(TENANT_ATTRIBUTE));
     reader.only_tenant = message.tenant;
+    // The second is what Google's clients call it.
+    let named = |name: &str| find(name).or_else(|| find(&format!("googclient_{name}")));
+    reader.trace = trace_of(named);
     let tenant = settings.tenant_attributes.iter().find_map(|name| Some((name, find(name)?)));
     reader.carrier = Some(Carrier {
         identity: message.identity,

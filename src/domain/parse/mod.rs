@@ -34,6 +34,7 @@ pub(super) use self::rules::pointer;
 pub(crate) use self::rules::why_not_a_name;
 pub use self::unwrapped::parse_unwrapped;
 use super::event::{Event, Fingerprint, Identity};
+use super::trace::TraceContext;
 
 /// How deep a body may be nested, the outermost array or object counted as one (`serde_json`'s own limit).
 pub const DEPTH_LIMIT: usize = 128;
@@ -118,6 +119,8 @@ pub struct Draft {
     pub body: Bytes,
     /// Where in `body` its data stands.
     pub data: Option<Range<usize>>,
+    /// The trace it belongs to: its own word, else its message's or request's.
+    pub trace: Option<Arc<TraceContext>>,
 }
 
 impl Draft {
@@ -130,6 +133,7 @@ impl Draft {
             fingerprint: self.fingerprint,
             body: self.body,
             data: self.data,
+            trace: self.trace,
         }
     }
 }
@@ -190,6 +194,7 @@ pub enum ParseError {
 /// [`ParseError`] where the body as a whole is beyond reading; never once it is known for a push envelope.
 pub fn parse(incoming: &Incoming<'_>, settings: &ParseSettings) -> Result<Batch, ParseError> {
     let mut reader = Reader::new(settings, incoming.tenant);
+    reader.trace = trace_of(|name| incoming.headers.get(name)?.to_str().ok());
     let media_type = incoming.content_type.map(MediaType::parse);
     // CloudEvents HTTP binding §3: a CloudEvents content type wins over ce- headers.
     let is_structured = media_type.as_ref().is_some_and(MediaType::is_cloudevents);
@@ -214,6 +219,11 @@ pub fn parse(incoming: &Incoming<'_>, settings: &ParseSettings) -> Result<Batch,
             }
         }
     }
+}
+
+/// The trace that a transport names in `traceparent` and `tracestate`.
+fn trace_of<'a>(find: impl Fn(&str) -> Option<&'a str>) -> Option<Arc<TraceContext>> {
+    TraceContext::parse(find("traceparent")?, find("tracestate")).map(Arc::new)
 }
 
 impl Batch {

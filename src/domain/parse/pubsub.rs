@@ -5,6 +5,7 @@
 //! acknowledged for as long as it keeps the message.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::alphabet;
@@ -18,6 +19,7 @@ use super::message::{Carrier, LazyIdentity, MessageIdentity};
 use super::reader::Reader;
 use super::rules::{self, Fault};
 use super::{Batch, Item, ParseError, Shape, json};
+use crate::domain::trace::TraceContext;
 
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
@@ -42,6 +44,12 @@ pub(super) fn unpack<'a>(reader: Reader<'a>, body: &'a Bytes, envelope: &Envelop
         first_index: 0,
         tenant,
     });
+    let texts = |name: &str| find(&attributes, name).and_then(json::unquote);
+    let named = |name: &str| texts(name).or_else(|| texts(&format!("googclient_{name}")));
+    if let Some(parent) = named("traceparent") {
+        let trace = TraceContext::parse(&parent, named("tracestate").as_deref());
+        reader.trace = trace.map(Arc::new).or(reader.trace);
+    }
     let items = match decode(raw_attributes, find(&message, "data")) {
         Ok(data) => events(&mut reader, &attributes, body, &data),
         Err(fault) => vec![reader.refused(body.clone(), fault)],

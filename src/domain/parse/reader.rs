@@ -10,6 +10,7 @@ use super::message::Carrier;
 use super::rules::{self, Fault};
 use super::{DEPTH_LIMIT, Draft, Invalid, Item, ParseError, ParseSettings, json};
 use crate::domain::event::Fingerprint;
+use crate::domain::trace::TraceContext;
 
 /// Reads the events of one body.
 pub(super) struct Reader<'a> {
@@ -20,13 +21,15 @@ pub(super) struct Reader<'a> {
     pub(super) carrier: Option<Carrier<'a>>,
     /// The one tenant that all events belong to, whatever they say.
     pub(super) only_tenant: Option<&'a str>,
+    /// The trace that the transport or the message names.
+    pub(super) trace: Option<Arc<TraceContext>>,
     /// The tenant of the event before: most batches are one tenant's.
     last_tenant: Option<Arc<str>>,
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn new(settings: &'a ParseSettings, header_tenant: Option<&'a str>) -> Self {
-        Self { settings, header_tenant, carrier: None, only_tenant: None, last_tenant: None }
+        Self { settings, header_tenant, carrier: None, only_tenant: None, trace: None, last_tenant: None }
     }
 
     /// The same for the events of a message that may not live as long.
@@ -146,6 +149,7 @@ impl<'a> Reader<'a> {
             fingerprint: Fingerprint::of(&event_type, data),
             event_type: event_type.into_owned(),
             body: body.clone(),
+            trace: attributes.trace().map(Arc::new).or_else(|| self.trace.clone()),
             data: data.map(|data| {
                 let start = data.as_ptr().addr() - body.as_ptr().addr();
                 start..start + data.len()

@@ -8,6 +8,7 @@ use super::lane::Queue;
 use super::policy::{EndpointPolicy, GateId, Policies};
 use crate::domain::clock::Moment;
 use crate::domain::gate::{Change, CloseReason, Gate, GateLimits, Signal, Ticket};
+use crate::domain::hash::FastMap;
 use crate::domain::tenant::Destination;
 
 /// How much may be claimed for a gate, as a multiple of what may be in flight. What waits in memory holds a lease, and a
@@ -36,7 +37,7 @@ pub(super) struct Freed {
 
 #[derive(Debug)]
 pub(super) struct Gates {
-    states: HashMap<GateId, GateState>,
+    states: FastMap<GateId, GateState>,
     openings: BinaryHeap<Reverse<(Moment, GateId)>>,
     /// Bounds of the gate before Svix, and of endpoints that nothing is known of.
     svix: GateLimits,
@@ -45,7 +46,7 @@ pub(super) struct Gates {
 
 impl Gates {
     pub fn new(svix: GateLimits, endpoint: GateLimits) -> Self {
-        let mut gates = Self { states: HashMap::new(), openings: BinaryHeap::new(), svix, endpoint };
+        let mut gates = Self { states: FastMap::default(), openings: BinaryHeap::new(), svix, endpoint };
         gates.state(&GateId::Svix, &Policies::default());
         gates
     }
@@ -140,6 +141,11 @@ impl Gates {
         self.openings.push(Reverse((until, id)));
     }
 
+    /// Whether destinations wait for it.
+    pub fn is_awaited(&self, id: &GateId) -> bool {
+        self.states.get(id).is_some_and(|state| !state.parked.is_empty())
+    }
+
     /// Holds a destination back until the gate has room.
     pub fn park(&mut self, id: &GateId, destination: Arc<Destination>) {
         if let Some(state) = self.states.get_mut(id) {
@@ -214,6 +220,10 @@ impl Gates {
     /// When the next gate opens, or lets one through to try.
     pub fn next_opening(&self) -> Option<Moment> {
         self.openings.peek().map(|Reverse((until, _))| *until)
+    }
+
+    pub fn get(&self, id: &GateId) -> Option<&Gate> {
+        self.states.get(id).map(|state| &state.gate)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&GateId, &Gate)> {

@@ -82,6 +82,15 @@ impl<T> LaneState<T> {
         }
     }
 
+    /// What is claimed and waits, of one class.
+    pub fn buffered(&self, class: Class) -> &VecDeque<(Moment, T)> {
+        let [fresh, retry] = &self.queues;
+        match class {
+            Class::Fresh => &fresh.buffer,
+            Class::Retry => &retry.buffer,
+        }
+    }
+
     pub fn has_buffered(&self) -> bool {
         self.queues.iter().any(|queue| !queue.buffer.is_empty())
     }

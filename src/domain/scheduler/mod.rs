@@ -28,19 +28,24 @@ mod gates;
 mod lane;
 mod partners;
 mod policy;
+mod pressure;
+mod standing;
 mod turns;
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{BinaryHeap, VecDeque};
 use std::sync::Arc;
 
 use self::gates::Gates;
 use self::lane::{LaneState, Queue};
 use self::partners::Partners;
+pub use self::partners::{Held, HeldBy};
 pub use self::policy::{EndpointPolicy, GateId, PartnerPolicy, Policies, TokenGrant, TokenWish};
+pub use self::standing::{Places, Standing};
 use super::clock::{Moment, Timestamp};
 use super::delivery::Class;
 use super::gate::{Change, CloseReason, Gate, GateLimits, Signal, Ticket};
+use super::hash::FastMap;
 use super::tenant::{Destination, Lane, LaneId};
 
 /// Bounds of what is under way and held in memory.
@@ -130,8 +135,8 @@ struct DestinationState {
 pub struct Scheduler<T> {
     limits: SchedulerLimits,
     gates: Gates,
-    destinations: HashMap<Arc<Destination>, DestinationState>,
-    lanes: HashMap<LaneId, LaneState<T>>,
+    destinations: FastMap<Arc<Destination>, DestinationState>,
+    lanes: FastMap<LaneId, LaneState<T>>,
     ring: VecDeque<Arc<Destination>>,
     hungry: VecDeque<Queue>,
     alarms: BinaryHeap<Reverse<(Timestamp, Queue)>>,
@@ -163,8 +168,8 @@ impl<T> Scheduler<T> {
         Self {
             limits,
             gates: Gates::new(svix, endpoint),
-            destinations: HashMap::new(),
-            lanes: HashMap::new(),
+            destinations: FastMap::default(),
+            lanes: FastMap::default(),
             ring: VecDeque::new(),
             hungry: VecDeque::new(),
             alarms: BinaryHeap::new(),
@@ -373,6 +378,11 @@ impl<T> Scheduler<T> {
     /// The gates and their state.
     pub fn gates(&self) -> impl Iterator<Item = (&GateId, &Gate)> {
         self.gates.iter()
+    }
+
+    /// Partners whose limits hold deliveries back at `now`.
+    pub fn held_partners(&mut self, now: Moment) -> Vec<Held> {
+        self.partners.held(now)
     }
 
     /// Requests in flight.

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use super::lane::Queue;
 use super::policy::{PartnerPolicy, TokenGrant, TokenWish};
+use super::standing::Places;
 use crate::domain::clock::Moment;
+use crate::domain::hash::FastMap;
 use crate::domain::partner::RateLimit;
 use crate::domain::tenant::Destination;
 use crate::domain::token_budget::Pace;
@@ -20,7 +22,7 @@ const AFTER_ERROR: Duration = Duration::from_millis(500);
 /// The partners that something is known of. Destinations without one are never held back here.
 #[derive(Debug, Default)]
 pub(super) struct Partners {
-    states: HashMap<Arc<str>, PartnerState>,
+    states: FastMap<Arc<str>, PartnerState>,
     /// When a partner that lacks tokens may ask for them.
     openings: BinaryHeap<Reverse<(Moment, Arc<str>)>>,
     /// Partners that lack tokens and may ask now.
@@ -38,6 +40,15 @@ struct PartnerState {
     parked: VecDeque<Arc<Destination>>,
     /// Queues to be claimed from once that is of use.
     waiting: VecDeque<Queue>,
+}
+
+/// See [`Partners::standing`].
+#[derive(Debug)]
+pub(super) struct PartnerStanding {
+    pub paused: bool,
+    /// None is asked for before.
+    pub lacks_tokens: Option<Moment>,
+    pub in_flight: Places,
 }
 
 /// Tokens that are reserved in the ledger for this process.
@@ -59,12 +70,48 @@ impl Tokens {
         self.batches.iter().map(|(_, count)| count).sum()
     }
 
+    /// How many are good, without forgetting those that are not.
+    fn good(&self, now: Moment) -> u32 {
+        self.batches.iter().filter(|(good_until, _)| now < *good_until).map(|(_, count)| count).sum()
+    }
+
     /// Takes one; until when it is good.
     fn take(&mut self, now: Moment) -> Option<Moment> {
         self.count(now);
         let (good_until, count) = self.batches.front_mut()?;
         *count -= 1;
         Some(*good_until)
+    }
+}
+
+/// A partner whose limits hold deliveries back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// The partner.
+    pub partner: Arc<str>,
+    /// Which of them.
+    pub limit: HeldBy,
+}
+
+/// What holds a partner's deliveries back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeldBy {
+    /// It is paused.
+    Pause,
+    /// As many requests are in flight as it may have.
+    InFlight,
+    /// Its rate.
+    Rate,
+}
+
+impl HeldBy {
+    /// The limit as it stands in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pause => "paused",
+            Self::InFlight => "in_flight",
+            Self::Rate => "rate",
+        }
     }
 }
 
@@ -109,8 +156,24 @@ impl Partners {
         }
     }
 
+    /// How things stand with a partner; `None` where nothing is known of it.
+    pub fn standing(&self, partner: &Arc<str>, now: Moment) -> Option<PartnerStanding> {
+        let state = self.states.get(partner)?;
+        let lacks = state.policy.rate_limit.is_some() && state.tokens.good(now) == 0;
+        Some(PartnerStanding {
+            paused: state.policy.paused,
+            lacks_tokens: lacks.then_some(state.tokens.not_before),
+            in_flight: Places { taken: state.in_flight, most: state.policy.max_in_flight },
+        })
+    }
+
     fn of(&mut self, partner: Option<&Arc<str>>) -> Option<&mut PartnerState> {
         self.states.get_mut(partner?)
+    }
+
+    /// Whether destinations wait for it.
+    pub fn is_awaited(&self, partner: &Arc<str>) -> bool {
+        self.states.get(partner).is_some_and(|state| !state.parked.is_empty())
     }
 
     /// Whether a request may go to this partner now.
@@ -168,6 +231,27 @@ impl Partners {
         } else {
             self.openings.push(Reverse((state.tokens.not_before, partner.clone())));
         }
+    }
+
+    /// Partners with something to send that may not go out now.
+    pub fn held(&mut self, now: Moment) -> Vec<Held> {
+        let mut held = Vec::new();
+        for (name, state) in &mut self.states {
+            if state.parked.is_empty() && state.waiting.is_empty() {
+                continue;
+            }
+            let limit = if state.policy.paused {
+                HeldBy::Pause
+            } else if !state.has_room() {
+                HeldBy::InFlight
+            } else if state.policy.rate_limit.is_some() && state.tokens.count(now) == 0 {
+                HeldBy::Rate
+            } else {
+                continue;
+            };
+            held.push(Held { partner: name.clone(), limit });
+        }
+        held
     }
 
     /// Whether there is something to reserve.

@@ -1,3 +1,4 @@
+use std::collections::HashMap;
 use std::time::Duration;
 
 use super::*;
@@ -81,6 +82,30 @@ fn caps_hold_and_a_full_destination_takes_no_place_of_another() {
     // A place that is given back goes to the one that gave it.
     let _ = scheduler.finish(&lane(1), hanging[0].permit, Signal::Success, at(0), 0.5);
     assert_eq!(scheduler.next(at(0)).map(|start| start.item.0), Some(1));
+}
+
+#[test]
+fn a_replay_sees_whether_anybody_waits_for_what_it_would_take() {
+    let mut scheduler = scheduler();
+    let mut backlog = HashMap::from([(1, 6), (2, 6)]);
+    let pressed = |scheduler: &Scheduler<_>, id| scheduler.is_pressed(&lane(id).destination);
+    scheduler.wake(&lane(1), Class::Retry, NOW, NOW);
+    feed(&mut scheduler, &mut backlog, at(0));
+    let started: Vec<_> = std::iter::from_fn(|| scheduler.next(at(0))).collect();
+    assert_eq!(started.len(), LIMITS.max_in_flight_per_destination);
+    assert!(!pressed(&scheduler, 1), "what waits has failed before, or is replayed itself");
+    // Something fresh for the same destination, which has no place for it.
+    scheduler.wake(&lane(1), Class::Fresh, NOW, NOW);
+    assert!(pressed(&scheduler, 1));
+    assert!(!pressed(&scheduler, 2), "another destination has room");
+    // Until all places are taken, and somebody waits for one.
+    scheduler.wake(&lane(2), Class::Retry, NOW, NOW);
+    scheduler.wake(&lane(3), Class::Retry, NOW, NOW);
+    backlog.insert(3, 2);
+    feed(&mut scheduler, &mut backlog, at(0));
+    while scheduler.next(at(0)).is_some() {}
+    assert_eq!(scheduler.in_flight(), LIMITS.max_in_flight);
+    assert!(pressed(&scheduler, 2) && pressed(&scheduler, 4));
 }
 
 #[test]
@@ -419,4 +444,57 @@ fn leases_that_have_run_out_cost_a_destination_no_turn() {
         scheduler.claimed(&claim, vec![(claim.lane.id.0, 1)], lease_until, Remaining::Nothing, NOW);
     }
     assert_eq!(scheduler.next(at(20)).map(|start| start.item.0), Some(2));
+}
+
+#[test]
+fn how_things_stand_is_told_and_changes_nothing() {
+    let mut scheduler = scheduler();
+    let mut backlog = HashMap::from([(1, 5), (2, 1), (3, 1)]);
+    let shared = Arc::new(Destination::Svix { app: "shared".into() });
+    let of = |id: i64| Arc::new(Lane { destination: shared.clone(), ..(*lane(id)).clone() });
+    for id in 1..=3 {
+        scheduler.wake(&of(id), Class::Fresh, NOW, NOW);
+        for claim in scheduler.claims(at(0)) {
+            let count = backlog.remove(&claim.lane.id.0).unwrap_or_default().min(4);
+            let items = (0..count).map(|nth| (claim.lane.id.0, nth)).collect();
+            scheduler.claimed(&claim, items, at(60_000), Remaining::Nothing, NOW);
+        }
+    }
+    let flying: Vec<_> = std::iter::from_fn(|| scheduler.next(at(0))).collect();
+    assert_eq!(flying.iter().map(|start| start.item).collect::<Vec<_>>(), [(1, 0), (2, 0)]);
+    let ask = |scheduler: &Scheduler<(i64, u32)>, lane, item| {
+        scheduler.standing(&of(lane), Class::Fresh, at(0), |found| *found == (lane, item))
+    };
+    let last = ask(&scheduler, 1, 2);
+    assert_eq!(last.of_destination, Places { taken: 2, most: 2 });
+    assert_eq!(last.of_node, Places { taken: 2, most: 4 });
+    assert_eq!((last.buffered, last.before_it, last.lanes_ahead), (true, 1, 1), "the third lane goes first");
+    assert_eq!(ask(&scheduler, 3, 0).lanes_ahead, 0);
+    assert!(!ask(&scheduler, 2, 0).buffered, "in flight");
+    assert_eq!((last.gate, last.paused, last.lacks_tokens), (None, false, None));
+    scheduler.close_gate(GateId::Svix, at(5_000), CloseReason::Failing);
+    assert_eq!(ask(&scheduler, 1, 2).gate, Some((CloseReason::Failing, Some(at(5_000)))));
+    assert_eq!(ask(&scheduler, 1, 2), ask(&scheduler, 1, 2));
+}
+
+#[test]
+fn what_is_taken_back_is_not_sent_and_leaves_nothing_behind() {
+    let mut scheduler = scheduler();
+    let mut backlog = HashMap::from([(1, 3)]);
+    scheduler.wake(&lane(1), Class::Fresh, NOW, NOW);
+    feed(&mut scheduler, &mut backlog, at(0));
+    let flying: Vec<_> = std::iter::from_fn(|| scheduler.next(at(0))).collect();
+    assert_eq!(flying.len(), 2);
+    let waiting = (1, 1);
+    assert_eq!(scheduler.take_back(&lane(1), |item| *item == flying[0].item), None, "it has gone out");
+    assert_eq!(scheduler.take_back(&lane(1), |item| *item == waiting), Some(waiting));
+    assert_eq!(scheduler.take_back(&lane(1), |item| *item == waiting), None);
+    for start in flying {
+        let _ = scheduler.finish(&lane(1), start.permit, Signal::Success, at(0), 0.5);
+        assert!(scheduler.next(at(0)).is_none());
+    }
+    feed(&mut scheduler, &mut backlog, at(0));
+    assert!(scheduler.next(at(0)).is_none());
+    assert_eq!((scheduler.held(), scheduler.in_flight()), (0, 0));
+    assert!(scheduler.lanes.is_empty() && scheduler.destinations.is_empty(), "nothing is remembered");
 }

@@ -1,13 +1,20 @@
 //! `/v1`: what an administrator sets and sees. One file a subject.
 
+mod audits;
 mod conditional;
+mod deliveries;
 mod endpoints;
 mod event_types;
+mod events;
 mod keys;
 mod paging;
 mod partners;
+mod prune;
 mod rejected;
+mod replays;
+mod stats;
 mod tenants;
+mod times;
 mod transforms;
 
 use axum::Json;
@@ -43,9 +50,25 @@ pub(super) fn routes() -> OpenApiRouter<HttpState> {
         .routes(routes!(event_types::list_event_types))
         .routes(routes!(event_types::get_event_type, event_types::put_event_type))
         .routes(routes!(transforms::preview_transform))
+        .routes(routes!(events::list_events))
+        .routes(routes!(events::get_event))
+        .routes(routes!(events::get_payload))
+        .routes(routes!(deliveries::list_deliveries))
+        .routes(routes!(deliveries::get_delivery))
+        .routes(routes!(deliveries::retry_delivery))
+        .routes(routes!(deliveries::cancel_delivery))
         .routes(routes!(rejected::list_rejected))
         .routes(routes!(rejected::get_rejected, rejected::delete_rejected))
         .routes(routes!(rejected::replay_rejected))
+        .routes(routes!(stats::get_stats))
+        .routes(routes!(replays::list_replays, replays::start_replay))
+        .routes(routes!(replays::get_replay))
+        .routes(routes!(replays::cancel_replay))
+        .routes(routes!(replays::pause_replay))
+        .routes(routes!(replays::resume_replay))
+        .routes(routes!(tenants::open_portal))
+        .routes(routes!(audits::audit_svix))
+        .routes(routes!(prune::prune))
 }
 
 fn ledger(state: &HttpState, error: &LedgerError) -> Problem {

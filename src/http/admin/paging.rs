@@ -69,6 +69,16 @@ impl Page {
         self.limit + 1
     }
 
+    /// Most entries.
+    pub(super) const fn limit(&self) -> u32 {
+        self.limit
+    }
+
+    /// The cursor of the page that begins behind `place`.
+    pub(super) fn cursor(place: &str) -> String {
+        URL_SAFE_NO_PAD.encode(place)
+    }
+
     /// Cuts what was read to a page; where there is more, the cursor of the next one.
     pub(super) fn cut<T>(&self, entries: &mut Vec<T>, id: impl Fn(&T) -> &str) -> Option<String> {
         let limit = self.limit as usize;

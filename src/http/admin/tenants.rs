@@ -5,6 +5,7 @@ use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
@@ -18,6 +19,8 @@ use crate::http::problem::Problem;
 use crate::http::state::HttpState;
 use crate::ledger::TenantRow;
 use crate::provisioning;
+use crate::retention::{self, TenantRetention};
+use crate::send::svix::portal::PortalError;
 
 /// A tenant as it is set.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -35,6 +38,9 @@ pub(crate) struct TenantBody {
     weight: Option<u32>,
     /// How fast it may put events in on one node; the configured default where absent.
     ingest_limit: Option<IngestLimitBody>,
+    /// How long what its events leave behind is kept; as configured where absent.
+    #[schema(inline = false)]
+    retention: Option<TenantRetention>,
 }
 
 /// A bucket of tokens, one for each event.
@@ -76,6 +82,9 @@ pub(crate) struct TenantView {
     weight: u32,
     /// How fast it may put events in on one node; the configured default where null.
     ingest_limit: Option<IngestLimitView>,
+    /// How long what its events leave behind is kept; as configured where absent in it.
+    #[schema(inline = false)]
+    retention: TenantRetention,
 }
 
 /// A bucket of tokens, one for each event.
@@ -103,6 +112,7 @@ impl TenantView {
             transform: row.transform.and_then(|text| RawValue::from_string(text).ok()),
             weight: row.weight,
             ingest_limit: row.ingest_limit.map(limit),
+            retention: row.retention,
         }
     }
 }
@@ -135,7 +145,14 @@ impl TenantBody {
             .transpose()
             .map_err(|fault| bad_field(&format!("/ingest_limit{}", fault.pointer), &fault.detail))?;
         let transform = self.transform.map(|transform| transform.get().to_owned());
-        Ok(TenantRow { id: tenant.to_owned(), route, transform, weight, ingest_limit })
+        let retention = self.retention.unwrap_or_default();
+        if let TenantRetention { events_days: Some(events), dedup_days: Some(dedup) } = retention
+            && retention::too_short(events, dedup)
+        {
+            let detail = "identities can't be forgotten before their events: `dedup_days` is too short";
+            return Err(bad_field("/retention/dedup_days", detail));
+        }
+        Ok(TenantRow { id: tenant.to_owned(), route, transform, weight, ingest_limit, retention })
     }
 
     fn route(&self, tenant: &str) -> Result<Option<Route>, Problem> {
@@ -180,6 +197,71 @@ pub(super) async fn get_tenant(
     let row = row.unwrap_or_else(|| TenantRow::new(tenant, None));
     let route = row.route.clone().map_or_else(|| default_route(&state, &row.id), Ok)?;
     Ok(Json(TenantView::new(row, route)).into_response())
+}
+
+/// What a link into the portal should be like.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct PortalBody {
+    /// How long it is good, in seconds; an hour where absent.
+    #[schema(minimum = 3_600, maximum = 604_800)]
+    expiry_s: Option<u64>,
+}
+
+/// A link into Svix's portal.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct PortalView {
+    /// Whoever opens it, is in: hand it to the tenant alone.
+    url: String,
+    /// How long it is good, in seconds.
+    expiry_s: u64,
+}
+
+/// How long a link may be good at Svix, in seconds.
+const PORTAL_EXPIRIES: std::ops::RangeInclusive<u64> = 3_600..=604_800;
+
+/// A link into Svix's portal for a tenant that is routed to Svix. 409 where it is not.
+#[utoipa::path(post, path = "/v1/tenants/{tenant}/portal", tag = "tenants",
+    params(("tenant" = String, Path, description = "The tenant")),
+    request_body = Option<PortalBody>,
+    responses((status = 200, body = PortalView), Problems))]
+pub(super) async fn open_portal(
+    State(state): State<HttpState>,
+    caller: Caller,
+    Path(tenant): Path<String>,
+    body: Bytes,
+) -> Result<Response, Problem> {
+    caller.require(Scope::Admin)?;
+    caller.require_tenant(&tenant)?;
+    check_tenant(&tenant)?;
+    let wish: PortalBody = if body.is_empty() {
+        PortalBody::default()
+    } else {
+        serde_json::from_slice(&body)
+            .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "invalid_body", error.to_string()))?
+    };
+    let expiry_s = wish.expiry_s.unwrap_or(*PORTAL_EXPIRIES.start());
+    if !PORTAL_EXPIRIES.contains(&expiry_s) {
+        return Err(bad_field("/expiry_s", "a link is good for an hour to a week: 3600 to 604800"));
+    }
+    let row = state.ledger.database().tenant(&tenant).await.map_err(|error| ledger(&state, &error))?;
+    let route = row.and_then(|row| row.route).map_or_else(|| default_route(&state, &tenant), Ok)?;
+    let Route::Svix { app } = route else {
+        let detail = format!("tenant `{tenant}` is not routed to Svix: there is no portal for it");
+        return Err(Problem::new(StatusCode::CONFLICT, "not_on_svix", detail));
+    };
+    let Some(svix) = &state.senders.svix else {
+        let detail = "no Svix token is configured";
+        return Err(Problem::new(StatusCode::CONFLICT, "svix_not_configured", detail));
+    };
+    let link = svix.portal_link(&app, &tenant, expiry_s).await;
+    let url = link.map_err(|error| match error {
+        PortalError::UnknownApplication(_) => {
+            Problem::new(StatusCode::NOT_FOUND, "unknown_application", error.to_string())
+        }
+        PortalError::Refused(_) => Problem::new(StatusCode::BAD_GATEWAY, "svix_refused", error.to_string()),
+    })?;
+    Ok(Json(PortalView { url, expiry_s }).into_response())
 }
 
 /// Sets where a tenant's events go and what it may take from now on, whole: what is absent gets its default.

@@ -127,6 +127,29 @@ fn claim_id((event, lane, attempt): (i64, i64, i64)) -> ClaimId {
     (DeliveryId { event: EventSeq(event), lane: LaneId(lane) }, attempt)
 }
 
+/// Claims one delivery where it stands, unless somebody holds it.
+pub(super) async fn claim_one(
+    connection: impl PgExecutor<'_>,
+    place: &Held,
+    lease_ms: i64,
+) -> Result<Option<i64>> {
+    let claimed: Option<(i64,)> = sqlx::query_as(
+        "UPDATE queue SET attempt = attempt + 1,
+             lease_until = (SELECT (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint) + $5
+         WHERE lane = $1 AND retry = $2 AND due_at = $3 AND event = $4
+           AND lease_until <= (SELECT (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint)
+         RETURNING attempt",
+    )
+    .bind(place.id.lane.0)
+    .bind(rows::class_column(place.class))
+    .bind(place.due_at.as_millis())
+    .bind(place.id.event.0)
+    .bind(lease_ms)
+    .fetch_optional(connection)
+    .await?;
+    Ok(claimed.map(|(attempt,)| attempt))
+}
+
 /// Frees claimed rows, as far as their claims still hold.
 pub(super) async fn release(connection: impl PgExecutor<'_>, held: &[Held]) -> Result<()> {
     sqlx::query(

@@ -1,9 +1,8 @@
 //! Claims of the one process that owns the file, in memory.
 
-use std::collections::{HashMap, HashSet};
-
 use crate::domain::clock::Moment;
 use crate::domain::delivery::{Class, DeliveryId};
+use crate::domain::hash::{FastMap, FastSet};
 use crate::domain::tenant::LaneId;
 use crate::ledger::Held;
 
@@ -14,11 +13,11 @@ pub(super) type Queue = (LaneId, Class);
 #[derive(Debug, Default)]
 pub(super) struct Claims {
     /// By delivery: number and end of the last claim. Released ones stay, for their number.
-    pub held: HashMap<DeliveryId, Claim>,
+    pub held: FastMap<DeliveryId, Claim>,
     /// Claimed deliveries in each queue, released ones included: rows a claim has to pass over.
-    pub in_queue: HashMap<Queue, usize>,
+    pub in_queue: FastMap<Queue, usize>,
     /// Where in a queue the next claim goes on.
-    pub cursors: HashMap<Queue, Cursor>,
+    pub cursors: FastMap<Queue, Cursor>,
     /// What has changed while a claim reads: its rows may be older than that.
     pub reading: Option<Meanwhile>,
 }
@@ -41,9 +40,9 @@ pub(super) struct Cursor {
 
 #[derive(Debug, Default)]
 pub(super) struct Meanwhile {
-    pub settled: HashSet<DeliveryId>,
+    pub settled: FastSet<DeliveryId>,
     /// Queues whose cursor must start over.
-    pub disturbed: HashSet<Queue>,
+    pub disturbed: FastSet<Queue>,
 }
 
 impl Claims {
@@ -63,6 +62,19 @@ impl Claims {
             if *count == 0 {
                 self.in_queue.remove(&(id.lane, claim.class));
             }
+        }
+    }
+
+    /// Takes a claim of this number back as if it had never been made; `before` is what was known of the delivery then.
+    pub fn restore(&mut self, id: DeliveryId, attempt: i64, before: Option<Claim>) {
+        if self.held.get(&id).is_none_or(|claim| claim.attempt != attempt) {
+            return;
+        }
+        match before {
+            Some(before) => {
+                self.held.insert(id, before);
+            }
+            None => self.drop_hold(id),
         }
     }
 

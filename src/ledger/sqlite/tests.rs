@@ -84,6 +84,7 @@ async fn store() -> (SqliteStore, Arc<Lane>, tempfile::TempDir) {
         lease: Duration::from_secs(60),
         backlog: BacklogLimits { tenant: 100, total: 100 },
         recent_bytes: 0,
+        page_cache_bytes: 2 << 20,
     };
     let clock: Arc<dyn Clock> = Arc::new(StandingClock);
     let opened = open(&options, &clock).await.expect("it opens");
@@ -100,6 +101,7 @@ async fn record(store: &SqliteStore, lane: &Arc<Lane>, number: i64) {
         fingerprint: Fingerprint([0; 32]),
         body: Bytes::from_static(b"{}"),
         data: None,
+        trace: None,
     };
     let events = vec![NewEvent { event, lanes: vec![lane.clone()] }];
     let requests = [AcceptRequest { events, strict: true, request_key: None }];
@@ -166,7 +168,8 @@ async fn what_is_settled_while_a_claim_reads_is_not_claimed() {
         Settlement {
             id: delivery.id,
             lane: lane.clone(),
-            class: delivery.class(),
+            class: delivery.class,
+            replay: delivery.replay,
             due_at: delivery.due_at,
             attempt: delivery.attempt,
             at: store.clock.now(),

@@ -12,7 +12,7 @@ use crate::ledger::{LedgerError, Result, rows};
 
 /// What waits in one of a lane's queues behind a place, in the order it falls due.
 pub(super) const WAITING: &str = "SELECT CAST(group_concat(packed, '') AS BLOB) FROM (
-         SELECT format('%d %d %d %d %d ', due_at, event, attempt, failures, uncertain) AS packed
+         SELECT format('%d %d %d %d %d %d ', due_at, event, attempt, failures, uncertain, replay) AS packed
          FROM queue WHERE lane = $1 AND retry = $2 AND (due_at, event) > ($3, $4)
          ORDER BY due_at, event LIMIT $5
      )";
@@ -20,18 +20,18 @@ pub(super) const WAITING: &str = "SELECT CAST(group_concat(packed, '') AS BLOB) 
 /// The events with the numbers in a JSON array. A cross join is one that SQLite does not turn round, whatever the
 /// statistics of an `ANALYZE` say.
 pub(super) const EVENTS: &str = "SELECT CAST(group_concat(packed, '') AS BLOB) FROM (
-         SELECT format('%d %d %d %d %d %d %d %d ', event.seq, event.received_at, COALESCE(event.data_start, -1),
+         SELECT format('%d %d %d %d %d %d %d %d %d ', event.seq, event.received_at, COALESCE(event.data_start, -1),
                        COALESCE(event.data_end, -1), octet_length(event.source), octet_length(event.id),
-                       octet_length(event.type), octet_length(event.body))
-                || event.source || event.id || event.type || event.body AS packed
+                       octet_length(event.type), octet_length(event.body), COALESCE(octet_length(event.trace), 0))
+                || event.source || event.id || event.type || event.body || COALESCE(event.trace, '') AS packed
          FROM json_each($1) AS wanted CROSS JOIN event ON event.seq = wanted.value
      )";
 
 /// Takes apart what [`WAITING`] has joined, in the order it falls due. `attempt` is the last one that was settled.
 pub(super) fn places(packed: &[u8]) -> Result<Vec<Place>> {
     let mut places = unpack(packed, |rest| {
-        let [due_at, event, attempt, failures, uncertain] = take_numbers(rest)?;
-        Some(Place { due_at, event, attempt, failures, uncertain })
+        let [due_at, event, attempt, failures, uncertain, replay] = take_numbers(rest)?;
+        Some(Place { due_at, event, attempt, failures, uncertain, replay })
     })?;
     // Nothing in SQL says in what order rows are joined.
     let key = |place: &Place| (place.due_at, place.event);
@@ -44,7 +44,7 @@ pub(super) fn places(packed: &[u8]) -> Result<Vec<Place>> {
 /// Takes apart what [`EVENTS`] has joined: each event's number and what it carries.
 pub(super) fn events(packed: &[u8]) -> Result<Vec<(i64, Payload)>> {
     unpack(packed, |rest| {
-        let [number, received_at, start, end, source, id, event_type, body] = take_numbers(rest)?;
+        let [number, received_at, start, end, source, id, event_type, body, trace] = take_numbers(rest)?;
         let known = |at: i64| (at >= 0).then_some(at);
         let payload = Payload {
             received_at,
@@ -54,6 +54,7 @@ pub(super) fn events(packed: &[u8]) -> Result<Vec<(i64, Payload)>> {
             event_type: take_text(rest, event_type)?,
             // A copy: one delivery that hangs must not hold all that were read with it.
             body: Bytes::copy_from_slice(take_bytes(rest, body)?),
+            trace: rows::trace(std::str::from_utf8(take_bytes(rest, trace)?).ok()),
         };
         Some((number, payload))
     })
@@ -123,8 +124,9 @@ mod tests {
             attempt,
             failures,
             uncertain,
+            replay: due_at / 10,
         };
-        let packed = b"20 7 0 0 0 10 8 3 2 1 ";
+        let packed = b"20 7 0 0 0 2 10 8 3 2 1 1 ";
         assert_eq!(places(packed).expect("places"), [place(10, 8, 3, 2, 1), place(20, 7, 0, 0, 0)]);
         assert_eq!(places(b"").expect("places"), []);
         for damaged in [&packed[..packed.len() - 1], b"1 2 3", b"x", b"  "] {

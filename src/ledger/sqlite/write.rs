@@ -25,8 +25,8 @@ pub(super) static TAKE_OUT: Rows =
     Rows::new("DELETE FROM queue WHERE (lane, retry, due_at, event) IN (VALUES", "(?,?,?,?)", ")");
 /// Puts back into the queue what has been tried.
 static PUT_BACK: Rows = Rows::new(
-    "INSERT INTO queue (lane, retry, due_at, event, attempt, failures, uncertain) VALUES",
-    "(?,?,?,?,?,?,?)",
+    "INSERT INTO queue (lane, retry, due_at, event, attempt, failures, uncertain, replay) VALUES",
+    "(?,?,?,?,?,?,?,?)",
     "",
 );
 /// Puts fresh deliveries into the queue.
@@ -48,6 +48,13 @@ static REQUEST_KEYS: Rows = Rows::new(
 static EVENTS: Rows = Rows::new(
     "INSERT INTO event (seq, tenant, source, id, type, received_at, destinations, body, data_start, data_end) VALUES",
     "(?,?,?,?,?,?,?,?,?,?)",
+    "",
+);
+/// The same where some belong to traces: most belong to none, and pay for none.
+static TRACED_EVENTS: Rows = Rows::new(
+    "INSERT INTO event (seq, tenant, source, id, type, received_at, destinations, body, data_start, data_end, \
+     trace) VALUES",
+    "(?,?,?,?,?,?,?,?,?,?,?)",
     "",
 );
 /// Nearly all outcomes: with less to bind than [`OUTCOMES`].
@@ -150,12 +157,18 @@ pub(super) async fn insert_plan(connection: &mut SqliteConnection, plan: &Plan<'
     if written.await? < plan.request_keys.len() as u64 {
         return Ok(false);
     }
-    let written = EVENTS.write(connection, &plan.inserts, |values, insert| {
+    let traced = plan.is_traced();
+    let events = if traced { &TRACED_EVENTS } else { &EVENTS };
+    let written = events.write(connection, &plan.inserts, |values, insert| {
         let event = &insert.new.event;
         let (start, end) = rows::range_columns(event.data.as_ref());
         values.add(insert.seq.0)?.add(event.identity.tenant.clone())?.add(&*event.identity.source)?;
         values.add(&*event.identity.id)?.add(&*event.event_type)?.add(plan.now.as_millis())?;
-        values.add(rows::count(insert.new.lanes.len()))?.add(&event.body[..])?.add(start)?.add(end).map(drop)
+        values.add(rows::count(insert.new.lanes.len()))?.add(&event.body[..])?.add(start)?.add(end)?;
+        if traced {
+            values.add(event.trace.as_ref().map(ToString::to_string))?;
+        }
+        Ok(())
     });
     written.await?;
     let written = PUT_IN.write(connection, &plan.deliveries, |values, waiting| {
@@ -185,7 +198,7 @@ pub(super) async fn settle_rows(
     let waiting: Vec<_> = moved.iter().filter_map(|settlement| WaitingColumns::of(settlement)).collect();
     let written = PUT_BACK.write(connection, &waiting, |values, row| {
         values.add(row.lane)?.add(row.retry)?.add(row.due_at)?.add(row.event)?;
-        values.add(row.attempt)?.add(row.failures)?.add(row.uncertain).map(drop)
+        values.add(row.attempt)?.add(row.failures)?.add(row.uncertain)?.add(row.replay).map(drop)
     });
     written.await?;
     let done = moved.iter().filter_map(|settlement| OutcomeColumns::of(settlement));

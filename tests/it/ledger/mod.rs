@@ -9,6 +9,7 @@ mod handoff;
 mod ingest;
 mod nodes;
 mod opening;
+mod reading;
 mod registry;
 mod settling;
 mod stress;

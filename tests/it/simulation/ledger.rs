@@ -188,14 +188,14 @@ impl Ledger {
                 row.state = State::Dead;
                 self.account.dead += 1;
             }
-            NextState::Canceled => {
+            NextState::Canceled { .. } => {
                 row.state = State::Canceled;
                 self.account.canceled += 1;
             }
             NextState::Pending { due_at, failures, uncertain } => {
                 row.due_at = due_at.as_millis();
                 (row.failures, row.uncertain) = (*failures, *uncertain);
-                row.class = Class::of(*failures);
+                row.class = settlement.class_with(*failures);
                 self.account.pending += 1;
                 self.enqueue(id);
             }

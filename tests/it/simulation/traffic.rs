@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use posthaste::domain::clock::{Moment, Timestamp};
-use posthaste::domain::delivery::{Class, Delivery, DeliveryId, NextState, Settlement};
+use posthaste::domain::delivery::{Class, Delivery, DeliveryId, NextState, ReplayNumber, Settlement};
 use posthaste::domain::event::{EventSeq, Identity};
 use posthaste::domain::gate::Signal;
 use posthaste::domain::scheduler::{LaneClaim, Permit, Remaining};
@@ -100,11 +100,14 @@ impl World {
             attempt,
             failures: known.failures,
             uncertain: known.uncertain,
+            class: known.class,
+            replay: ReplayNumber::default(),
             identity,
             event_type: String::new(),
             received_at: Timestamp::from_millis(known.due_at),
             body: Bytes::new(),
             data: None,
+            trace: None,
         }
     }
 
@@ -202,7 +205,7 @@ impl World {
             self.tally.fenced += 1;
         } else if let (true, NextState::Pending { due_at, failures, .. }) = (alive, &settlement.next) {
             let wall = self.wall(self.nodes[node].wall_offset_ms);
-            let class = Class::of(*failures);
+            let class = settlement.class_with(*failures);
             let row = usize::try_from(settlement.id.event.0).expect("positive");
             self.ledger.rows[row].told = Some((node, self.nodes[node].epoch));
             self.nodes[node].scheduler().wake(&settlement.lane, class, *due_at, wall);
@@ -218,7 +221,7 @@ impl World {
             }
             if alive {
                 let delivery = claimed.delivery;
-                self.nodes[node].scheduler().wake(&delivery.lane, delivery.class(), now, now);
+                self.nodes[node].scheduler().wake(&delivery.lane, delivery.class, now, now);
             }
         }
         if alive {

@@ -134,9 +134,9 @@ pub async fn poison_is_kept_and_the_rest_arrives<Q: Queue>() {
         let conflict = find(br#"{"id":"order-0","type":"t","tenant":"acme"}"#);
         assert!(conflict["reason"].as_str().expect("text").contains("stored already"), "{conflict}");
         drained(&queue).await;
-        assert_eq!(metric(&relay, "posthaste_source_rejected_total", "").await, 3.0);
-        assert_eq!(metric(&relay, "posthaste_source_events_total", ",verdict=\"accepted\"").await, 24.0);
-        assert_eq!(metric(&relay, "posthaste_source_events_total", ",verdict=\"conflict\"").await, 1.0);
+        assert_eq!(metric(&relay, "posthaste_source_rejected_events_total", "").await, 3.0);
+        assert_eq!(metric(&relay, "posthaste_ingest_events_total", "verdict=\"accepted\"").await, 24.0);
+        assert_eq!(metric(&relay, "posthaste_ingest_events_total", "verdict=\"conflict\"").await, 1.0);
         relay.finish().await;
         assert!(svix.messages().iter().any(|message| message.event_id.as_deref() == Some("binary-1")));
         assert_eq!((arrived(&svix).len(), svix.message_count()), (24, 24));
@@ -151,11 +151,11 @@ fn bytes(rejected: &Value) -> Vec<u8> {
     base64::engine::general_purpose::STANDARD.decode(text).expect("base64")
 }
 
-/// Another connection holds the ledger's file for ten seconds, three times as long as messages may go unacknowledged.
+/// Another connection holds the ledger's file for twice as long as messages may go unacknowledged.
 pub async fn nothing_is_acknowledged_while_the_ledger_is_away<Q: Queue>() {
     const COUNT: usize = 200;
     const IN_FLIGHT: u64 = 50;
-    const AWAY: Duration = Duration::from_secs(10);
+    let away = Duration::from_millis(2 * Q::REDELIVERY_MS);
     bounded(async {
         let (database, svix) = (TestDatabase::sqlite(), mock_svix().await);
         let queue = Q::start().await;
@@ -164,7 +164,7 @@ pub async fn nothing_is_acknowledged_while_the_ledger_is_away<Q: Queue>() {
         svix.wait_for_messages(10, PATIENCE).await.expect("it is read");
         let lock = database.lock().await;
         queue.publish(&events(10..10 + COUNT)).await;
-        let until = Instant::now() + AWAY;
+        let until = Instant::now() + away;
         eventually("some are fetched", async || {
             let received = metric(&relay, "posthaste_source_messages_total", "").await;
             (received > 10.0).then_some(())
@@ -211,7 +211,7 @@ pub async fn what_comes_again_is_a_duplicate<Q: Queue>() {
         queue.deliver_again(&messages).await;
         let second = relay(&queue, &database, &svix, "").await;
         eventually("all are duplicates", async || {
-            let duplicates = metric(&second, "posthaste_source_events_total", ",verdict=\"duplicate\"").await;
+            let duplicates = metric(&second, "posthaste_ingest_events_total", "verdict=\"duplicate\"").await;
             (duplicates == 42.0).then_some(())
         })
         .await;
@@ -265,10 +265,8 @@ pub async fn a_broker_that_is_away_is_shown_and_waited_for<Q: Queue>() {
         .await;
         assert!(down["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{down}");
         assert_eq!(relay.get("/health/ready").await.status, 200, "events come over HTTP all the same");
-        assert_eq!(metric(&relay, "posthaste_source_state", ",state=\"down\"").await, 1.0);
+        assert_eq!(metric(&relay, "posthaste_source_state", "state=\"down\"").await, 1.0);
         queue.broker().start().await;
-        // A queue that was made just before a kill may be gone with it; RabbitMQ's is made again by this.
-        assert_eq!(queue.waiting().await, 0);
         queue.publish(&events(0..10)).await;
         if let Err(missing) = svix.wait_for_messages(10, PATIENCE).await {
             panic!("{missing:?}, and the source is {}", shown(&relay).await);

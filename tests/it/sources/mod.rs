@@ -11,6 +11,7 @@ mod redis;
 mod rejected;
 mod speed;
 mod sqs;
+mod watching;
 
 use std::io::Write as _;
 
@@ -19,7 +20,7 @@ use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 
 use crate::support::brokers::Broker;
-use crate::support::{TestDatabase, TestRelay, config, eventually};
+use crate::support::{TestDatabase, TestRelay, config, eventually, metrics};
 use posthaste::mock::MockSvix;
 
 /// The source's name in every test.
@@ -49,7 +50,7 @@ impl Outgoing {
 /// A queue, as its producers and its operator see it.
 pub trait Queue: Sized + Send + Sync {
     /// Longest that a message may wait until it is delivered again, as [`Self::settings`] has it, in milliseconds.
-    const REDELIVERY_MS: u64 = 3_000;
+    const REDELIVERY_MS: u64 = 6_000;
 
     /// An empty queue of a broker of its own.
     async fn start() -> Self;
@@ -124,9 +125,7 @@ pub fn events(numbers: std::ops::Range<usize>) -> Vec<Outgoing> {
 /// The source's line of a metric, as a number.
 pub async fn metric(relay: &TestRelay, name: &str, labels: &str) -> f64 {
     let text = String::from_utf8(relay.get("/metrics").await.body.to_vec()).expect("text");
-    let series = format!("{name}{{source=\"{SOURCE}\"{labels}}} ");
-    let value = text.lines().find_map(|line| line.strip_prefix(series.as_str()));
-    value.unwrap_or_else(|| panic!("no {series}in\n{text}")).parse().expect("a number")
+    metrics::sum(&text, name, &[&format!("source=\"{SOURCE}\""), labels]).unwrap_or_default()
 }
 
 /// Waits until everything is acknowledged.

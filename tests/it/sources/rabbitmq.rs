@@ -6,8 +6,10 @@ use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProper
 
 use super::{Outgoing, Queue};
 use crate::support::brokers::Broker;
+use crate::support::eventually;
 
-const QUEUE: &str = "orders";
+/// A name that stands in no other place of the broker's data.
+const QUEUE: &str = "orders-of-this-test";
 
 pub struct RabbitmqQueue {
     broker: Broker,
@@ -34,6 +36,8 @@ impl Queue for RabbitmqQueue {
     async fn start() -> Self {
         let queue = Self { broker: Broker::rabbitmq().await };
         queue.declare().await;
+        // The node answers before that is written, and would have forgotten the queue if it were killed until then.
+        eventually("the queue is on disk", async || queue.broker.has_written(QUEUE).then_some(())).await;
         queue
     }
 
@@ -58,7 +62,8 @@ impl Queue for RabbitmqQueue {
                 .with_delivery_mode(2)
                 .with_message_id(message.id.as_str().into())
                 .with_headers(headers);
-            let options = BasicPublishOptions::default();
+            // What no queue takes comes back.
+            let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
             let sent = channel.basic_publish("".into(), QUEUE.into(), options, &message.body, properties);
             confirms.push(sent.await.expect("sent"));
         }

@@ -71,8 +71,8 @@ async fn after_a_fix_it_is_the_event_that_it_would_have_been() {
         queue.deliver_again(&[]).await;
         let relay = strict_relay(&queue, &database, &svix, "tenant = 'globex'").await;
         eventually("all are duplicates", async || {
-            let labels = ",verdict=\"duplicate\"";
-            (super::metric(&relay, "posthaste_source_events_total", labels).await == 3.0).then_some(())
+            let labels = "verdict=\"duplicate\"";
+            (super::metric(&relay, "posthaste_ingest_events_total", labels).await == 3.0).then_some(())
         })
         .await;
         relay.finish().await;

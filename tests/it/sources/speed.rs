@@ -7,7 +7,7 @@ use tempfile::NamedTempFile;
 
 use super::nats::NatsQueue;
 use super::{Outgoing, Queue, source_file};
-use crate::support::{HttpClient, RelayProcess, TestDatabase, mock_svix, side_by_side};
+use crate::support::{HttpClient, RelayProcess, TestDatabase, metrics, mock_svix, side_by_side};
 
 const BATCH: usize = 100;
 /// Enough for seconds, in either build.
@@ -30,10 +30,8 @@ fn array(first: usize) -> String {
 /// How many events the relay has accepted so far.
 async fn accepted(relay: &HttpClient) -> usize {
     let text = String::from_utf8(relay.get("/metrics").await.body.to_vec()).expect("text");
-    let series = "posthaste_ingest_events_total{verdict=\"accepted\"} ";
-    text.lines()
-        .find_map(|line| line.strip_prefix(series))
-        .map_or(0, |count| count.parse().expect("a number"))
+    let accepted = metrics::sum(&text, "posthaste_ingest_events_total", &["verdict=\"accepted\""]);
+    accepted.unwrap_or_default() as usize
 }
 
 /// Events a second over HTTP.

@@ -140,6 +140,23 @@ impl Broker {
         panic!("{:?} does not answer after {START_LIMIT:?}: {}", self.program, self.log());
     }
 
+    /// Whether a word stands in the files of its data, as far as they have been written.
+    pub fn has_written(&self, word: &str) -> bool {
+        let mut folders = vec![self.directory.path().join("data")];
+        while let Some(folder) = folders.pop() {
+            // What goes away meanwhile is a temporary file of the broker's.
+            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+                let path = entry.path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if std::fs::read(path).is_ok_and(|bytes| holds(&bytes, word.as_bytes())) {
+                    return true;
+                }
+            }
+        }
+        false
+    }
+
     fn log_file(&self) -> std::path::PathBuf {
         self.directory.path().join("output.log")
     }
@@ -155,6 +172,10 @@ impl Drop for Broker {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+fn holds(bytes: &[u8], word: &[u8]) -> bool {
+    bytes.windows(word.len()).any(|window| window == word)
 }
 
 fn spawn(mut command: Command, log: &Path) -> Child {

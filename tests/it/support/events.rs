@@ -74,6 +74,7 @@ impl EventBuilder {
             event_type: self.event_type,
             body: format!("{head}{}}}", self.data).into(),
             data: Some(data),
+            trace: None,
         };
         NewEvent { event, lanes: self.lanes }
     }

@@ -6,6 +6,7 @@ mod clock;
 mod database;
 mod events;
 pub mod http;
+pub mod metrics;
 pub mod partners;
 mod relay;
 pub mod sink;

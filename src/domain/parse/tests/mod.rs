@@ -6,6 +6,7 @@ mod message;
 mod properties;
 mod push;
 mod refusals;
+mod traces;
 mod unwrapped;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
