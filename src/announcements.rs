@@ -76,7 +76,8 @@ struct Closing {
 
 impl Announcer {
     /// An announcer of nothing yet.
-    pub fn new(ingest: Ingest, directory: Directory, clock: Arc<dyn Clock>) -> Self {
+    pub fn new(ingest: Ingest) -> Self {
+        let (_, directory, clock) = ingest.surroundings();
         Self { shared: Arc::new(Shared { ingest, directory, destinations: Mutex::default(), clock }) }
     }
 

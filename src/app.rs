@@ -22,7 +22,7 @@ use crate::domain::retry::RetrySchedule;
 use crate::domain::scheduler::SchedulerLimits;
 use crate::endpoints::Keeper;
 use crate::http::{self, HttpOptions, HttpState, PushGate, ServerLimits};
-use crate::ingest::{Ingest, IngestRules, TenantLimits, Watch};
+use crate::ingest::{Ingest, IngestRules, TenantLimits};
 use crate::ledger::{Ledger, database_file};
 use crate::provisioning::{self, Seeds};
 use crate::replays::Replays;
@@ -35,8 +35,8 @@ use crate::send::svix_event_types::SvixEventTypes;
 use crate::send::{Senders, tls};
 use crate::sources::Sources;
 use crate::stats::Stats;
-use crate::telemetry::Metrics;
-use crate::traces::Tracer;
+use crate::telemetry::{Metrics, Watch};
+use crate::traces::{ExportTask, Tracer};
 
 /// What is left of the time to stop for the server and the ledger, after the dispatcher had its part.
 const AFTER_DISPATCHER: Duration = Duration::from_secs(5);
@@ -138,31 +138,13 @@ impl App {
         guard_listen_address(config, &directory)?;
         let listener = listen(config).await?;
         let address = listener.local_addr()?;
-        let metrics = Metrics::new();
-        ledger.meter(metrics.commits());
-        let (tracer, exports) = Tracer::new(config.traces.export().map_err(anyhow::Error::msg)?, &clock)
-            .map_err(anyhow::Error::msg)?;
-        let series_max = config.metrics.endpoint_series_max;
-        let stats = Stats::new(ledger.clone(), directory.clone(), series_max, clock.clone());
-        let ingest = Ingest::new(
-            ledger.clone(),
-            directory.clone(),
-            ingest_rules(config)?,
-            Watch { metrics: &metrics, stats: stats.clone(), tracer: tracer.clone() },
-            clock.clone(),
-        );
-        let sources = read_sources(config, &ingest, ledger, &metrics)?;
-        let senders = senders(config, dial_policy.clone(), &directory, &tracer, &clock)?;
+        let (watch, exports) = watch(config, ledger, &directory, &clock)?;
+        let rules = ingest_rules(config)?;
+        let ingest = Ingest::new(ledger.clone(), directory.clone(), rules, &watch, clock.clone());
+        let sources = read_sources(config, &ingest, ledger, &watch.metrics)?;
+        let senders = senders(config, dial_policy.clone(), &directory, &watch.tracer, &clock)?;
         let event_types = senders.svix.as_ref().map(SvixSender::event_types);
-        let keeper = Keeper::new(
-            ledger.clone(),
-            directory.clone(),
-            ingest.clone(),
-            senders.direct.clone(),
-            stats.clone(),
-            metrics.clone(),
-            clock.clone(),
-        );
+        let keeper = Keeper::new(ingest.clone(), senders.direct.clone(), &watch);
         let options = dispatcher_options(config, senders.svix.is_some());
         let replays = Replays::new(ledger.clone(), directory.clone(), config.default_route(), clock.clone());
         let pruner = Pruner::new(ledger.clone(), directory.clone(), config.retention.clone(), clock.clone());
@@ -190,16 +172,14 @@ impl App {
             replays: replays.clone(),
             pruner: pruner.clone(),
             senders,
-            metrics: metrics.clone(),
-            stats: stats.clone(),
-            tracer,
+            watch: watch.clone(),
             clock,
         };
         let limits = server_limits(config);
         ledger.announce(&address.to_string()).await?;
         let (stop_dispatcher, stop_server) = (CancellationToken::new(), CancellationToken::new());
         let server = tokio::spawn(http::serve(listener, http::router(state), limits, stop_server.clone()));
-        let mut background = keep_up(directory.clone(), stats, pruner, &stop_server);
+        let mut background = keep_up(&directory, &watch, pruner, handle.clone(), &stop_server);
         if let Some(exports) = exports {
             background.spawn(exports.run(stop_server.clone()));
         }
@@ -207,8 +187,6 @@ impl App {
             let event_types = event_types.map(|svix| (svix, event_types_changed));
             send_on(&mut background, ledger, &directory, &dispatcher, keeper, event_types, &stop_server);
             work_on(&mut background, replays, &dispatcher, &stop_dispatcher);
-            let stop = stop_server.clone();
-            background.spawn(watch_limits(dispatcher.clone(), directory.clone(), metrics, series_max, stop));
             let stop = stop_dispatcher.clone();
             tokio::spawn(async move { dispatcher.run(stop).await })
         });
@@ -477,14 +455,23 @@ fn read_sources(
 }
 
 /// What every node does beside its work, until `stop` is cancelled.
-fn keep_up(directory: Directory, stats: Stats, pruner: Pruner, stop: &CancellationToken) -> JoinSet<()> {
+fn keep_up(
+    directory: &Directory,
+    watch: &Watch,
+    pruner: Pruner,
+    dispatcher: Option<Dispatcher>,
+    stop: &CancellationToken,
+) -> JoinSet<()> {
     let mut background = JoinSet::new();
     background.spawn({
-        let stop = stop.clone();
+        let (directory, stop) = (directory.clone(), stop.clone());
         async move { directory.follow(stop).await }
     });
+    if let Some(dispatcher) = dispatcher {
+        background.spawn(watch_limits(dispatcher, directory.clone(), watch.metrics.clone(), stop.clone()));
+    }
     background.spawn({
-        let stop = stop.clone();
+        let (stats, stop) = (watch.stats.clone(), stop.clone());
         async move { stats.keep(stop).await }
     });
     background.spawn({
@@ -494,16 +481,31 @@ fn keep_up(directory: Directory, stats: Stats, pruner: Pruner, stop: &Cancellati
     background
 }
 
+/// Who hears of what is done; and what exports spans, where anything does.
+fn watch(
+    config: &Config,
+    ledger: &Ledger,
+    directory: &Directory,
+    clock: &Arc<dyn Clock>,
+) -> anyhow::Result<(Watch, Option<ExportTask>)> {
+    let series_max = config.metrics.endpoint_series_max;
+    let metrics = Metrics::new(series_max);
+    ledger.meter(metrics.commits());
+    let export = config.traces.export().map_err(anyhow::Error::msg)?;
+    let (tracer, exports) = Tracer::new(export, clock).map_err(anyhow::Error::msg)?;
+    let stats = Stats::new(ledger.clone(), directory.clone(), series_max, clock.clone());
+    Ok((Watch { metrics, stats, tracer }, exports))
+}
+
 /// Counts how long partners' limits hold deliveries back, until `stop` is cancelled.
 async fn watch_limits(
     dispatcher: Dispatcher,
     directory: Directory,
     metrics: Metrics,
-    series_max: usize,
     stop: CancellationToken,
 ) {
     while stop.run_until_cancelled(tokio::time::sleep(LOOK_AT_LIMITS)).await.is_some() {
-        metrics.held(&dispatcher.held(), LOOK_AT_LIMITS, series_max);
+        metrics.held(&dispatcher.held(), LOOK_AT_LIMITS);
         let snapshot = directory.snapshot();
         metrics.retain_partners(|partner| snapshot.policies().partners.contains_key(partner));
     }
@@ -524,6 +526,5 @@ fn http_options(config: &Config) -> anyhow::Result<HttpOptions> {
         body_timeout: Duration::from_millis(config.http.body_timeout_ms),
         default_route: config.default_route(),
         settings: config.show()?,
-        endpoint_series_max: config.metrics.endpoint_series_max,
     })
 }

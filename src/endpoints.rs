@@ -25,8 +25,7 @@ use crate::ingest::{Ingest, new_event_id};
 use crate::ledger::{Ledger, LedgerError};
 use crate::send::direct::{DirectSender, Endpoints as _, LiveEndpoint, Reply};
 use crate::send::{EndpointTester, TestError, TestResult};
-use crate::stats::Stats;
-use crate::telemetry::Metrics;
+use crate::telemetry::Watch;
 
 /// After so long of nothing but failures an endpoint is disabled.
 const FAILING_LIMIT: Duration = Duration::from_secs(5 * 24 * 3_600);
@@ -46,8 +45,7 @@ struct Shared {
     directory: Directory,
     ingest: Ingest,
     direct: Arc<DirectSender>,
-    stats: Stats,
-    metrics: Metrics,
+    watch: Watch,
     announcer: Announcer,
     /// Since when each endpoint has been failing, as far as this process has seen; `None` where it works. Endpoints
     /// that are not in it stand as the ledger knows them.
@@ -56,19 +54,12 @@ struct Shared {
 }
 
 impl Keeper {
-    /// A keeper of the endpoints in `directory`.
-    pub fn new(
-        ledger: Ledger,
-        directory: Directory,
-        ingest: Ingest,
-        direct: Arc<DirectSender>,
-        stats: Stats,
-        metrics: Metrics,
-        clock: Arc<dyn Clock>,
-    ) -> Self {
-        let failing = Mutex::default();
-        let announcer = Announcer::new(ingest.clone(), directory.clone(), clock.clone());
-        let shared = Shared { ledger, directory, ingest, direct, stats, metrics, announcer, failing, clock };
+    /// A keeper of the endpoints that `ingest` knows of.
+    pub fn new(ingest: Ingest, direct: Arc<DirectSender>, watch: &Watch) -> Self {
+        let (ledger, directory, clock) = ingest.surroundings();
+        let announcer = Announcer::new(ingest.clone());
+        let (watch, failing) = (watch.clone(), Mutex::default());
+        let shared = Shared { ledger, directory, ingest, direct, watch, announcer, failing, clock };
         Self { shared: Arc::new(shared) }
     }
 
@@ -227,18 +218,18 @@ impl Observer for Keeper {
     }
 
     fn measure(&self, delivery: &Delivery, outcome: &Outcome, latency: Duration) {
-        self.shared.stats.attempted(delivery, outcome, latency);
+        self.shared.watch.stats.attempted(delivery, outcome, latency);
     }
 
     fn settle(&self, delivery: &Delivery, settlement: &Settlement) {
-        self.shared.stats.settled(delivery, settlement);
+        self.shared.watch.stats.settled(delivery, settlement);
         if let NextState::Dead { reason } = settlement.next {
             self.shared.announcer.died(delivery, reason);
         }
     }
 
     fn gate_closed(&self, gate: &GateId, reason: CloseReason, wait: Duration) {
-        self.shared.metrics.gate_closed(reason);
+        self.shared.watch.metrics.gate_closed(reason);
         self.shared.announcer.gate_closed(gate, reason, wait);
     }
 

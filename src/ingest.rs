@@ -4,6 +4,7 @@
 
 mod limits;
 mod messages;
+mod routed;
 mod spans;
 
 use std::collections::HashMap;
@@ -14,6 +15,7 @@ use sha2::{Digest as _, Sha256};
 use self::limits::Counts;
 pub use self::limits::{OverLimit, TenantLimits};
 pub use self::messages::{Letter, Letters, MessageOrigin};
+pub use self::routed::Routed;
 use crate::config::UnknownEventTypes;
 use crate::directory::{Directory, OPERATIONAL_PREFIX, OPERATIONAL_TENANT};
 use crate::domain::clock::Clock;
@@ -25,7 +27,7 @@ use crate::domain::parse::{
 use crate::domain::tenant::{DefaultRoute, Destination, Lane};
 use crate::ledger::{Accepted, ItemVerdict, Ledger, LedgerError, NewEvent, NewRejected, RequestKey};
 use crate::stats::Stats;
-use crate::telemetry::{FROM_HTTP, FROM_PUSH, FROM_REJECTED, Metrics, SourceMetrics};
+use crate::telemetry::{FROM_HTTP, FROM_PUSH, FROM_REJECTED, SourceMetrics, Watch};
 use crate::traces::Tracer;
 
 /// What became of one event of a request.
@@ -64,60 +66,6 @@ pub enum Status {
     Conflict,
     /// It can never be an event.
     Invalid,
-}
-
-impl Status {
-    /// All of them, in order.
-    pub const ALL: [Self; 4] = [Self::Accepted, Self::Duplicate, Self::Conflict, Self::Invalid];
-
-    /// The verdict as it stands in answers and metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Accepted => "accepted",
-            Self::Duplicate => "duplicate",
-            Self::Conflict => "conflict",
-            Self::Invalid => "invalid",
-        }
-    }
-}
-
-/// Where an event goes, as far as metrics tell it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Routed {
-    /// Nobody knows: it is no event.
-    #[default]
-    Unknown,
-    /// To Svix, and maybe to endpoints.
-    Svix,
-    /// To endpoints alone.
-    Direct,
-    /// Nobody wants it.
-    Unrouted,
-}
-
-impl Routed {
-    /// All of them, in order.
-    pub const ALL: [Self; 4] = [Self::Unknown, Self::Svix, Self::Direct, Self::Unrouted];
-
-    /// The route as it stands in metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Unknown => "unknown",
-            Self::Svix => "svix",
-            Self::Direct => "direct",
-            Self::Unrouted => "unrouted",
-        }
-    }
-
-    /// Of an event that goes to these lanes.
-    fn of(lanes: &[Arc<Lane>]) -> Self {
-        // Svix stands first, where it is among them.
-        match lanes.first().map(|lane| &*lane.destination) {
-            None => Self::Unrouted,
-            Some(Destination::Svix { .. }) => Self::Svix,
-            Some(Destination::Endpoint { .. }) => Self::Direct,
-        }
-    }
 }
 
 /// The verdicts on a request.
@@ -208,16 +156,6 @@ pub struct Ingest {
     clock: Arc<dyn Clock>,
 }
 
-/// Who hears of what is taken in.
-pub struct Watch<'a> {
-    /// Counts verdicts.
-    pub metrics: &'a Metrics,
-    /// Counts what was recorded.
-    pub stats: Stats,
-    /// Records spans.
-    pub tracer: Tracer,
-}
-
 /// What is taken in, and how.
 #[derive(Debug)]
 pub struct IngestRules {
@@ -235,16 +173,21 @@ pub struct IngestRules {
 type Drafts = Vec<(usize, Draft)>;
 
 impl Ingest {
+    /// The ledger, the directory and the clock that it was made with, for those who act beside it.
+    pub fn surroundings(&self) -> (Ledger, Directory, Arc<dyn Clock>) {
+        (self.ledger.clone(), self.directory.clone(), self.clock.clone())
+    }
+
     /// A doorway into `ledger`.
     pub fn new(
         ledger: Ledger,
         directory: Directory,
         rules: IngestRules,
-        watch: Watch<'_>,
+        watch: &Watch,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        let Watch { metrics, stats, tracer } = watch;
-        let from = |source| metrics.of_source(source, false);
+        let from = |source| watch.metrics.of_source(source, false);
+        let (stats, tracer) = (watch.stats.clone(), watch.tracer.clone());
         let (http, pushes, replays) = (from(FROM_HTTP), from(FROM_PUSH), from(FROM_REJECTED));
         Self { ledger, directory, rules: Arc::new(rules), http, pushes, replays, stats, tracer, clock }
     }

@@ -35,8 +35,9 @@
 //! - [`ingest`]: the doorway of the ledger, for HTTP and for sources; how fast tenants may put events in.
 //! - [`ledger`]: every event once, every delivery until it is done. The only place that knows SQL. Its writer commits
 //!   together what waits; `sqlite` and `postgres` are the hot path; `payloads` keeps what was just recorded until it is
-//!   claimed; `sql`, `registry`,
-//!   `partners`, `endpoints`, `gates`, `rejected`, `reading`, `repeats` and `steering` are the text they share; `notices` is what nodes tell one another.
+//!   claimed; `reading`, `repeats`, `steering`, `replays` and `prune` are what operators ask of it; `sql`, `registry`,
+//!   `partners`, `endpoints`, `gates`, `rejected` and `stats` are the text they share; `notices` is what nodes tell one
+//!   another.
 //! - `mock` (feature `mock`): a mock Svix and a mock partner for tests, ours and yours, and for `posthaste dev`.
 //! - [`provisioning`]: checking, sealing and opening what an administrator sets; seeds of the configuration.
 //! - [`reconnect`]: waiting for a neighbour that is away.

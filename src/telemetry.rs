@@ -29,7 +29,8 @@ use crate::domain::scheduler::GateId;
 use crate::domain::tenant::Destination;
 use crate::ingest::{ItemResult, Routed, Status};
 use crate::sources::Statuses;
-use crate::stats::{Backlog, Backlogs, LiveLatencies, OTHER, Reading, ResultClass, SVIX};
+use crate::stats::{Backlog, Backlogs, LiveLatencies, OTHER, Reading, ResultClass, SVIX, Stats};
+use crate::traces::Tracer;
 
 /// Most gates with series of their own: Svix's, then those that are not open, then others.
 const GATES_SHOWN: usize = 1_000;
@@ -64,10 +65,23 @@ pub fn init(config: &LogConfig) -> Result<(), String> {
     .map_err(|error| error.to_string())
 }
 
+/// Who hears of what is done. Cheap to clone.
+#[derive(Clone)]
+pub struct Watch {
+    /// Counts everything, for Prometheus.
+    pub metrics: Metrics,
+    /// Counts what comes in and goes out, by minute.
+    pub stats: Stats,
+    /// Records spans.
+    pub tracer: Tracer,
+}
+
 /// What is counted of one relay. Cheap to clone.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Metrics {
     kept: Arc<Kept>,
+    /// Most endpoints, or partners, with series of their own.
+    series_max: usize,
 }
 
 #[derive(Default)]
@@ -204,16 +218,14 @@ pub struct Standing {
     pub disabled: BTreeMap<&'static str, u64>,
     /// What was counted of attempts.
     pub attempts: Vec<Reading>,
-    /// Most endpoints with series of their own.
-    pub series_max: usize,
     /// Spans that were exported, and dropped; `None` where there are none.
     pub spans: Option<(u64, u64)>,
 }
 
 impl Metrics {
-    /// Metrics that have counted nothing.
-    pub fn new() -> Self {
-        let metrics = Self::default();
+    /// Metrics that have counted nothing, with series of their own for so many endpoints or partners.
+    pub fn new(series_max: usize) -> Self {
+        let metrics = Self { kept: Arc::default(), series_max };
         // There from the start, for whoever alerts on its growth.
         metrics.refusals().insert("tenant_ingest_limit", 0);
         for source in [FROM_HTTP, FROM_PUSH, FROM_REJECTED] {
@@ -257,11 +269,12 @@ impl Metrics {
         self.kept.closings[reason as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts `time` for which limits have held partners' deliveries back, of at most so many partners apart.
-    pub fn held(&self, held: &[Held], time: Duration, series_max: usize) {
+    /// Counts `time` for which limits have held partners' deliveries back.
+    pub fn held(&self, held: &[Held], time: Duration) {
         let mut times = self.kept.held_ms.lock().unwrap_or_else(PoisonError::into_inner);
         for Held { partner, limit } in held {
-            let known = times.contains_key(&(partner.clone(), limit.as_str())) || times.len() < series_max;
+            let known =
+                times.contains_key(&(partner.clone(), limit.as_str())) || times.len() < self.series_max;
             let name = if known { partner.clone() } else { OTHER.into() };
             *times.entry((name, limit.as_str())).or_default() +=
                 u64::try_from(time.as_millis()).unwrap_or_default();
@@ -279,7 +292,7 @@ impl Metrics {
         let mut page = Page::default();
         self.tell_ingest(&mut page);
         self.tell_ledger(&mut page, &standing);
-        tell_backlogs(&mut page, &standing);
+        self.tell_backlogs(&mut page, &standing);
         tell_attempts(&mut page, &standing.attempts);
         self.tell_holds(&mut page, &standing);
         tell_gates(&mut page, standing.gates);
@@ -329,8 +342,31 @@ impl Metrics {
         page.number(&family::IN_FLIGHT, &[], standing.in_flight as u64);
     }
 
+    /// What waits for each destination: of the longest waiting each apart, of the others together.
+    fn tell_backlogs(&self, page: &mut Page, standing: &Standing) {
+        let Some(backlogs) = &standing.backlogs else { return };
+        let mut waiting: BTreeMap<(&str, &str), Backlog> = BTreeMap::new();
+        let mut oldest_first: Vec<_> = backlogs.iter().collect();
+        oldest_first.sort_by_key(|(_, backlog)| backlog.oldest);
+        for (destination, backlog) in oldest_first {
+            let own = match destination {
+                Destination::Svix { .. } => Some((SVIX, SVIX)),
+                Destination::Endpoint { id } => standing.partners.get(id).map(|partner| (&**partner, &**id)),
+            };
+            let own = own.filter(|own| waiting.contains_key(own) || waiting.len() < self.series_max + 1);
+            let nothing = Backlog { deliveries: 0, ..*backlog };
+            waiting.entry(own.unwrap_or((OTHER, OTHER))).or_insert(nothing).add(*backlog);
+        }
+        for ((partner, endpoint), Backlog { deliveries, oldest, first_due }) in waiting {
+            let age_s = |since| standing.now.since(since).as_secs_f64();
+            page.number(&family::DESTINATION_BACKLOG, &[partner, endpoint], deliveries);
+            page.gauge(&family::DESTINATION_OLDEST, &[partner, endpoint], age_s(oldest));
+            page.gauge(&family::DESTINATION_OVERDUE, &[partner, endpoint], age_s(first_due));
+        }
+    }
+
     fn tell_holds(&self, page: &mut Page, standing: &Standing) {
-        for reason in CloseReason::ALL {
+        for reason in CloseReason::ALL.into_iter().filter(|reason| *reason != CloseReason::NotConfigured) {
             let count = self.kept.closings[reason as usize].load(Ordering::Relaxed);
             page.count(&family::GATE_CLOSINGS, &[reason.as_str()], count);
         }
@@ -346,29 +382,6 @@ impl Metrics {
                 Duration::from_millis(*millis).as_secs_f64(),
             );
         }
-    }
-}
-
-/// What waits for each destination: of the longest waiting each apart, of the others together.
-fn tell_backlogs(page: &mut Page, standing: &Standing) {
-    let Some(backlogs) = &standing.backlogs else { return };
-    let mut waiting: BTreeMap<(&str, &str), Backlog> = BTreeMap::new();
-    let mut oldest_first: Vec<_> = backlogs.iter().collect();
-    oldest_first.sort_by_key(|(_, backlog)| backlog.oldest);
-    for (destination, backlog) in oldest_first {
-        let own = match destination {
-            Destination::Svix { .. } => Some((SVIX, SVIX)),
-            Destination::Endpoint { id } => standing.partners.get(id).map(|partner| (&**partner, &**id)),
-        };
-        let own = own.filter(|own| waiting.contains_key(own) || waiting.len() < standing.series_max + 1);
-        let nothing = Backlog { deliveries: 0, ..*backlog };
-        waiting.entry(own.unwrap_or((OTHER, OTHER))).or_insert(nothing).add(*backlog);
-    }
-    for ((partner, endpoint), Backlog { deliveries, oldest, first_due }) in waiting {
-        let age_s = |since| standing.now.since(since).as_secs_f64();
-        page.number(&family::DESTINATION_BACKLOG, &[partner, endpoint], deliveries);
-        page.gauge(&family::DESTINATION_OLDEST, &[partner, endpoint], age_s(oldest));
-        page.gauge(&family::DESTINATION_OVERDUE, &[partner, endpoint], age_s(first_due));
     }
 }
 
@@ -390,6 +403,8 @@ fn tell_attempts(page: &mut Page, attempts: &[Reading]) {
 }
 
 fn tell_gates(page: &mut Page, mut gates: Vec<GateStatus>) {
+    // Where there is no Svix, that is no trouble; what waits for it all the same is told as overdue.
+    gates.retain(|gate| gate.reason != Some(CloseReason::NotConfigured));
     for state in GATE_STATES {
         let count = gates.iter().filter(|gate| gate.state() == state).count();
         page.number(&family::GATES, &[state], count as u64);

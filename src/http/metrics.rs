@@ -38,12 +38,11 @@ pub async fn metrics(State(state): State<HttpState>, caller: Caller) -> Result<R
         ledger_up: state.ledger.trouble().is_none(),
         sources: state.sources.clone(),
         // A ledger that is down shows as such; the rest is told all the same.
-        backlogs: state.stats.backlogs().await.ok(),
+        backlogs: state.watch.stats.backlogs().await.ok(),
         partners: partners.collect(),
         disabled,
-        attempts: state.stats.meters().shown(),
-        series_max: state.options.endpoint_series_max,
-        spans: state.tracer.counts(),
+        attempts: state.watch.stats.meters().shown(),
+        spans: state.watch.tracer.counts(),
     };
-    Ok(([(CONTENT_TYPE, MEDIA_TYPE)], state.metrics.render(standing)).into_response())
+    Ok(([(CONTENT_TYPE, MEDIA_TYPE)], state.watch.metrics.render(standing)).into_response())
 }

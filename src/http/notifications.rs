@@ -59,11 +59,11 @@ pub async fn take(
     let began = state.clock.moment();
     match record(&state, &producer, request).await {
         Ok(response) => {
-            state.metrics.accepted(began.until(state.clock.moment()));
+            state.watch.metrics.accepted(began.until(state.clock.moment()));
             Ok(response)
         }
         Err(problem) => {
-            state.metrics.refused(problem.code);
+            state.watch.metrics.refused(problem.code);
             Err(problem)
         }
     }

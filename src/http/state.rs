@@ -20,10 +20,8 @@ use crate::secrets::Vault;
 use crate::send::address_guard::DialPolicy;
 use crate::send::{EndpointTester, Senders};
 use crate::sources::Statuses;
-use crate::stats::Stats;
 use crate::story::Stories;
-use crate::telemetry::Metrics;
-use crate::traces::Tracer;
+use crate::telemetry::Watch;
 
 /// Settings of the HTTP side.
 #[derive(Debug, Clone)]
@@ -38,8 +36,6 @@ pub struct HttpOptions {
     pub body_timeout: Duration,
     /// Where tenants go that have no route of their own.
     pub default_route: DefaultRoute,
-    /// Most endpoints with metrics of their own.
-    pub endpoint_series_max: usize,
     /// The configuration in force as TOML, secrets redacted.
     pub settings: String,
 }
@@ -79,12 +75,8 @@ pub struct HttpState {
     pub pruner: Pruner,
     /// For what Svix is asked; it may have none.
     pub senders: Arc<Senders>,
-    /// What is counted.
-    pub metrics: Metrics,
-    /// Figures of what came in and went out.
-    pub stats: Stats,
-    /// For how many spans it has recorded.
-    pub tracer: Tracer,
+    /// What is counted, and who tells of it.
+    pub watch: Watch,
     /// Time and chance.
     pub clock: Arc<dyn Clock>,
 }

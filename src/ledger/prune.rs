@@ -11,6 +11,10 @@ use crate::domain::clock::Timestamp;
 
 /// What goes with an event, beside its outcomes: tables that name it in a column `event`.
 const WITH_EVENT: [&str; 4] = ["earlier_outcome", "attempt_log", "repeat", "steering"];
+/// What replays that have ended put back, and was tried since: what still waits is told of by it.
+const TRIED: &str = "FROM replay_waiting WHERE replay IN (SELECT id FROM replay WHERE ended_at > 0)
+     AND NOT EXISTS (SELECT 1 FROM queue WHERE queue.lane = replay_waiting.lane AND queue.retry = 1
+                     AND queue.due_at = replay_waiting.due_at AND queue.event = replay_waiting.event)";
 /// Rejected messages taken away in one transaction: they may be large.
 const REJECTED_AT_ONCE: u32 = 20;
 
@@ -321,19 +325,16 @@ impl Database {
                 .fetch_one(pool)
                 .await?
         });
-        let left =
-            "SELECT COUNT(*) FROM replay_waiting WHERE replay IN (SELECT id FROM replay WHERE ended_at > 0)";
-        let (waiting,): (i64,) = on!(self, reads, pool => { sqlx::query_as(left).fetch_one(pool).await? });
+        let left = format!("SELECT COUNT(*) {TRIED}");
+        let (waiting,): (i64,) = on!(self, reads, pool => {
+            sqlx::query_as(AssertSqlSafe(left)).fetch_one(pool).await?
+        });
         if dry_run || count + waiting == 0 {
             return Ok(count.max(0).unsigned_abs());
         }
         let _turn = self.turn().await;
         on!(self, writes, pool => {
-            sqlx::query(
-                "DELETE FROM replay_waiting WHERE replay IN (SELECT id FROM replay WHERE ended_at > 0)",
-            )
-            .execute(pool)
-            .await?;
+            sqlx::query(AssertSqlSafe(format!("DELETE {TRIED}"))).execute(pool).await?;
             let gone = sqlx::query("DELETE FROM replay WHERE ended_at < $1")
                 .bind(before.as_millis())
                 .execute(pool)

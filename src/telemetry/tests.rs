@@ -14,7 +14,6 @@ fn standing() -> Standing {
         partners: BTreeMap::new(),
         disabled: BTreeMap::new(),
         attempts: Vec::new(),
-        series_max: 2,
         spans: None,
     }
 }
@@ -27,9 +26,10 @@ fn assert_lines(text: &str, lines: &[&str]) {
 
 #[test]
 fn relays_count_apart_and_gates_are_bounded() {
-    let (one, other) = (Metrics::new(), Metrics::new());
+    let (one, other) = (Metrics::new(2), Metrics::new(2));
     one.refused("tenant_ingest_limit");
     one.commits().committed(Duration::from_millis(2), 5);
+    one.commits().lease_lost();
     one.gate_closed(CloseReason::Throttled);
     let gate = |n: usize| GateStatus {
         gate: GateId::Endpoint(format!("ep_{n:05}").into()),
@@ -39,7 +39,7 @@ fn relays_count_apart_and_gates_are_bounded() {
         in_flight: 3,
     };
     let svix = GateStatus { gate: GateId::Svix, ..gate(0) };
-    let gates = (0..5_000).map(gate).chain([svix]).collect();
+    let gates = (0..5_000).map(gate).chain([svix.clone()]).collect();
     let text = one.render(Standing { gates, in_flight: 7, waiting: 9, ledger_up: false, ..standing() });
     assert_lines(
         &text,
@@ -49,6 +49,7 @@ fn relays_count_apart_and_gates_are_bounded() {
             "posthaste_ledger_commit_seconds_bucket{le=\"0.001\"} 0",
             "posthaste_ledger_commit_events_bucket{le=\"16.0\"} 1",
             "posthaste_ledger_commit_events_bucket{le=\"+Inf\"} 1",
+            "posthaste_ledger_lost_leases_total 1",
             "posthaste_ledger_state{state=\"down\"} 1.0",
             "posthaste_backlog_deliveries 9.0",
             "posthaste_dispatch_in_flight_requests 7.0",
@@ -61,7 +62,11 @@ fn relays_count_apart_and_gates_are_bounded() {
         ],
     );
     assert_eq!(text.matches("posthaste_gate_window_requests{").count(), GATES_SHOWN);
-    let text = other.render(standing());
+    // A relay without Svix is not in trouble.
+    let svix = GateStatus { reason: Some(CloseReason::NotConfigured), ..svix };
+    let text = other.render(Standing { gates: vec![svix], ..standing() });
+    assert!(!text.contains("gate=\"svix\""), "{text}");
+    assert_lines(&text, &["posthaste_dispatch_gates{state=\"closed\"} 0.0"]);
     assert_lines(&text, &["posthaste_ingest_refused_requests_total{code=\"tenant_ingest_limit\"} 0"]);
     assert!(text.ends_with("# EOF\n"));
 }
@@ -76,7 +81,8 @@ fn what_waits_is_told_of_the_longest_waiting_apart() {
         backlogs.insert(Destination::Svix { app: app.into() }, backlog(oldest));
     }
     let partners = (1..=4).map(|n| (format!("ep_{n}").into(), "p".into())).collect();
-    let text = Metrics::new().render(Standing { backlogs: Some(Arc::new(backlogs)), partners, ..standing() });
+    let text =
+        Metrics::new(2).render(Standing { backlogs: Some(Arc::new(backlogs)), partners, ..standing() });
     assert_lines(
         &text,
         &[
@@ -93,10 +99,10 @@ fn what_waits_is_told_of_the_longest_waiting_apart() {
 
 #[test]
 fn limits_are_told_of_so_many_partners_apart() {
-    let metrics = Metrics::new();
+    let metrics = Metrics::new(2);
     let held = |partner: &str| Held { partner: partner.into(), limit: crate::dispatcher::HeldBy::Rate };
     for partner in ["a", "b", "c", "a"] {
-        metrics.held(&[held(partner)], Duration::from_millis(500), 2);
+        metrics.held(&[held(partner)], Duration::from_millis(500));
     }
     assert_lines(
         &metrics.render(standing()),

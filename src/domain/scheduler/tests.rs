@@ -447,6 +447,30 @@ fn leases_that_have_run_out_cost_a_destination_no_turn() {
 }
 
 #[test]
+fn whom_limits_hold_back_is_told_with_the_limit() {
+    let limit = RateLimit { per_second: 10.0, burst: 10 };
+    let lane = endpoint_lane(1, "acme", "ep_1");
+    for (rate, places, paused, expected) in [
+        (None, 10, false, None),
+        (Some(limit), 10, false, Some(HeldBy::Rate)),
+        (None, 1, false, Some(HeldBy::InFlight)),
+        (None, 10, true, Some(HeldBy::Pause)),
+    ] {
+        let mut scheduler = scheduler();
+        let mut policies = policies(&["ep_1"], rate, places);
+        policies.partners.get_mut(PARTNER).expect("it").paused = paused;
+        scheduler.set_policies(policies);
+        assert!(scheduler.held_partners(at(0)).is_empty(), "nothing waits");
+        scheduler.wake(&lane, Class::Fresh, NOW, NOW);
+        feed(&mut scheduler, &mut HashMap::from([(1, 3)]), at(0));
+        let started: Vec<_> = std::iter::from_fn(|| scheduler.next(at(0))).collect();
+        let told = scheduler.held_partners(at(0));
+        assert_eq!(told.first().map(|held| held.limit), expected, "{} have started", started.len());
+        assert!(told.iter().all(|held| *held.partner == *PARTNER));
+    }
+}
+
+#[test]
 fn how_things_stand_is_told_and_changes_nothing() {
     let mut scheduler = scheduler();
     let mut backlog = HashMap::from([(1, 5), (2, 1), (3, 1)]);

@@ -38,7 +38,7 @@ pub(super) async fn get_stats(
     let Query(query) = query.map_err(|rejection| bad_query(rejection.body_text()))?;
     let window = query.window.as_deref().map_or(Ok(Window::HOUR), Window::parse).map_err(bad_query)?;
     let asked = StatsQuery { window, partner: query.partner, tenant: caller.tenant };
-    let report = state.stats.report(&asked, state.dispatcher.as_ref()).await.or_problem(&state)?;
+    let report = state.watch.stats.report(&asked, state.dispatcher.as_ref()).await.or_problem(&state)?;
     match &asked.partner {
         Some(partner) if report.partners.is_empty() => Err(not_found("partner", partner)),
         _ => Ok(Json(report)),

@@ -136,7 +136,8 @@ mod tests {
 
     #[test]
     fn events_come_apart_whatever_they_hold() {
-        let packed = b"7 5 -1 -1 0 3 1 2 a 1t{}8 6 0 4 2 0 0 4 12\x0012\xff";
+        let packed = b"7 5 -1 -1 0 3 1 2 0 a 1t{}8 6 0 4 2 0 0 4 55 12\x0012\xff\
+            00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         let rows = events(packed).expect("events");
         assert_eq!(rows.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [7, 8]);
         let (first, second) = (&rows[0].1, &rows[1].1);
@@ -144,8 +145,10 @@ mod tests {
         assert_eq!((&first.data, &first.body[..]), (&None, &b"{}"[..]));
         assert_eq!((&*second.source, second.received_at, &second.data), ("12", 6, &Some(0..4)));
         assert_eq!(&second.body[..], b"\x0012\xff");
+        let span_of = |payload: &Payload| payload.trace.as_ref().map(|trace| trace.span_id);
+        assert_eq!((span_of(first), span_of(second)), (None, Some(0x00f0_67aa_0ba9_02b7)));
         assert_eq!(events(b"").expect("events"), []);
-        for damaged in [&packed[..packed.len() - 1], b"1 2 3", b"8 6 0 4 -9 0 0 4 ", b"  "] {
+        for damaged in [&packed[..packed.len() - 1], b"1 2 3", b"8 6 0 4 -9 0 0 4 0 ", b"  "] {
             assert!(events(damaged).is_err(), "{damaged:?}");
         }
     }
