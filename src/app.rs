@@ -163,7 +163,7 @@ impl App {
             sources: sources.statuses().clone(),
             bootstrap_admin_key: config.http.bootstrap_admin_key.clone(),
             push_gate: push_gate.map(Arc::new),
-            options: Arc::new(http_options(config)),
+            options: Arc::new(http_options(config)?),
             draining: draining.clone(),
             vault,
             dial_policy: Arc::new(dial_policy),
@@ -518,12 +518,13 @@ const fn server_limits(config: &Config) -> ServerLimits {
     }
 }
 
-fn http_options(config: &Config) -> HttpOptions {
-    HttpOptions {
+fn http_options(config: &Config) -> anyhow::Result<HttpOptions> {
+    Ok(HttpOptions {
         role: config.role,
         ingest_paths: config.http.ingest_paths.clone(),
         body_limit_bytes: config.http.body_limit_bytes,
         body_timeout: Duration::from_millis(config.http.body_timeout_ms),
         default_route: config.default_route(),
-    }
+        settings: config.show()?,
+    })
 }

@@ -30,7 +30,8 @@
 //! - [`dispatcher`]: the one loop. Claims, sends, settles; decides nothing itself. Its `neighbours` hears other nodes.
 //! - [`domain`]: the rules, as plain data: parsing, keys, retry, gates, the scheduler, what an attempt means.
 //! - [`endpoints`]: what attempts mean for an endpoint as a whole; test events and challenges.
-//! - [`http`]: the server. Accept loop, ingest, administration, health, metrics, problems.
+//! - [`http`]: the server. Accept loop, ingest, administration, health, metrics, problems. Its `console` is the pages at
+//!   `/console`: a client of `/v1` from inside; `templates` and `assets` are its HTML, stylesheet and scripts.
 //! - [`ingest`]: the doorway of the ledger, for HTTP and for sources; how fast tenants may put events in.
 //! - [`ledger`]: every event once, every delivery until it is done. The only place that knows SQL. Its writer commits
 //!   together what waits; `sqlite` and `postgres` are the hot path; `payloads` keeps what was just recorded until it is
@@ -57,6 +58,7 @@
 //! - No 202 before the commit is durable: fsync on SQLite, `synchronous_commit` on Postgres. Start-up refuses less.
 //! - No broker's message is acknowledged before its events are committed, or kept as rejected.
 //! - Payload bytes are never rewritten, unless a receiver's transform says so: what goes out is a slice of what came in.
+//! - The console never touches the ledger but for its sessions: it does what `/v1` does for the visitor's key.
 //! - [`http`], [`sources`] and [`ingest`] never send. [`send`] never touches the ledger and never retries.
 //! - [`domain`] never awaits, reads a clock or draws a random number.
 //! - No transaction is open while a request is under way.

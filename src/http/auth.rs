@@ -112,13 +112,18 @@ impl FromRequestParts<HttpState> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, Problem> {
+        // The console asks for somebody whom it knows. No request from outside has extensions.
+        if let Some(caller) = parts.extensions.get::<Self>() {
+            return Ok(caller.clone());
+        }
         let peer = parts.extensions.get::<Peer>().map(|peer| peer.0.ip());
         let snapshot = state.directory.snapshot();
         identify(&parts.headers, &parts.uri, peer, &snapshot, state.bootstrap_admin_key.as_ref())
     }
 }
 
-fn identify(
+/// Who is calling, by the key that is shown or because none is needed.
+pub(super) fn identify(
     headers: &HeaderMap,
     uri: &Uri,
     peer: Option<IpAddr>,
@@ -161,36 +166,61 @@ fn credential(headers: &HeaderMap) -> Option<&str> {
 }
 
 fn check(credential: &str, snapshot: &Snapshot, bootstrap: Option<&SecretString>) -> Option<Caller> {
-    // Hashes are compared, in constant time: neither length nor content of a secret shows in the time it takes.
-    let digest = |text: &str| Sha256::digest(text.as_bytes());
-    let is_bootstrap = |secret: &&SecretString| {
-        bool::from(digest(secret.expose_secret()).as_slice().ct_eq(digest(credential).as_slice()))
-    };
-    if bootstrap.filter(is_bootstrap).is_some() {
-        return Some(Caller::root());
-    }
-    let (id, secret) = credential.strip_prefix("ph_")?.split_once('_')?;
-    let key = snapshot.key(id)?;
-    if !bool::from(key.hash.as_slice().ct_eq(digest(secret).as_slice())) {
-        return None;
-    }
-    let scopes = key.info.scopes.iter().filter_map(|scope| Scope::parse(scope)).collect();
-    Some(Caller { scopes, tenant: key.info.tenant.clone(), name: key.info.name.clone() })
+    known_key(credential, bootstrap)?.caller(snapshot, bootstrap)
 }
 
-fn is_forwarded(headers: &HeaderMap) -> bool {
+/// Which key it was that somebody has shown: no secret, and enough to tell whether it is still good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ShownKey {
+    /// The public part; empty for the bootstrap key.
+    pub id: String,
+    /// SHA-256 of the secret part.
+    pub hash: Vec<u8>,
+}
+
+/// Which key a text claims to be. Whether it is that key is for [`ShownKey::caller`] to say.
+pub(super) fn known_key(credential: &str, bootstrap: Option<&SecretString>) -> Option<ShownKey> {
+    // Hashes are compared, in constant time: neither length nor content of a secret shows in the time it takes.
+    let digest = |text: &str| Sha256::digest(text.as_bytes()).to_vec();
+    let hash = digest(credential);
+    let is_bootstrap =
+        |secret: &&SecretString| bool::from(digest(secret.expose_secret()).as_slice().ct_eq(&hash));
+    if bootstrap.filter(is_bootstrap).is_some() {
+        return Some(ShownKey { id: String::new(), hash });
+    }
+    let (id, secret) = credential.strip_prefix("ph_")?.split_once('_')?;
+    (!id.is_empty()).then(|| ShownKey { id: id.to_owned(), hash: digest(secret) })
+}
+
+impl ShownKey {
+    /// Who has this key; nobody where it is unknown, revoked, or another secret by now.
+    pub(super) fn caller(&self, snapshot: &Snapshot, bootstrap: Option<&SecretString>) -> Option<Caller> {
+        if self.id.is_empty() {
+            let hash = Sha256::digest(bootstrap?.expose_secret().as_bytes());
+            return bool::from(hash.as_slice().ct_eq(&self.hash)).then(Caller::root);
+        }
+        let key = snapshot.key(&self.id)?;
+        if !bool::from(key.hash.as_slice().ct_eq(&self.hash)) {
+            return None;
+        }
+        let scopes = key.info.scopes.iter().filter_map(|scope| Scope::parse(scope)).collect();
+        Some(Caller { scopes, tenant: key.info.tenant.clone(), name: key.info.name.clone() })
+    }
+}
+
+pub(super) fn is_forwarded(headers: &HeaderMap) -> bool {
     headers.contains_key(FORWARDED)
         || headers.contains_key("x-forwarded-for")
         || headers.contains_key("x-real-ip")
 }
 
-fn host(headers: &HeaderMap, uri: &Uri) -> Option<String> {
+pub(super) fn host(headers: &HeaderMap, uri: &Uri) -> Option<String> {
     let header = || headers.get(HOST).and_then(|host| host.to_str().ok()).map(str::to_owned);
     uri.authority().map(|authority| authority.as_str().to_owned()).or_else(header)
 }
 
 /// Whether `host[:port]` is this machine itself.
-fn is_loopback_host(host: &str) -> bool {
+pub(super) fn is_loopback_host(host: &str) -> bool {
     let Ok(authority) = host.parse::<axum::http::uri::Authority>() else { return false };
     let name = authority.host().trim_start_matches('[').trim_end_matches(']');
     name.eq_ignore_ascii_case("localhost")

@@ -1,7 +1,8 @@
-//! The HTTP side: ingest, administration, health, metrics. It records and answers; it never sends.
+//! The HTTP side: ingest, administration, console, health, metrics. It records and answers; it never sends.
 
 mod admin;
 mod auth;
+mod console;
 mod health;
 mod metrics;
 mod notifications;
@@ -47,6 +48,8 @@ pub fn router(state: HttpState) -> Router {
     let described = OpenApiRouter::with_openapi(openapi::base(&state.options.ingest_paths));
     let (admin, document) = described.merge(admin::routes()).split_for_parts();
     let admin = admin.layer(DefaultBodyLimit::max(ADMIN_BODY_LIMIT_BYTES));
+    let seen_from_inside = admin.clone().route("/health/ready", get(health::ready)).with_state(state.clone());
+    let console = console::routes(state.clone(), seen_from_inside);
     Router::new()
         .merge(ingest.layer(decoding))
         .merge(admin)
@@ -57,4 +60,5 @@ pub fn router(state: HttpState) -> Router {
         .layer(CatchPanicLayer::new())
         .layer(map_response(problem::normalize))
         .with_state(state)
+        .merge(console)
 }

@@ -36,6 +36,8 @@ pub struct HttpOptions {
     pub body_timeout: Duration,
     /// Where tenants go that have no route of their own.
     pub default_route: DefaultRoute,
+    /// The configuration in force as TOML, secrets redacted.
+    pub settings: String,
 }
 
 /// What the handlers share. Cheap to clone.

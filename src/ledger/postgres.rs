@@ -38,6 +38,7 @@ const MIGRATIONS: Migrations = &[
     (7, "story", include_str!("../../migrations/postgres/0007_story.sql")),
     (8, "watching", include_str!("../../migrations/postgres/0008_watching.sql")),
     (9, "replays", include_str!("../../migrations/postgres/0009_replays.sql")),
+    (10, "console", include_str!("../../migrations/postgres/0010_console.sql")),
 ];
 const CONNECTIONS: u32 = 8;
 /// Every statement of ours has an index to go by. A plan that is kept from when a table was small, or a guess from old

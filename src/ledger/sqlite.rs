@@ -49,6 +49,7 @@ const MIGRATIONS: Migrations = &[
     (7, "story", include_str!("../../migrations/sqlite/0007_story.sql")),
     (8, "watching", include_str!("../../migrations/sqlite/0008_watching.sql")),
     (9, "replays", include_str!("../../migrations/sqlite/0009_replays.sql")),
+    (10, "console", include_str!("../../migrations/sqlite/0010_console.sql")),
 ];
 
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

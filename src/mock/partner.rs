@@ -1,6 +1,6 @@
 //! A mock partner: an endpoint that keeps what it gets and answers as it is told.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -65,6 +65,8 @@ impl PartnerRequest {
 struct State {
     script: VecDeque<PartnerAnswer>,
     standing: Option<PartnerAnswer>,
+    /// What requests to a path are answered, whatever else is said.
+    at: HashMap<String, PartnerAnswer>,
     /// Every n-th request is answered with this.
     every_nth: Option<(u64, PartnerAnswer)>,
     /// The first request of every `webhook-id` is answered with this; the ids that have come.
@@ -115,6 +117,15 @@ impl MockPartner {
     /// What requests are answered for which the script has nothing; 204 for `None`.
     pub fn set_answer(&self, answer: Option<PartnerAnswer>) {
         self.state().standing = answer;
+    }
+
+    /// What requests to one path are answered from now on, whatever else was said; `None` ends that.
+    pub fn answer_at(&self, path: &str, answer: Option<PartnerAnswer>) {
+        let mut state = self.state();
+        match answer {
+            Some(answer) => state.at.insert(path.to_owned(), answer),
+            None => state.at.remove(path),
+        };
     }
 
     /// Answers every `nth` request (1 and up) otherwise; 0 ends that.
@@ -178,7 +189,8 @@ fn answer(state: &Mutex<State>, count: &watch::Sender<u64>, request: &Request) -
     let answer = match challenge {
         Some(word) => PartnerAnswer { body: word, ..PartnerAnswer::status(200) },
         None => {
-            let first = state.first_answer(request);
+            let placed = state.at.get(request.url.path()).cloned();
+            let first = placed.or_else(|| state.first_answer(request));
             let scripted = first.or_else(|| state.script.pop_front());
             let periodic = || state.every_nth.as_ref().filter(|(every, _)| nth.is_multiple_of(*every));
             let periodic = periodic().map(|(_, answer)| answer.clone());

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::ingest::batch;
 use crate::support::{TestDatabase, TestRelay, config, mock_svix};
 
-async fn create_key(relay: &TestRelay, with: Option<&str>, body: Value) -> String {
+pub async fn create_key(relay: &TestRelay, with: Option<&str>, body: Value) -> String {
     let bearer = with.map(|key| format!("Bearer {key}"));
     let mut headers = vec![("content-type", "application/json")];
     headers.extend(bearer.as_deref().map(|bearer| ("authorization", bearer)));

@@ -9,6 +9,7 @@ mod announcements;
 mod audit;
 mod brokers;
 mod cli;
+mod console;
 mod direct;
 mod endpoints;
 mod fairness;

@@ -61,7 +61,7 @@ async fn be_rude(mut stream: TcpStream, how: Rude) -> std::io::Result<()> {
             }
         }
         // Four times what is read. Writing on for ever would measure the partner's own use of the cores.
-        Rude::Flooding => stream.write_all((head.to_owned() + &chunks(64)).as_bytes()).await?,
+        Rude::Flooding => stream.write_all((head.to_owned() + chunks(64).as_str()).as_bytes()).await?,
     }
     // Until the relay closes.
     stream.read(&mut request).await.map(drop)

@@ -2,6 +2,7 @@
 
 mod earlier;
 mod journal;
+mod moved;
 mod producer;
 mod sample;
 mod screen;
@@ -35,7 +36,7 @@ use crate::app::{App, SystemClock};
 use crate::config::{Config, HttpConfig, LogConfig, Role};
 use crate::dispatcher::Dispatcher;
 use crate::domain::clock::{Clock, Moment};
-use crate::mock::{MockSvix, Trouble};
+use crate::mock::{MockPartner, MockSvix, Trouble};
 use crate::telemetry;
 
 const MOCK_TOKEN: &str = "testsk_mock";
@@ -79,8 +80,8 @@ pub(super) struct DevArgs {
 
 pub(super) async fn run(args: DevArgs, mut config: Config) -> anyhow::Result<ExitCode> {
     if config.log.level == LogConfig::default().level {
-        // The events are on the screen already.
-        config.log.level = "warn".into();
+        // The events are on the screen already; what the partner that has moved never gets is in the console.
+        config.log.level = "warn,posthaste::dispatcher::attempt=off".into();
     }
     telemetry::init(&config.log).map_err(anyhow::Error::msg)?;
     let asked_to_stop = tokio::spawn(super::stop_signal());
@@ -129,6 +130,8 @@ struct Stage {
     producer: JoinHandle<anyhow::Result<()>>,
     app: App,
     mock: MockSvix,
+    /// Answers as long as it is here.
+    moved: MockPartner,
     followers: [JoinHandle<()>; 2],
     folder: Folder,
     summary: Option<Summary>,
@@ -145,6 +148,7 @@ impl Stage {
         mock.every_nth(throttle_every, Trouble::throttle(1));
         let partner = sink::start().await;
         let partner_url = sink::url(&partner);
+        let moved = moved::start().await;
         let mut notes = Vec::new();
         derive(&mut config, &mock.url(), &folder.database())?;
         notes.extend(find_port(&mut config));
@@ -158,6 +162,7 @@ impl Stage {
         let path = config.http.ingest_paths.first().cloned().unwrap_or_default();
         let client = Client::at(relay.clone(), key.clone())?;
         let sink = Sink::subscribe(&client, partner).await?;
+        moved::subscribe_at_old_address(&client, &moved).await?;
         lock(&journal).expect_at(sink.tally(&config.environment));
         let followers = [follower, tokio::spawn(sink.follow(journal.clone(), clock.clone()))];
         let curl = curl(&format!("{relay}{path}"), key.as_deref());
@@ -165,6 +170,7 @@ impl Stage {
             relay: &relay,
             mock: &mock.url(),
             partner: &partner_url,
+            moved: &moved::url(&moved),
             database: &folder.database(),
             kept: matches!(folder, Folder::Given(_)),
             curl: &curl,
@@ -195,6 +201,7 @@ impl Stage {
             producer,
             app,
             mock,
+            moved,
             followers,
             folder,
             summary: None,
@@ -291,7 +298,7 @@ impl Stage {
         self.app.stop().await;
         self.followers.iter().for_each(JoinHandle::abort);
         let counts = lock(&self.journal).summary(&self.mock.messages(), &[]).counts;
-        drop(self.mock);
+        drop((self.mock, self.moved));
         if let Err(error) = shown {
             return if error.is::<OutputClosed>() { Ok(ExitCode::SUCCESS) } else { Err(error) };
         }

@@ -13,8 +13,8 @@ use anstyle::{AnsiColor, Style};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
 use super::journal::{Counts, Line, Receiver, Summary};
-use super::sink;
 use super::tally::PartnerCounts;
+use super::{moved, sink};
 use crate::cli::output;
 use crate::domain::clock::Moment;
 
@@ -38,6 +38,8 @@ pub(super) struct Banner<'a> {
     pub relay: &'a str,
     pub mock: &'a str,
     pub partner: &'a str,
+    /// A partner that is no longer where it is looked for.
+    pub moved: &'a str,
     pub database: &'a Path,
     /// Whether the database outlives the command.
     pub kept: bool,
@@ -146,10 +148,14 @@ pub(super) fn banner_text(banner: &Banner<'_>) -> String {
         let _ = writeln!(text, "  {name:<7} {GOOD}{value}{GOOD:#}  {FAINT}{remark}{FAINT:#}");
     };
     row("relay", &banner.relay, "takes events; this one is real");
+    let console = format!("{}/console", banner.relay);
+    row("console", &console, "for your browser: who fails, where an event is, and what to press");
     let every = format!("a mock; every {}th message is answered 429", HumanCount(banner.throttle_every));
     row("Svix", &banner.mock, &every);
     let fails = format!("a mock; verifies signatures; every {}th request is answered 503", sink::FAIL_EVERY);
     row("partner", &banner.partner, &fails);
+    let gone = format!("a mock that has moved: what it gets fails until its URL ends in {}", moved::NEW_PATH);
+    row(moved::PARTNER, &banner.moved, &gone);
     let fate = if banner.kept { "kept" } else { "gone at the end; --dir keeps it" };
     row("ledger", &banner.database.display(), fate);
     for note in banner.notes {

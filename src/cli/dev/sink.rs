@@ -48,8 +48,9 @@ struct Listed {
     endpoints: Vec<Known>,
 }
 
+/// An endpoint that was made, or has a new secret.
 #[derive(serde::Deserialize)]
-struct Subscribed {
+pub(super) struct Subscribed {
     id: String,
     secret: String,
 }
@@ -75,10 +76,6 @@ impl Sink {
     /// Makes the relay know the partner and its endpoint. One that an earlier run has left is used again, with a new
     /// secret and at its new place, so that what waits for it still arrives.
     pub async fn subscribe(client: &Client, partner: MockPartner) -> anyhow::Result<Self> {
-        let at = format!("/v1/partners/{PARTNER}");
-        let name = json!({ "name": "A sink of posthaste dev" });
-        let _: Value = call(client, Method::PUT, &at, Some(name)).await?;
-        let endpoints = format!("{at}/endpoints");
         let settings = json!({
             "url": url(&partner),
             "event_types": [format!("{FAMILY}.*"), TYPE],
@@ -86,20 +83,7 @@ impl Sink {
             "transform": { "omit": ["/data/customer", "/customer"] },
             "retry_schedule_ms": RETRY_SCHEDULE_MS,
         });
-        let known: Listed = call(client, Method::GET, &endpoints, None).await?;
-        let subscribed: Subscribed = match known.endpoints.into_iter().next() {
-            None => call(client, Method::POST, &endpoints, Some(settings)).await?,
-            Some(Known { id }) => {
-                // First the secret: whatever comes to the new place is signed with it.
-                let rotate = format!("/v1/endpoints/{id}/secret/rotate");
-                let rotated = call(client, Method::POST, &rotate, None).await?;
-                let endpoint = format!("/v1/endpoints/{id}");
-                let _: Value = call(client, Method::PATCH, &endpoint, Some(settings)).await?;
-                let enable = format!("{endpoint}/enable");
-                let _: Value = call(client, Method::POST, &enable, None).await?;
-                rotated
-            }
-        };
+        let subscribed = subscribe(client, PARTNER, "A sink of posthaste dev", settings).await?;
         let webhook = Webhook::new(&subscribed.secret).context("the endpoint's secret is none")?;
         Ok(Self { partner, webhook, endpoint: subscribed.id })
     }
@@ -126,14 +110,49 @@ impl Sink {
     }
 }
 
-/// One call to the admin API.
-async fn call<T: DeserializeOwned>(
+/// Makes a partner with one endpoint; one that an earlier run has left is used again.
+pub(super) async fn subscribe(
     client: &Client,
-    method: Method,
-    path: &str,
-    body: Option<Value>,
-) -> anyhow::Result<T> {
-    client.call(method, path, body).await.with_context(|| format!("the partner `{PARTNER}` can't be set up"))
+    partner: &str,
+    name: &str,
+    settings: Value,
+) -> anyhow::Result<Subscribed> {
+    let call = Calls { client, partner };
+    let at = format!("/v1/partners/{partner}");
+    let _: Value = call.send(Method::PUT, &at, Some(json!({ "name": name }))).await?;
+    let endpoints = format!("{at}/endpoints");
+    let known: Listed = call.send(Method::GET, &endpoints, None).await?;
+    match known.endpoints.into_iter().next() {
+        None => call.send(Method::POST, &endpoints, Some(settings)).await,
+        Some(Known { id }) => {
+            // First the secret: whatever comes to the new place is signed with it.
+            let rotate = format!("/v1/endpoints/{id}/secret/rotate");
+            let rotated = call.send(Method::POST, &rotate, None).await?;
+            let endpoint = format!("/v1/endpoints/{id}");
+            let _: Value = call.send(Method::PATCH, &endpoint, Some(settings)).await?;
+            let enable = format!("{endpoint}/enable");
+            let _: Value = call.send(Method::POST, &enable, None).await?;
+            Ok(rotated)
+        }
+    }
+}
+
+/// Calls to the admin API for one partner.
+struct Calls<'a> {
+    client: &'a Client,
+    partner: &'a str,
+}
+
+impl Calls<'_> {
+    async fn send<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> anyhow::Result<T> {
+        let answer = self.client.call(method, path, body).await;
+        answer.with_context(|| format!("the partner `{}` can't be set up", self.partner))
+    }
 }
 
 #[cfg(test)]

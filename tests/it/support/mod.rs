@@ -1,6 +1,7 @@
 //! What the tests stand on: a clock that can be set, a database of their own, events and lanes.
 
 pub mod brokers;
+pub mod browser;
 mod clock;
 mod database;
 mod events;
@@ -9,6 +10,7 @@ pub mod metrics;
 pub mod partners;
 mod relay;
 pub mod sink;
+pub mod visitor;
 
 use std::time::Duration;
 
