@@ -148,9 +148,6 @@ pub struct LedgerConfig {
     pub backlog_max: u64,
     /// How many bytes of what was just recorded are kept in memory until it is sent; what isn't is read again.
     pub recent_max_bytes: usize,
-    /// SQLite: memory for the file's pages that are written again and again, in bytes. With ids in no order, those of the
-    /// table of ids are.
-    pub page_cache_max_bytes: usize,
 }
 
 /// `[dispatch]`
@@ -271,12 +268,7 @@ impl Default for SvixConfig {
 
 impl Default for LedgerConfig {
     fn default() -> Self {
-        Self {
-            tenant_backlog_max: 2_000_000,
-            backlog_max: 10_000_000,
-            recent_max_bytes: 32 << 20,
-            page_cache_max_bytes: 64 << 20,
-        }
+        Self { tenant_backlog_max: 2_000_000, backlog_max: 10_000_000, recent_max_bytes: 32 << 20 }
     }
 }
 
@@ -385,7 +377,6 @@ impl Config {
             lease: Duration::from_millis(self.dispatch.lease_ms),
             backlog: BacklogLimits { tenant: self.ledger.tenant_backlog_max, total: self.ledger.backlog_max },
             recent_bytes: self.ledger.recent_max_bytes,
-            page_cache_bytes: self.ledger.page_cache_max_bytes,
         }
     }
 

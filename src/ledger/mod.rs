@@ -118,8 +118,6 @@ pub struct LedgerOptions {
     pub backlog: BacklogLimits,
     /// How many bytes of what was just recorded are kept in memory until it is claimed, about.
     pub recent_bytes: usize,
-    /// SQLite: how many bytes of the file's pages the writing connection keeps in memory, at most.
-    pub page_cache_bytes: usize,
 }
 
 /// What a claim yields for one lane.

@@ -90,9 +90,7 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
     let unreachable = |error: sqlx::Error| {
         LedgerError::Unavailable(format!("can't open the SQLite file {}: {error}", path.display()))
     };
-    let cache_kib = options.page_cache_bytes >> 10;
-    let writing = connect.clone().pragma("cache_size", format!("-{cache_kib}"));
-    let mut writer = SqliteConnection::connect_with(&writing).await.map_err(unreachable)?;
+    let mut writer = SqliteConnection::connect_with(&connect).await.map_err(unreachable)?;
     check(&mut writer).await?;
     super::migrator(MIGRATIONS)
         .run(&mut writer)
@@ -109,7 +107,7 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
     let written = Arc::new(tokio::sync::Notify::new());
     let checkpointer = tokio::spawn(checkpoint_on_the_side(connect.clone(), written.clone())).abort_handle();
     let store = SqliteStore {
-        options: writing,
+        options: connect,
         writer,
         reads,
         claims: Mutex::default(),

@@ -84,7 +84,6 @@ async fn store() -> (SqliteStore, Arc<Lane>, tempfile::TempDir) {
         lease: Duration::from_secs(60),
         backlog: BacklogLimits { tenant: 100, total: 100 },
         recent_bytes: 0,
-        page_cache_bytes: 2 << 20,
     };
     let clock: Arc<dyn Clock> = Arc::new(StandingClock);
     let opened = open(&options, &clock).await.expect("it opens");

@@ -77,7 +77,6 @@ impl TestDatabase {
             lease: Duration::from_secs(60),
             backlog: BacklogLimits { tenant: 1_000_000, total: 1_000_000 },
             recent_bytes: 1 << 20,
-            page_cache_bytes: 4 << 20,
         }
     }
 
