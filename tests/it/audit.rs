@@ -48,7 +48,7 @@ pub async fn posthaste(relay: &RelayProcess, arguments: &[&str]) -> (i32, String
     let output = command.args(arguments).env("POSTHASTE_URL", url).output().await.expect("it runs");
     let complaint = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code().is_some(), "{complaint}");
-    (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stdout).into_owned() + &complaint)
+    (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stdout).into_owned() + &*complaint)
 }
 
 fn ids(report: &Value, of: &str) -> BTreeSet<String> {
