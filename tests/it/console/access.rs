@@ -87,7 +87,7 @@ async fn forms_of_others_are_refused(database: TestDatabase) {
     ] {
         assert_eq!(visitor.post(make, headers, &partner).await.status, 403, "{headers:?}");
     }
-    for token in ["", "0", &csrf_in(&Visitor::new(&relay).page("/console/sign-in").await).to_owned()] {
+    for token in ["", "0", csrf_in(&Visitor::new(&relay).page("/console/sign-in").await)] {
         let fields = [("csrf", token), ("id", "crm"), ("name", "CRM")];
         let refused = visitor.post(make, &OWN_PAGE, &fields).await;
         assert_eq!(refused.status, 403, "{token}");

@@ -344,6 +344,37 @@ async fn a_page_is_light_and_asks_for_nothing_unseen() {
 /// Whatever anybody can write, in every place where the console shows it.
 const HOSTILE: &str = r#"<script>window.hacked=1</script>"><img src=x onerror=window.hacked=1><svg onload=window.hacked=1>'--{{7*7}}"#;
 
+/// Every page that shows what others wrote, asked for with it too.
+fn pages_with(text: &str, endpoint: &str) -> Vec<String> {
+    let encoded: String = url::form_urlencoded::byte_serialize(text.as_bytes()).collect();
+    let in_path = encoded.replace('+', "%20");
+    vec![
+        "/console".to_owned(),
+        "/console/events".to_owned(),
+        format!(
+            "/console/events?tenant={encoded}&type={encoded}&state={encoded}&since={encoded}&until={encoded}"
+        ),
+        format!("/console/event?tenant={encoded}&id={encoded}"),
+        format!("/console/dead?tenant={encoded}&partner={encoded}"),
+        "/console/dead".to_owned(),
+        format!(
+            "/console/replays/new?tenant={encoded}&type={encoded}&partner={encoded}&state={encoded}&pace={encoded}"
+        ),
+        "/console/partners".to_owned(),
+        "/console/partners/crm".to_owned(),
+        "/console/partners/crm/edit".to_owned(),
+        format!("/console/partners/{in_path}"),
+        format!("/console/endpoints/{endpoint}"),
+        format!("/console/endpoints/{endpoint}/edit"),
+        format!("/console/sources?origin={encoded}"),
+        "/console/sources".to_owned(),
+        "/console/rejected/1".to_owned(),
+        format!("/console/tenants/{in_path}"),
+        "/console/keys".to_owned(),
+        format!("/console/{in_path}"),
+    ]
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_that_others_write_runs() {
     bounded(async {
@@ -380,33 +411,12 @@ async fn nothing_that_others_write_runs() {
         stage.relay.app().ledger().database().reject(&[rejected], now).await.expect("kept");
         let admin = create_key(&stage.relay, None, json!({"name": HOSTILE, "scopes": ["admin"]})).await;
         let encoded: String = url::form_urlencoded::byte_serialize(HOSTILE.as_bytes()).collect();
-        let in_path = encoded.replace('+', "%20");
         let browser = Browser::start(1280, 900).await;
         browser.goto(&stage.at(&format!("/console/sign-in?next={encoded}"))).await;
         browser.fill("key", &admin).await;
         browser.click("button.main").await;
         browser.reads("Overview").await;
-        let pages = [
-            "/console".to_owned(),
-            "/console/events".to_owned(),
-            format!("/console/events?tenant={encoded}&type={encoded}&state={encoded}&since={encoded}&until={encoded}"),
-            format!("/console/event?tenant={encoded}&id={encoded}"),
-            format!("/console/dead?tenant={encoded}&partner={encoded}"),
-            "/console/dead".to_owned(),
-            format!("/console/replays/new?tenant={encoded}&type={encoded}&partner={encoded}&state={encoded}&pace={encoded}"),
-            "/console/partners".to_owned(),
-            "/console/partners/crm".to_owned(),
-            "/console/partners/crm/edit".to_owned(),
-            format!("/console/partners/{in_path}"),
-            format!("/console/endpoints/{}", stage.endpoint),
-            format!("/console/endpoints/{}/edit", stage.endpoint),
-            format!("/console/sources?origin={encoded}"),
-            "/console/sources".to_owned(),
-            "/console/rejected/1".to_owned(),
-            format!("/console/tenants/{in_path}"),
-            "/console/keys".to_owned(),
-            format!("/console/{in_path}"),
-        ];
+        let pages = pages_with(HOSTILE, &stage.endpoint);
         let mut seen = 0;
         for path in &pages {
             browser.goto(&stage.at(path)).await;

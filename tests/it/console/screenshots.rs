@@ -16,8 +16,9 @@ use crate::support::browser::Browser;
 use crate::support::{TestDatabase, TestRelay, bounded, config, mock_svix};
 
 const MINUTE_MS: i64 = 60_000;
-/// Partners: id, name, events a minute, latency in ms, share of failures in per cent by the time of the hour.
-const PARTNERS: [(&str, &str, u64, u64, fn(u64) -> u64); 5] = [
+/// Id, name, events a minute, latency in ms, share of failures in per cent by the minute of the hour.
+type Partner = (&'static str, &'static str, u64, u64, fn(u64) -> u64);
+const PARTNERS: [Partner; 5] = [
     ("warehouse", "Warehouse", 420, 38, |_| 0),
     ("loyalty", "Loyalty programme", 260, 74, |minute| if minute % 9 == 0 { 3 } else { 0 }),
     ("billing", "Billing", 180, 120, |_| 0),
