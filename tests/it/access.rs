@@ -64,7 +64,7 @@ async fn tenants_have_routes(database: TestDatabase) {
     assert_eq!(
         default.json(),
         json!({"tenant": "acme", "route": "svix", "svix_app": "acme", "default": true, "weight": 1,
-            "ingest_limit": null})
+            "ingest_limit": null, "retention": {}})
     );
     assert_eq!(put("acme", json!({"route": "svix", "svix_app": "app-one"})).await.status, 201);
     assert_eq!(put("acme", json!({"route": "svix", "svix_app": "app-one"})).await.status, 200);
