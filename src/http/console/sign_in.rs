@@ -88,8 +88,8 @@ impl SignInLimit {
 /// Where a request comes from, as far as failures are counted: the peer, and what the nearest proxy says of whom it
 /// speaks for. Who makes that up counts against all.
 fn place(peer: Option<IpAddr>, headers: &HeaderMap) -> String {
-    let lines = headers.get_all("x-forwarded-for").iter().filter_map(|line| line.to_str().ok());
-    let last = lines.last().and_then(|line| line.rsplit(',').next()).unwrap_or_default().trim();
+    let mut lines = headers.get_all("x-forwarded-for").iter().filter_map(|line| line.to_str().ok());
+    let last = lines.next_back().and_then(|line| line.rsplit(',').next()).unwrap_or_default().trim();
     let peer = peer.map(|peer| peer.to_string()).unwrap_or_default();
     format!("{peer} {}", last.chars().take(64).collect::<String>())
 }
