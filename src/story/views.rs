@@ -189,9 +189,9 @@ pub struct AttemptRecord {
 pub struct SteeringRecord {
     /// When.
     pub at: Timestamp,
-    /// `retry` or `cancel`.
+    /// `retry`, `cancel` or `replay`.
     pub action: String,
-    /// The state that a retry took back; null where it waited.
+    /// The state that a retry or a replay took back; null where it waited.
     pub was: Option<String>,
 }
 

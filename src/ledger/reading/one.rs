@@ -45,9 +45,9 @@ pub struct AttemptRow {
 pub struct SteeringRow {
     /// When.
     pub at: Timestamp,
-    /// `retry` or `cancel`.
+    /// `retry`, `cancel` or `replay`.
     pub action: String,
-    /// The outcome that a retry took back.
+    /// The outcome that a retry or a replay took back.
     pub was: Option<Done>,
 }
 
@@ -223,7 +223,10 @@ impl Ledger {
         let rows: Vec<SteeringTuple> = on!(&self.shared.database, reads, pool => {
             sqlx::query_as(
                 "SELECT lane, at, action, was_state, was_at, was_latency_ms, was_status, was_remote_id, was_reason
-                 FROM steering WHERE event = $1 ORDER BY at LIMIT 1000",
+                 FROM steering WHERE event = $1
+                 UNION ALL SELECT lane, replayed_at, 'replay', state, at, latency_ms, status, remote_id, reason
+                 FROM earlier_outcome WHERE event = $1
+                 ORDER BY 2 LIMIT 1000",
             )
             .bind(event.0)
             .fetch_all(pool)
