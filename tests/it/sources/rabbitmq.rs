@@ -37,7 +37,7 @@ impl Queue for RabbitmqQueue {
         let queue = Self { broker: Broker::rabbitmq().await };
         queue.declare().await;
         // The node answers before that is written, and would have forgotten the queue if it were killed until then.
-        eventually("the queue is on disk", async || queue.broker.has_written(QUEUE).then_some(())).await;
+        eventually("the queue is on disk", async || queue.broker.has_recorded(QUEUE).then_some(())).await;
         queue
     }
 

@@ -140,21 +140,13 @@ impl Broker {
         panic!("{:?} does not answer after {START_LIMIT:?}: {}", self.program, self.log());
     }
 
-    /// Whether a word stands in the files of its data, as far as they have been written.
-    pub fn has_written(&self, word: &str) -> bool {
-        let mut folders = vec![self.directory.path().join("data")];
-        while let Some(folder) = folders.pop() {
-            // What goes away meanwhile is a temporary file of the broker's.
-            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-                let path = entry.path();
-                if path.is_dir() {
-                    folders.push(path);
-                } else if std::fs::read(path).is_ok_and(|bytes| holds(&bytes, word.as_bytes())) {
-                    return true;
-                }
-            }
-        }
-        false
+    /// Whether the RabbitMQ node has written a name into the tables that it starts from: they lie right in its own folder,
+    /// beside those of messages, where a queue's name stands at once.
+    pub fn has_recorded(&self, name: &str) -> bool {
+        let of = |folder: std::path::PathBuf| std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let files = of(self.directory.path().join("data")).flat_map(|node| of(node.path()));
+        // What goes away meanwhile is a temporary file of the broker's.
+        files.filter_map(|file| std::fs::read(file.path()).ok()).any(|bytes| holds(&bytes, name.as_bytes()))
     }
 
     fn log_file(&self) -> std::path::PathBuf {
