@@ -97,6 +97,8 @@ async fn a_trace_goes_from_the_producer_to_the_receiver(database: TestDatabase) 
     let headers = [("traceparent", &*parent(TRACE)), ("tracestate", "congo=t61rcWkgMzE")];
     let event = json!({"id": "evt_1", "tenant": "acme", "type": "a", "data": {}});
     assert_eq!(relay.post_with(&headers, event.to_string()).await.status, 202);
+    // The failure is for this one.
+    eventually("it has failed once", async || (partner.request_count() > 0).then_some(())).await;
     // One without a trace: nobody asked for one.
     assert_eq!(
         relay.post(json!({"id": "evt_2", "tenant": "acme", "type": "a"}).to_string()).await.status,

@@ -186,7 +186,10 @@ pub async fn nothing_is_acknowledged_while_the_ledger_is_away<Q: Queue>() {
         drained(&queue).await;
         eventually("it is up", async || (shown(&relay).await["state"] == "up").then_some(())).await;
         let received = metric(&relay, "posthaste_source_messages_total", "").await;
-        assert_eq!(received, 10.0 + COUNT as f64, "their time was extended: none was delivered twice");
+        let twice = received - 10.0 - COUNT as f64;
+        // Without more time all that are held would come again, each time that theirs is over.
+        let bound = if Q::HANDS_OUT_ONCE { 1.0 } else { IN_FLIGHT as f64 };
+        assert!((0.0..bound).contains(&twice), "their time was extended: {twice} were delivered twice");
         relay.finish().await;
         assert_eq!(arrived(&svix).len(), 10 + COUNT);
         assert_eq!(svix.message_count(), 10 + COUNT as u64, "none is doubled");
@@ -212,7 +215,8 @@ pub async fn what_comes_again_is_a_duplicate<Q: Queue>() {
         let second = relay(&queue, &database, &svix, "").await;
         eventually("all are duplicates", async || {
             let duplicates = metric(&second, "posthaste_ingest_events_total", "verdict=\"duplicate\"").await;
-            (duplicates == 42.0).then_some(())
+            assert!(duplicates <= 42.0 || !Q::HANDS_OUT_ONCE, "{duplicates} of 42");
+            (duplicates >= 42.0).then_some(())
         })
         .await;
         drained(&queue).await;

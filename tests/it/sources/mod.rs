@@ -52,6 +52,9 @@ pub trait Queue: Sized + Send + Sync {
     /// Longest that a message may wait until it is delivered again, as [`Self::settings`] has it, in milliseconds.
     const REDELIVERY_MS: u64 = 6_000;
 
+    /// Whether the broker keeps to handing a message to nobody else while it is being worked on.
+    const HANDS_OUT_ONCE: bool = true;
+
     /// An empty queue of a broker of its own.
     async fn start() -> Self;
 

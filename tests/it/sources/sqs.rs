@@ -54,6 +54,9 @@ async fn ask(client: &HttpClient, action: &str, question: &Value) -> Value {
 }
 
 impl Queue for SqsQueue {
+    /// SQS does not promise it, and its mock, which takes no lock, breaks it where two requests overlap.
+    const HANDS_OUT_ONCE: bool = false;
+
     async fn start() -> Self {
         let broker = Broker::sqs().await;
         let made = ask(&HttpClient::new(broker.url()), "CreateQueue", &json!({"QueueName": "orders"})).await;
@@ -146,6 +149,8 @@ async fn pass(State(way): State<Arc<Way>>, request: Request) -> Response {
 }
 
 impl Queue for ForgetfulSqs {
+    const HANDS_OUT_ONCE: bool = SqsQueue::HANDS_OUT_ONCE;
+
     async fn start() -> Self {
         let queue = SqsQueue::start().await;
         let sqs = HttpClient::new(queue.broker.url());
