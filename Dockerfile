@@ -12,8 +12,10 @@ RUN mkdir src \
 
 # Without default features: the mock Svix stays out of the image; with every kind of source. The sources are older than the empty crate's build,
 # so cargo would take them for unchanged. Function names stay for backtraces, line tables go.
+COPY assets assets
 COPY migrations migrations
 COPY src src
+COPY templates templates
 RUN touch src/lib.rs src/main.rs \
     && cargo build --release --locked --no-default-features --features full --bin posthaste \
     && strip --strip-debug target/release/posthaste
