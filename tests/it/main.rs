@@ -8,6 +8,7 @@ mod admin;
 mod announcements;
 mod audit;
 mod brokers;
+mod chaos;
 mod cli;
 mod console;
 mod direct;
