@@ -68,6 +68,11 @@ impl Ledger {
         Ok(rows.into_iter().map(gate).collect())
     }
 
+    /// The ledger's clock.
+    pub(super) async fn now(&self) -> Result<Timestamp> {
+        self.shared.database.now(&*self.shared.clock).await
+    }
+
     fn tell_gates(&self) {
         if let Some(notices) = &self.shared.notices {
             notices.bell().gates();

@@ -429,6 +429,11 @@ impl Ledger {
         }
     }
 
+    /// This node's number.
+    pub fn node(&self) -> i64 {
+        self.shared.node
+    }
+
     /// Tenants, keys and rejected messages: see [`sql::Database`].
     pub fn database(&self) -> &Database {
         &self.shared.database

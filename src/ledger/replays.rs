@@ -181,19 +181,6 @@ fn replay(row: ReplayTuple) -> ReplayRow {
 }
 
 impl Ledger {
-    /// The ledger's clock.
-    ///
-    /// # Errors
-    /// [`LedgerError::Unavailable`].
-    pub async fn now(&self) -> Result<Timestamp> {
-        self.shared.database.now(&*self.shared.clock).await
-    }
-
-    /// This node's number.
-    pub fn node(&self) -> i64 {
-        self.shared.node
-    }
-
     /// Takes replays that run and that no other node works on, or renews this one's lease on them: their ids.
     ///
     /// # Errors

@@ -125,10 +125,8 @@ pub(super) async fn cancel_replay(
     caller: Caller,
     Path(id): Path<String>,
 ) -> Result<Response, Problem> {
-    caller.require(Scope::Admin)?;
-    find(&state, &caller, &id).await?;
-    let replay = state.replays.cancel(&id).await.map_err(|error| problem(&state, error))?;
-    Ok(Json(replay).into_response())
+    let changing = state.replays.cancel(&id);
+    change(&state, &caller, &id, changing).await
 }
 
 /// Lets a replay rest. What was put back already goes out.
@@ -140,10 +138,8 @@ pub(super) async fn pause_replay(
     caller: Caller,
     Path(id): Path<String>,
 ) -> Result<Response, Problem> {
-    caller.require(Scope::Admin)?;
-    find(&state, &caller, &id).await?;
-    let replay = state.replays.pause(&id).await.map_err(|error| problem(&state, error))?;
-    Ok(Json(replay).into_response())
+    let changing = state.replays.pause(&id);
+    change(&state, &caller, &id, changing).await
 }
 
 /// Lets a replay go on.
@@ -155,9 +151,20 @@ pub(super) async fn resume_replay(
     caller: Caller,
     Path(id): Path<String>,
 ) -> Result<Response, Problem> {
+    let changing = state.replays.resume(&id);
+    change(&state, &caller, &id, changing).await
+}
+
+/// Does what an administrator wants of a replay that the caller may know of: the replay as it is then.
+async fn change(
+    state: &HttpState,
+    caller: &Caller,
+    id: &str,
+    changing: impl Future<Output = Result<Replay, ReplayError>>,
+) -> Result<Response, Problem> {
     caller.require(Scope::Admin)?;
-    find(&state, &caller, &id).await?;
-    let replay = state.replays.resume(&id).await.map_err(|error| problem(&state, error))?;
+    find(state, caller, id).await?;
+    let replay = changing.await.map_err(|error| problem(state, error))?;
     Ok(Json(replay).into_response())
 }
 

@@ -5,6 +5,7 @@ use axum::body::Body;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, LOCATION};
 use axum::http::{Response as HttpResponse, StatusCode};
 use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
 
 use super::api::Refusal;
 use super::assets;
@@ -18,6 +19,12 @@ use crate::ledger::LedgerError;
 /// What runs, what loads: this origin alone, and nothing inline. An escape that is forgotten still runs nothing.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
                       connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
+
+/// Where a list goes on.
+#[derive(Debug, Deserialize)]
+pub(super) struct Cursor {
+    pub cursor: Option<String>,
+}
 
 /// The parts of the console, in the order of the menu.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

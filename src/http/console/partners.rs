@@ -10,7 +10,7 @@ use super::Console;
 use super::api::{BadField, Refusal, at};
 use super::endpoints::{Endpoint, Endpoints};
 use super::fields::{Faults, plain_number};
-use super::page::{Failure, Frame, Part, done, page, page_with};
+use super::page::{Cursor, Failure, Frame, Part, done, page, page_with};
 use super::session::{Fields, Form, Visitor};
 
 /// Most endpoints that a partner's page shows.
@@ -70,11 +70,6 @@ struct PartnersPage<'a> {
     frame: Frame<'a>,
     partners: Vec<Partner>,
     next: Option<String>,
-}
-
-#[derive(Deserialize)]
-pub(super) struct Cursor {
-    cursor: Option<String>,
 }
 
 /// `GET /console/partners`.

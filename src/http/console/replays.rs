@@ -10,7 +10,7 @@ use super::Console;
 use super::api::{BadField, at};
 use super::events::class_of;
 use super::fields::{Faults, plain_number};
-use super::page::{Failure, Frame, Part, done, page, page_with};
+use super::page::{Cursor, Failure, Frame, Part, done, page, page_with};
 use super::session::{Fields, Form, Visitor};
 use super::words::{At, When, count, counted, moment_of};
 
@@ -122,11 +122,6 @@ impl ReplaysPage<'_> {
     fn when(&self, at: &At) -> When {
         When::new(at.0, self.frame.now())
     }
-}
-
-#[derive(Deserialize)]
-pub(super) struct Cursor {
-    cursor: Option<String>,
 }
 
 /// `GET /console/replays`.

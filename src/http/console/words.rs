@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use chrono::{NaiveDate, NaiveTime};
 use serde::{Deserialize, Deserializer, de};
 
 use super::fields::wait;
@@ -33,29 +34,20 @@ impl<'de> Deserialize<'de> for At {
 pub(super) fn parse_utc(text: &str) -> Option<Timestamp> {
     let text = text.trim().trim_end_matches(['Z', 'z']);
     let (date, time) = text.split_once(['T', ' ']).unwrap_or((text, "0:0"));
-    let mut date = date.splitn(3, '-').map(str::parse::<i64>);
-    let (year, month, day) = (date.next()?.ok()?, date.next()?.ok()?, date.next()?.ok()?);
+    let mut date = date.splitn(3, '-');
+    let year = date.next()?.parse().ok().filter(|year| (0..=9_999).contains(year))?;
+    let (month, day) = (date.next()?.parse().ok()?, date.next()?.parse().ok()?);
+    let midnight = NaiveDate::from_ymd_opt(year, month, day)?.and_time(NaiveTime::MIN).and_utc();
     let (clock, fraction) = time.split_once('.').unwrap_or((time, "0"));
     let mut clock = clock.splitn(3, ':').map(str::parse::<i64>);
     let (hour, minute) = (clock.next()?.ok()?, clock.next()?.ok()?);
     let second = clock.next().unwrap_or(Ok(0)).ok()?;
     let millis = format!("{fraction:0<3}").get(..3)?.parse::<i64>().ok()?;
-    let valid = (1..=12).contains(&month)
-        && (1..=31).contains(&day)
-        && (0..24).contains(&hour)
-        && (0..60).contains(&minute)
-        && (0..=60).contains(&second)
-        && (0..=9999).contains(&year);
-    if !valid {
+    if !(0..24).contains(&hour) || !(0..60).contains(&minute) || !(0..=60).contains(&second) {
         return None;
     }
-    // Civil date to days, in eras of 400 years that begin on 1 March (Howard Hinnant, "chrono-compatible low-level
-    // date algorithms").
-    let year = if month <= 2 { year - 1 } else { year };
-    let (era, of_era) = (year.div_euclid(400), year.rem_euclid(400));
-    let of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
-    let days = era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468;
-    Some(Timestamp::from_millis((((days * 24 + hour) * 60 + minute) * 60 + second) * 1_000 + millis))
+    let seconds = midnight.timestamp() + (hour * 60 + minute) * 60 + second;
+    Some(Timestamp::from_millis(seconds * 1_000 + millis))
 }
 
 /// A time as a filter may name it, for the API: as [`parse_utc`] reads it, or how long ago (`15 min`, `2 h`, `3 d`). Empty
@@ -249,6 +241,7 @@ mod tests {
     #[case("1969-12-31T23:59:59.999Z", Some(-1))]
     #[case("2024-02-29", Some(1_709_164_800_000))]
     #[case("2024-13-01T00:00", None)]
+    #[case("2023-02-29T00:00", None)]
     #[case("yesterday", None)]
     #[case("", None)]
     fn times_are_read(#[case] text: &str, #[case] millis: Option<i64>) {
