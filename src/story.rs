@@ -58,6 +58,15 @@ pub enum Found {
     Nothing,
 }
 
+/// Who wants something done.
+#[derive(Debug, Clone)]
+pub struct Operator {
+    /// The name of an API key: it goes on record.
+    pub name: String,
+    /// The only tenant whose deliveries they may touch; all where `None`.
+    pub tenant: Option<String>,
+}
+
 /// What became of an operator's wish.
 #[derive(Debug, Clone)]
 pub enum Wish {
@@ -178,33 +187,32 @@ impl Stories {
         self.delivery_story(&row, &steering).await.map(Some)
     }
 
-    /// Lets a delivery go out again now, under the same idempotency key, whatever became of it. `tenant`: the only one
-    /// whose deliveries may be touched.
+    /// Lets a delivery go out again now, under the same idempotency key, whatever became of it.
     ///
     /// # Errors
     /// [`LedgerError::Unavailable`]: it may still happen.
-    pub async fn retry(&self, id: DeliveryId, tenant: Option<&str>) -> Result<Wish> {
-        let (stories, tenant) = (self.clone(), tenant.map(str::to_owned));
-        finish(async move { stories.retry_now(id, tenant.as_deref()).await }).await
+    pub async fn retry(&self, id: DeliveryId, operator: Operator) -> Result<Wish> {
+        let stories = self.clone();
+        finish(async move { stories.retry_now(id, &operator).await }).await
     }
 
     /// Takes a delivery that waits out of the queue, for good.
     ///
     /// # Errors
     /// [`LedgerError::Unavailable`]: it may still happen.
-    pub async fn cancel(&self, id: DeliveryId, tenant: Option<&str>) -> Result<Wish> {
-        let (stories, tenant) = (self.clone(), tenant.map(str::to_owned));
-        finish(async move { stories.cancel_now(id, tenant.as_deref()).await }).await
+    pub async fn cancel(&self, id: DeliveryId, operator: Operator) -> Result<Wish> {
+        let stories = self.clone();
+        finish(async move { stories.cancel_now(id, &operator).await }).await
     }
 
-    async fn retry_now(&self, id: DeliveryId, tenant: Option<&str>) -> Result<Wish> {
-        let Some(row) = self.own(id, tenant).await? else { return Ok(Wish::Nothing) };
+    async fn retry_now(&self, id: DeliveryId, operator: &Operator) -> Result<Wish> {
+        let Some(row) = self.own(id, operator.tenant.as_deref()).await? else { return Ok(Wish::Nothing) };
         if let (Destination::Endpoint { id }, Standing::Done(_)) = (&destination(&row), &row.standing)
             && let Some(words) = self.unreachable(id)
         {
             return Ok(Wish::Refused("endpoint_unavailable", words));
         }
-        match self.ledger.retry(&row).await? {
+        match self.ledger.retry(&row, &operator.name).await? {
             Steered::Done => self.granted(id).await,
             // That is what was asked for.
             Steered::InFlight(_) => self.granted(id).await,
@@ -212,8 +220,8 @@ impl Stories {
         }
     }
 
-    async fn cancel_now(&self, id: DeliveryId, tenant: Option<&str>) -> Result<Wish> {
-        let Some(row) = self.own(id, tenant).await? else { return Ok(Wish::Nothing) };
+    async fn cancel_now(&self, id: DeliveryId, operator: &Operator) -> Result<Wish> {
+        let Some(row) = self.own(id, operator.tenant.as_deref()).await? else { return Ok(Wish::Nothing) };
         if let Standing::Done(done) = &row.standing {
             let words = format!("this delivery is {} already", done.state);
             return Ok(Wish::Refused("delivery_done", words));
@@ -224,7 +232,7 @@ impl Stories {
             (Some(dispatcher), Some(lane)) => dispatcher.take_back(&lane, id),
             _ => None,
         };
-        match self.ledger.cancel(&row, held.as_ref()).await? {
+        match self.ledger.cancel(&row, held.as_ref(), &operator.name).await? {
             Steered::Done => self.granted(id).await,
             Steered::InFlight(left) => {
                 let left = left.map_or(String::new(), |left| {

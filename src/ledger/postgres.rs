@@ -39,6 +39,7 @@ const MIGRATIONS: Migrations = &[
     (8, "watching", include_str!("../../migrations/postgres/0008_watching.sql")),
     (9, "replays", include_str!("../../migrations/postgres/0009_replays.sql")),
     (10, "console", include_str!("../../migrations/postgres/0010_console.sql")),
+    (11, "steered_by", include_str!("../../migrations/postgres/0011_steered_by.sql")),
 ];
 const CONNECTIONS: u32 = 8;
 /// Every statement of ours has an index to go by. A plan that is kept from when a table was small, or a guess from old

@@ -50,6 +50,7 @@ const MIGRATIONS: Migrations = &[
     (8, "watching", include_str!("../../migrations/sqlite/0008_watching.sql")),
     (9, "replays", include_str!("../../migrations/sqlite/0009_replays.sql")),
     (10, "console", include_str!("../../migrations/sqlite/0010_console.sql")),
+    (11, "steered_by", include_str!("../../migrations/sqlite/0011_steered_by.sql")),
 ];
 
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

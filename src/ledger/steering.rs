@@ -42,14 +42,17 @@ pub(super) struct Requeue {
     pub failures: u32,
     pub uncertain: bool,
     pub at: Timestamp,
+    /// Who wants it: the name of a key.
+    pub by: String,
 }
 
 impl Ledger {
-    /// Lets a delivery go out again at once, under the same key: one that is done, or that waits for its time.
+    /// Lets a delivery go out again at once, under the same key: one that is done, or that waits for its time. `by`: who
+    /// wants it, the name of a key.
     ///
     /// # Errors
     /// [`super::LedgerError::Unavailable`]: it may still happen.
-    pub async fn retry(&self, row: &DeliveryRow) -> Result<Steered> {
+    pub async fn retry(&self, row: &DeliveryRow, by: &str) -> Result<Steered> {
         let Some(lane) = self.lane_by_id(row.id.lane).await? else { return Ok(Steered::Changed) };
         let steered = match &row.standing {
             Standing::Waiting(waiting) => {
@@ -65,22 +68,23 @@ impl Ledger {
                 }
                 self.steer_waiting(row, &lane, waiting, next).await?
             }
-            Standing::Done(done) => self.requeue(row, &lane, done).await?,
+            Standing::Done(done) => self.requeue(row, &lane, done, by).await?,
         };
         if steered == Steered::Done {
             if let Standing::Waiting(_) = row.standing {
-                self.shared.database.note_steering(row.id, "retry", self.shared.clock.now()).await?;
+                self.shared.database.note_steering(row.id, "retry", by, self.shared.clock.now()).await?;
             }
             self.wake_all(&lane, row.received_at);
         }
         Ok(steered)
     }
 
-    /// Takes a delivery that waits out of the queue, for good. `held`: this process has claimed it, and gives that up.
+    /// Takes a delivery that waits out of the queue, for good. `held`: this process has claimed it, and gives that up. `by`:
+    /// see [`Self::retry`].
     ///
     /// # Errors
     /// [`super::LedgerError::Unavailable`]: it may still happen.
-    pub async fn cancel(&self, row: &DeliveryRow, held: Option<&Delivery>) -> Result<Steered> {
+    pub async fn cancel(&self, row: &DeliveryRow, held: Option<&Delivery>, by: &str) -> Result<Steered> {
         let Some(lane) = self.lane_by_id(row.id.lane).await? else { return Ok(Steered::Changed) };
         let Standing::Waiting(waiting) = &row.standing else { return Ok(Steered::Changed) };
         let next = NextState::Canceled { reason: CancelReason::Operator };
@@ -93,7 +97,7 @@ impl Ledger {
             None => self.steer_waiting(row, &lane, waiting, next).await?,
         };
         if steered == Steered::Done {
-            self.shared.database.note_steering(row.id, "cancel", self.shared.clock.now()).await?;
+            self.shared.database.note_steering(row.id, "cancel", by, self.shared.clock.now()).await?;
         }
         Ok(steered)
     }
@@ -153,7 +157,7 @@ impl Ledger {
         Ok(if is_so { Steered::Done } else { Steered::Changed })
     }
 
-    async fn requeue(&self, row: &DeliveryRow, lane: &Lane, done: &Done) -> Result<Steered> {
+    async fn requeue(&self, row: &DeliveryRow, lane: &Lane, done: &Done, by: &str) -> Result<Steered> {
         let requeue = Requeue {
             id: row.id,
             attempt: done.attempt,
@@ -161,6 +165,7 @@ impl Ledger {
             failures: 1,
             uncertain: done.dispatch_unconfirmed || (done.state == "dead" && done.failures > 0),
             at: self.shared.clock.now(),
+            by: by.to_owned(),
         };
         if !self.shared.database.requeue(&requeue).await? {
             return Ok(Steered::Changed);
@@ -197,14 +202,15 @@ impl Database {
             // First of all a write: whoever comes second waits here, and finds nothing.
             sqlx::query(
                 "INSERT INTO steering (event, lane, at, action, was_state, was_at, was_latency_ms, was_status,
-                                       was_remote_id, was_reason)
-                 SELECT event, lane, $3, 'retry', state, at, latency_ms, status, remote_id, reason
+                                       was_remote_id, was_reason, steered_by)
+                 SELECT event, lane, $3, 'retry', state, at, latency_ms, status, remote_id, reason, $4
                  FROM outcome WHERE event = $1 AND lane = $2
                  ON CONFLICT (event, lane, at, action) DO NOTHING",
             )
             .bind(again.id.event.0)
             .bind(again.id.lane.0)
             .bind(again.at.as_millis())
+            .bind(&again.by)
             .execute(&mut *transaction)
             .await?;
             let gone = sqlx::query("DELETE FROM outcome WHERE event = $1 AND lane = $2 AND attempts = $3")
@@ -232,16 +238,17 @@ impl Database {
         Ok(true)
     }
 
-    async fn note_steering(&self, id: DeliveryId, action: &str, at: Timestamp) -> Result<()> {
+    async fn note_steering(&self, id: DeliveryId, action: &str, by: &str, at: Timestamp) -> Result<()> {
         on!(self, writes, pool => {
             sqlx::query(
-                "INSERT INTO steering (event, lane, at, action) VALUES ($1, $2, $3, $4)
+                "INSERT INTO steering (event, lane, at, action, steered_by) VALUES ($1, $2, $3, $4, $5)
                  ON CONFLICT (event, lane, at, action) DO NOTHING",
             )
             .bind(id.event.0)
             .bind(id.lane.0)
             .bind(at.as_millis())
             .bind(action)
+            .bind(by)
             .execute(pool)
             .await?;
         });

@@ -191,6 +191,8 @@ pub struct SteeringRecord {
     pub at: Timestamp,
     /// `retry`, `cancel` or `replay`.
     pub action: String,
+    /// Who wanted it: the name of an API key; null where that is not known.
+    pub by: Option<String>,
     /// The state that a retry or a replay took back; null where it waited.
     pub was: Option<String>,
 }
@@ -334,6 +336,7 @@ impl Stories {
         let steering = own().map(|row| SteeringRecord {
             at: row.at,
             action: row.action.clone(),
+            by: row.by.clone(),
             was: row.was.as_ref().map(|done| done.state.clone()),
         });
         Ok(DeliveryStory { delivery: self.summary(row), attempts, steering: steering.collect(), waits_for })

@@ -129,7 +129,8 @@ fn timeline(delivery: &Value) -> Vec<String> {
     }
     for step in delivery["steering"].as_array().into_iter().flatten() {
         let was = step["was"].as_str().map_or(String::new(), |was| format!(" (it was {})", plain(was)));
-        steps.push((text(step, "at"), vec![format!("{} by an operator{was}", text(step, "action"))]));
+        let by = step["by"].as_str().map_or("an operator".to_owned(), plain);
+        steps.push((text(step, "at"), vec![format!("{} by {by}{was}", text(step, "action"))]));
     }
     // RFC 3339 in UTC sorts as text.
     steps.sort_by(|one, other| one.0.cmp(&other.0));

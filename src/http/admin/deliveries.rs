@@ -18,7 +18,7 @@ use crate::http::openapi::Problems;
 use crate::http::problem::Problem;
 use crate::http::state::HttpState;
 use crate::ledger::{DeliveryCursor, DeliveryFilter, DeliveryState, LedgerError};
-use crate::story::{DeliveryPage, DeliveryStory, Wish};
+use crate::story::{DeliveryPage, DeliveryStory, Operator, Wish};
 
 /// Which deliveries.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -111,7 +111,7 @@ pub(super) async fn retry_delivery(
     Path(id): Path<String>,
 ) -> Result<Response, Problem> {
     caller.require(Scope::Admin)?;
-    answer(&state, &id, state.stories().retry(number(&id)?, caller.tenant.as_deref()).await)
+    answer(&state, &id, state.stories().retry(number(&id)?, operator(caller)).await)
 }
 
 /// Takes a delivery that waits out of the queue, for good: it ends as canceled. 409 while it is being sent.
@@ -124,7 +124,11 @@ pub(super) async fn cancel_delivery(
     Path(id): Path<String>,
 ) -> Result<Response, Problem> {
     caller.require(Scope::Admin)?;
-    answer(&state, &id, state.stories().cancel(number(&id)?, caller.tenant.as_deref()).await)
+    answer(&state, &id, state.stories().cancel(number(&id)?, operator(caller)).await)
+}
+
+fn operator(caller: Caller) -> Operator {
+    Operator { name: caller.name, tenant: caller.tenant }
 }
 
 fn answer(state: &HttpState, id: &str, wish: Result<Wish, LedgerError>) -> Result<Response, Problem> {

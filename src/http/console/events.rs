@@ -257,6 +257,13 @@ impl Attempt {
 struct Steering {
     at: At,
     action: String,
+    by: Option<String>,
+}
+
+impl Steering {
+    fn who(&self) -> &str {
+        self.by.as_deref().unwrap_or("an operator")
+    }
 }
 
 #[derive(Debug, Deserialize)]

@@ -47,6 +47,8 @@ pub struct SteeringRow {
     pub at: Timestamp,
     /// `retry`, `cancel` or `replay`.
     pub action: String,
+    /// Who wanted it: the name of a key. `None` of what was done before that was written down.
+    pub by: Option<String>,
     /// The outcome that a retry or a replay took back.
     pub was: Option<Done>,
 }
@@ -82,8 +84,18 @@ type AttemptTuple = (i64, i64, i64, Option<i64>, String, String, Option<i64>);
 /// duplicates, last_duplicate_at, conflicts, last_conflict_at, conflict_type
 type RepeatTuple = (i64, Option<i64>, i64, Option<i64>, Option<String>);
 /// lane, at, action, and the outcome before: state, at, latency_ms, status, remote_id, reason
-type SteeringTuple =
-    (i64, i64, String, Option<String>, Option<i64>, Option<i64>, Option<i64>, Option<String>, Option<String>);
+type SteeringTuple = (
+    i64,
+    i64,
+    String,
+    Option<String>,
+    Option<i64>,
+    Option<i64>,
+    Option<i64>,
+    Option<String>,
+    Option<String>,
+    Option<String>,
+);
 /// event, lane, destination, state, at, attempts, failures, latency_ms, status, remote_id, dispatch_unconfirmed, reason
 pub(super) type DoneTuple =
     (i64, i64, String, String, i64, i64, i64, i64, Option<i64>, Option<String>, i64, Option<String>);
@@ -222,9 +234,11 @@ impl Ledger {
     pub async fn steering_of(&self, event: EventSeq) -> Result<Vec<(LaneId, SteeringRow)>> {
         let rows: Vec<SteeringTuple> = on!(&self.shared.database, reads, pool => {
             sqlx::query_as(
-                "SELECT lane, at, action, was_state, was_at, was_latency_ms, was_status, was_remote_id, was_reason
+                "SELECT lane, at, action, was_state, was_at, was_latency_ms, was_status, was_remote_id, was_reason,
+                        steered_by
                  FROM steering WHERE event = $1
-                 UNION ALL SELECT lane, replayed_at, 'replay', state, at, latency_ms, status, remote_id, reason
+                 UNION ALL SELECT lane, replayed_at, 'replay', state, at, latency_ms, status, remote_id, reason,
+                        (SELECT started_by FROM replay WHERE replay.id = earlier_outcome.replay)
                  FROM earlier_outcome WHERE event = $1
                  ORDER BY 2 LIMIT 1000",
             )
@@ -232,20 +246,21 @@ impl Ledger {
             .fetch_all(pool)
             .await?
         });
-        let row = |(lane, at, action, state, was_at, latency, status, remote_id, reason): SteeringTuple| {
-            let was = state.map(|state| Done {
-                state,
-                at: Timestamp::from_millis(was_at.unwrap_or_default()),
-                attempt: 0,
-                failures: 0,
-                latency_ms: latency.unwrap_or_default(),
-                status,
-                remote_id,
-                dispatch_unconfirmed: false,
-                reason,
-            });
-            (LaneId(lane), SteeringRow { at: Timestamp::from_millis(at), action, was })
-        };
+        let row =
+            |(lane, at, action, state, was_at, latency, status, remote_id, reason, by): SteeringTuple| {
+                let was = state.map(|state| Done {
+                    state,
+                    at: Timestamp::from_millis(was_at.unwrap_or_default()),
+                    attempt: 0,
+                    failures: 0,
+                    latency_ms: latency.unwrap_or_default(),
+                    status,
+                    remote_id,
+                    dispatch_unconfirmed: false,
+                    reason,
+                });
+                (LaneId(lane), SteeringRow { at: Timestamp::from_millis(at), action, by, was })
+            };
         Ok(rows.into_iter().map(row).collect())
     }
 }

@@ -41,7 +41,7 @@ async fn from_the_command_line(database: TestDatabase) {
     let (code, text) = posthaste(&relay, &["replay", "show", id]).await;
     assert!(code == 0 && text.contains("completed"), "{text}");
     let (code, text) = posthaste(&relay, &["explain", "acme", "e1"]).await;
-    assert!(code == 0 && text.contains("replay by an operator (it was delivered)"), "{text}");
+    assert!(code == 0 && text.contains("replay by administrator (it was delivered)"), "{text}");
     let (code, text) = posthaste(&relay, &["replay", "cancel", id]).await;
     assert!(code == 1 && text.contains("the replay is completed"), "{text}");
     let (code, text) = posthaste(&relay, &["replay", "--event", "e1"]).await;

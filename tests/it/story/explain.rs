@@ -152,7 +152,7 @@ async fn a_backoff_is_named(database: TestDatabase) {
     place.until("acme", "1", "delivered").await;
     let told = place.explains("acme", "1", "delivered").await;
     assert!(
-        told.contains("retry by an operator") && told.contains("attempt 2: delivered (status 204)"),
+        told.contains("retry by administrator") && told.contains("attempt 2: delivered (status 204)"),
         "{told}"
     );
     assert_eq!(conclusion(&told), format!("It reached globex ({}).", place.endpoint));

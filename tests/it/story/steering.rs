@@ -47,6 +47,7 @@ async fn what_is_done_goes_out_again_under_the_same_key(database: TestDatabase) 
     let steering = story["deliveries"][0]["steering"].as_array().expect("steering");
     let was: Vec<_> = steering.iter().map(|step| step["was"].as_str()).collect();
     assert_eq!(was, [Some("dead"), Some("delivered")]);
+    assert!(steering.iter().all(|step| step["by"] == "administrator"), "{steering:?}");
     let requests = place.partner.requests();
     assert!(requests.iter().all(|request| request.header("webhook-id") == requests[0].header("webhook-id")));
     assert_eq!(place.relay.app().ledger().waiting(), 0);
@@ -140,19 +141,19 @@ async fn a_claim_keeps_operators_out_until_it_ends(database: TestDatabase) {
     }];
     let claimed = ledger.claim(&claims).await.expect("claimed").0.remove(0).deliveries;
     assert_eq!(claimed.len(), 2);
-    let steered = other.cancel(&row(&other, "a").await, None).await.expect("an answer");
+    let steered = other.cancel(&row(&other, "a").await, None, "ops").await.expect("an answer");
     assert!(
         matches!(steered, Steered::InFlight(Some(left)) if left <= Duration::from_secs(60)),
         "{steered:?}"
     );
     // Given back, it is anybody's.
     ledger.release(&claimed[..1]).await.expect("released");
-    assert_eq!(other.cancel(&row(&other, "a").await, None).await.expect("an answer"), Steered::Done);
+    assert_eq!(other.cancel(&row(&other, "a").await, None, "ops").await.expect("an answer"), Steered::Done);
     let Standing::Done(done) = row(&ledger, "a").await.standing else { panic!("it is done") };
     assert_eq!((done.state.as_str(), done.reason.as_deref()), ("canceled", Some("operator")));
     // A claim that has run out is overruled, and its late word counts for nothing.
     database.let_leases_age(Duration::from_secs(61), &clock).await;
-    assert_eq!(other.cancel(&row(&other, "b").await, None).await.expect("an answer"), Steered::Done);
+    assert_eq!(other.cancel(&row(&other, "b").await, None, "ops").await.expect("an answer"), Steered::Done);
     let delivered = posthaste::domain::delivery::Outcome::Delivered {
         status: 202,
         remote_id: None,
@@ -163,7 +164,10 @@ async fn a_claim_keeps_operators_out_until_it_ends(database: TestDatabase) {
     ledger.accept(Vec::new(), true, None).await.expect("committed");
     let Standing::Done(done) = row(&ledger, "b").await.standing else { panic!("it is done") };
     assert_eq!(done.state, "canceled");
-    assert_eq!(other.cancel(&row(&other, "b").await, None).await.expect("an answer"), Steered::Changed);
+    assert_eq!(
+        other.cancel(&row(&other, "b").await, None, "ops").await.expect("an answer"),
+        Steered::Changed
+    );
     let progress = ledger.database().progress().await.expect("an account");
     assert_eq!((progress.pending, progress.done["canceled"]), (0, 2));
 }
