@@ -100,9 +100,6 @@ impl Shared {
     }
 
     async fn succeeded(&self, id: &Arc<str>) -> Result<(), LedgerError> {
-        if self.failing_since(id).is_none() {
-            return Ok(());
-        }
         self.failing().insert(id.clone(), None);
         self.ledger.database().set_failing_since(id, None).await.map(drop)
     }
@@ -204,12 +201,15 @@ impl Shared {
 impl Observer for Keeper {
     async fn observe(&self, delivery: &Delivery, outcome: &Outcome) {
         let Destination::Endpoint { id } = &*delivery.lane.destination else { return };
+        // What is rare is boxed: see `SvixSender::send`.
         let kept = match outcome {
-            Outcome::Delivered { .. } => self.shared.succeeded(id).await,
-            Outcome::Rejected(DeadReason::Gone, failure) => {
-                self.shared.disable(id, DisableReason::Gone, &failure.detail).await
+            Outcome::Delivered { .. } if self.shared.failing_since(id).is_some() => {
+                Box::pin(self.shared.succeeded(id)).await
             }
-            Outcome::Failed(_) => self.shared.failed(id).await,
+            Outcome::Rejected(DeadReason::Gone, failure) => {
+                Box::pin(self.shared.disable(id, DisableReason::Gone, &failure.detail)).await
+            }
+            Outcome::Failed(_) => Box::pin(self.shared.failed(id)).await,
             _ => Ok(()),
         };
         if let Err(error) = kept {

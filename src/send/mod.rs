@@ -66,13 +66,14 @@ pub enum TestError {
 impl Senders {
     async fn send_on(&self, delivery: &Delivery, trace: Option<&TraceContext>) -> Outcome {
         match (&*delivery.lane.destination, &self.svix) {
-            (Destination::Svix { app }, Some(svix)) => svix.send(delivery, app, trace).await,
+            // Each in a box of its own size.
+            (Destination::Svix { app }, Some(svix)) => Box::pin(svix.send(delivery, app, trace)).await,
             (Destination::Svix { .. }, None) => Outcome::Unauthorized(Failure::transport(
                 "not_configured",
                 "no Svix token is configured",
                 false,
             )),
-            (Destination::Endpoint { id }, _) => self.direct.send(delivery, id, trace).await,
+            (Destination::Endpoint { id }, _) => Box::pin(self.direct.send(delivery, id, trace)).await,
         }
     }
 

@@ -9,6 +9,7 @@ pub mod portal;
 
 use std::collections::HashSet;
 use std::fmt;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -277,14 +278,15 @@ impl SvixSender {
             .body(Full::new(body))
             .map_err(|error| rejected(Failure::transport("bad_request", error, false)))?;
         super::add_trace(request.headers_mut(), message.trace);
-        let exchange = async {
+        // In its place: a time-out would move it.
+        let exchange = pin!(async {
             let response = self.http.request(request).await.map_err(|error| transport_failure(&error))?;
             let (head, body) = response.into_parts();
             // The head tells; a body that does not come in full is only without words.
             let body = Limited::new(body, ANSWER_LIMIT_BYTES).collect().await;
             let body = body.map(http_body_util::Collected::to_bytes).unwrap_or_default();
             Ok(Answer { status: head.status, headers: head.headers, body })
-        };
+        });
         tokio::time::timeout(self.options.timeout, exchange).await.unwrap_or_else(|_| {
             let detail = format!("no answer within {} ms", self.options.timeout.as_millis());
             Err(Outcome::Failed(Failure::transport("timeout", detail, true)))

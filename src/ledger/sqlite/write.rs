@@ -1,6 +1,6 @@
 //! What a commit writes: one statement for many rows.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use sqlx::sqlite::SqliteArguments;
 use sqlx::{Arguments as _, AssertSqlSafe, Encode, Sqlite, SqliteConnection, Type};
@@ -133,6 +133,12 @@ impl Values {
         self.0.add(value).map_err(sqlx::Error::Encode)?;
         Ok(self)
     }
+
+    /// A text. Shared with the connection's thread, it is one piece of memory; a `&str` would become two.
+    fn text(&mut self, text: &str) -> sqlx::Result<&mut Self> {
+        static EMPTY: LazyLock<Arc<str>> = LazyLock::new(Arc::default);
+        self.add(if text.is_empty() { Arc::clone(&EMPTY) } else { text.into() })
+    }
 }
 
 /// Writes a plan's rows; false where some of its keys are taken.
@@ -140,7 +146,7 @@ pub(super) async fn insert_plan(connection: &mut SqliteConnection, plan: &Plan<'
     let keys: Vec<_> = plan.sorted().collect();
     let written = EVENT_KEYS.write(connection, &keys, |values, insert| {
         let identity = &insert.new.event.identity;
-        values.add(identity.tenant.clone())?.add(&*identity.source)?.add(&*identity.id)?;
+        values.add(identity.tenant.clone())?.text(&identity.source)?.text(&identity.id)?;
         values.add(&insert.new.event.fingerprint.0[..])?.add(insert.seq.0).map(drop)
     });
     if written.await? < keys.len() as u64 {
@@ -162,8 +168,8 @@ pub(super) async fn insert_plan(connection: &mut SqliteConnection, plan: &Plan<'
     let written = events.write(connection, &plan.inserts, |values, insert| {
         let event = &insert.new.event;
         let (start, end) = rows::range_columns(event.data.as_ref());
-        values.add(insert.seq.0)?.add(event.identity.tenant.clone())?.add(&*event.identity.source)?;
-        values.add(&*event.identity.id)?.add(&*event.event_type)?.add(plan.now.as_millis())?;
+        values.add(insert.seq.0)?.add(event.identity.tenant.clone())?.text(&event.identity.source)?;
+        values.text(&event.identity.id)?.text(&event.event_type)?.add(plan.now.as_millis())?;
         values.add(rows::count(insert.new.lanes.len()))?.add(&event.body[..])?.add(start)?.add(end)?;
         if traced {
             values.add(event.trace.as_ref().map(ToString::to_string))?;
@@ -205,7 +211,7 @@ pub(super) async fn settle_rows(
     let (delivered, done): (Vec<_>, Vec<_>) = done.partition(OutcomeColumns::is_delivered);
     let written = DELIVERED.write(connection, &delivered, |values, row| {
         values.add(row.event)?.add(row.lane)?.add(row.at)?.add(row.attempts)?.add(row.failures)?;
-        values.add(row.latency_ms)?.add(row.status)?.add(row.remote_id.as_deref())?;
+        values.add(row.latency_ms)?.add(row.status)?.add(row.remote_id.as_deref().map(Arc::<str>::from))?;
         values.add(row.dispatch_unconfirmed).map(drop)
     });
     written.await?;
