@@ -33,7 +33,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
+use sqlx::migrate::{Migrate, MigrateError, Migration, MigrationType, Migrator};
 use tokio::sync::oneshot;
 
 use self::backlog::Backlog;
@@ -70,6 +70,7 @@ use crate::domain::delivery::{Class, Delivery, DeliveryId, Settlement};
 use crate::domain::event::Identity;
 use crate::domain::scheduler::{LaneClaim, Permit, Remaining};
 use crate::domain::tenant::Lane;
+use crate::failpoint::failpoint;
 use crate::telemetry::CommitMetrics;
 
 /// Why the ledger could not do what it was asked.
@@ -504,6 +505,20 @@ fn migrator(migrations: Migrations) -> Migrator {
         Migration::new(*version, (*name).into(), MigrationType::Simple, text, false)
     });
     Migrator::with_migrations(migrations.collect())
+}
+
+/// Brings the schema to this version's.
+async fn migrate(connection: &mut impl Migrate, migrations: Migrations) -> Result<()> {
+    let migrator = migrator(migrations);
+    let last = migrations.last().map_or(0, |(version, ..)| *version);
+    // With failpoints there is a stop after each, where one may be killed.
+    let stops = migrations.iter().map(|(version, ..)| *version);
+    for stop in stops.filter(|stop| cfg!(feature = "failpoints") || *stop == last) {
+        let migrated = migrator.run_direct(Some(stop), connection, false).await;
+        migrated.map_err(|error| migration_error(error, migrations))?;
+        failpoint!("migrated");
+    }
+    Ok(())
 }
 
 /// Why a migration failed, in the operator's words.
