@@ -514,23 +514,21 @@ async fn migrate(connection: &mut impl Migrate, migrations: Migrations) -> Resul
     // With failpoints there is a stop after each, where one may be killed.
     let stops = migrations.iter().map(|(version, ..)| *version);
     for stop in stops.filter(|stop| cfg!(feature = "failpoints") || *stop == last) {
-        let migrated = migrator.run_direct(Some(stop), connection, false).await;
-        migrated.map_err(|error| migration_error(error, migrations))?;
+        match migrator.run_direct(Some(stop), connection, false).await {
+            Ok(()) => {}
+            Err(MigrateError::VersionMissing(first)) => {
+                // It names the first that is not known here; the schema is at the last.
+                let applied = connection.list_applied_migrations(&migrator.table_name).await;
+                let versions = applied.unwrap_or_default().into_iter().map(|applied| applied.version);
+                let theirs = versions.max().unwrap_or(first);
+                return Err(LedgerError::Refused(format!(
+                    "the ledger was written by a newer version: its schema is at {theirs}, this version knows up to \
+                     {last}; run that version, or restore a backup"
+                )));
+            }
+            Err(error) => return Err(LedgerError::Unavailable(format!("migration failed: {error}"))),
+        }
         failpoint!("migrated");
     }
     Ok(())
-}
-
-/// Why a migration failed, in the operator's words.
-fn migration_error(error: MigrateError, migrations: Migrations) -> LedgerError {
-    match error {
-        MigrateError::VersionMissing(version) => {
-            let ours = migrations.last().map_or(0, |(version, ..)| *version);
-            LedgerError::Refused(format!(
-                "the ledger was written by a newer version: its schema is at {version}, this version knows up to \
-                 {ours}; run that version, or restore a backup"
-            ))
-        }
-        other => LedgerError::Unavailable(format!("migration failed: {other}")),
-    }
 }

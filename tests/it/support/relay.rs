@@ -199,12 +199,17 @@ impl RelayProcess {
         assert!(status.expect("kill runs").success());
     }
 
-    /// Waits for its end; the exit code (-1: a signal ended it), or `None` where it is still there after `patience`.
+    /// Waits for its end; the exit code, or `None` where it is still there after `patience`.
     pub async fn ended(&mut self, patience: Duration) -> Option<i32> {
+        self.exit_status(patience).await.map(|status| status.code().unwrap_or(-1))
+    }
+
+    /// Waits for its end; how it ended, or `None` where it is still there after `patience`.
+    pub async fn exit_status(&mut self, patience: Duration) -> Option<ExitStatus> {
         let deadline = tokio::time::Instant::now() + patience;
         while tokio::time::Instant::now() < deadline {
             if let Some(status) = self.child.try_wait().expect("a child") {
-                return Some(status.code().unwrap_or(-1));
+                return Some(status);
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
