@@ -14,7 +14,7 @@ use super::kill::{Figures, PER_BATCH, Scene, random};
 use super::upgrade::{OldLedger, latest, migrate};
 use super::{sized, tell};
 use crate::support::partners::call;
-use crate::support::{RelayProcess, TestDatabase, eventually};
+use crate::support::{RelayProcess, TestDatabase};
 
 const VARIABLE: &str = "POSTHASTE_FAILPOINT";
 /// Batches in a round.
@@ -167,11 +167,8 @@ async fn replay_until_it_ends(database: TestDatabase, place: &str) {
     scene.add(BATCHES * rounds);
     let relay = scene.start(&[]);
     scene.produce(&relay).await;
-    let (events, delivered) = (BATCHES * rounds * PER_BATCH, "SELECT COUNT(*) FROM outcome");
-    eventually("all is delivered", async || {
-        (scene.count(delivered).await == 2 * events).then_some(())
-    })
-    .await;
+    let events = BATCHES * rounds * PER_BATCH;
+    scene.delivered(events).await;
     let filter = json!({ "partner": "partner", "states": ["delivered"] });
     let wish = json!({ "filter": filter, "pace": 1_000 });
     relay.kill();
@@ -201,7 +198,11 @@ async fn replay_until_it_ends(database: TestDatabase, place: &str) {
     };
     assert_eq!((&replay["queued"], &replay["waiting"]), (&json!(events), &json!(0)), "{replay}");
     assert_eq!(scene.count("SELECT COUNT(*) FROM earlier_outcome").await, events, "each was put back");
-    assert_eq!(scene.count("SELECT COUNT(*) FROM earlier_outcome WHERE number > 1").await, 0, "and none twice");
+    assert_eq!(
+        scene.count("SELECT COUNT(*) FROM earlier_outcome WHERE number > 1").await,
+        0,
+        "and none twice"
+    );
     relay.kill();
     let figures = scene.reconcile().await;
     let (svix, partner) = figures.second_sends;
@@ -227,7 +228,10 @@ async fn between_two_migrations(database: TestDatabase) {
     assert!(migrate(&database, &[]).status.success(), "the next one finds nothing to do");
     old.assert_kept(&database).await;
     let delivered = old.deliver(&database).await;
-    tell("migrated", format!("{}: {ends} ends, all rows kept, {delivered} deliveries went out", kind(&database)));
+    tell(
+        "migrated",
+        format!("{}: {ends} ends, all rows kept, {delivered} deliveries went out", kind(&database)),
+    );
 }
 
 /// Anywhere in a statement of a migration, further in every round until one gets through.
@@ -238,7 +242,7 @@ async fn within_a_migration() {
         let database = TestDatabase::sqlite();
         let old = OldLedger::at(&database, 1).await;
         let (mut random, mut ends, mut nth) = (random(), 0, 1);
-        let step = sized(400, 40);
+        let step = sized(50, 6);
         loop {
             let status = migrate(&database, &[(VARIABLE, &format!("migrating:{nth}"))]).status;
             if status.success() {

@@ -19,6 +19,7 @@ pub const PER_BATCH: usize = 50;
 const SEED: &str = "POSTHASTE_CHAOS_SEED";
 /// Longest that what is left takes at the end.
 const PATIENCE: Duration = Duration::from_secs(90);
+const LONG_PATIENCE: Duration = Duration::from_secs(900);
 
 /// A seed of this run's own, or the one that is to be run again; printed, for a run that fails.
 pub fn random() -> Random {
@@ -112,18 +113,11 @@ impl Scene {
         self.produce(&relay).await;
         assert_eq!(self.acknowledged.lock().unwrap().len(), self.batches, "all is acknowledged in the end");
         let events = self.batches * PER_BATCH;
-        let deadline = tokio::time::Instant::now() + PATIENCE;
-        let settled = loop {
-            let settled = self.count("SELECT COUNT(*) FROM outcome WHERE state = 'delivered'").await;
-            if settled == 2 * events || tokio::time::Instant::now() >= deadline {
-                break settled;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        };
-        assert_eq!(settled, 2 * events, "every event is delivered to both");
+        self.delivered(events).await;
         // Time for a double to show: the longest that a claim of a dead process holds.
         tokio::time::sleep(Duration::from_millis(2_500)).await;
-        for (table, rows) in [("queue", 0), ("outcome", 2 * events), ("event", events), ("event_key", events)] {
+        for (table, rows) in [("queue", 0), ("outcome", 2 * events), ("event", events), ("event_key", events)]
+        {
             assert_eq!(self.count(&format!("SELECT COUNT(*) FROM {table}")).await, rows, "{table}");
         }
         let all: HashSet<String> = (0..events).map(|n| format!("evt_{n}")).collect();
@@ -131,6 +125,19 @@ impl Scene {
         let second_sends = (self.once_at_svix(&all), self.under_one_id_at_the_partner(&all));
         relay.kill();
         Figures { events, second_sends }
+    }
+
+    /// Waits until so many events are delivered to both.
+    pub async fn delivered(&self, events: usize) {
+        let deadline = tokio::time::Instant::now() + sized(PATIENCE, LONG_PATIENCE);
+        loop {
+            let delivered = self.count("SELECT COUNT(*) FROM outcome WHERE state = 'delivered'").await;
+            if delivered == 2 * events {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{delivered} of {} are delivered", 2 * events);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 
     /// Every event as one message, under one key, with its own bytes; how many requests there were beyond those.

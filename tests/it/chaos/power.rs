@@ -12,7 +12,8 @@ use super::{sized, tell};
 use crate::support::{HttpClient, RelayProcess, TestDatabase, bounded, mock_svix, side_by_side};
 
 const STRACE: &str = "POSTHASTE_TEST_STRACE";
-const MISSING: &str = "no strace to test with: run ./scripts/test, which installs it, or name it in POSTHASTE_TEST_STRACE";
+const MISSING: &str =
+    "no strace to test with: run ./scripts/test, which installs it, or name it in POSTHASTE_TEST_STRACE";
 const CALLS: &str =
     "trace=read,readv,recvfrom,recvmsg,write,writev,sendto,sendmsg,pwrite64,pwritev,fsync,fdatasync";
 
@@ -33,7 +34,9 @@ impl Call {
     }
 
     fn is_sync_of(&self, ending: &str) -> bool {
-        matches!(self.name.as_str(), "fsync" | "fdatasync") && self.is_on(ending) && self.text.ends_with("= 0")
+        matches!(self.name.as_str(), "fsync" | "fdatasync")
+            && self.is_on(ending)
+            && self.text.ends_with("= 0")
     }
 
     fn is_write_of(&self, ending: &str) -> bool {
@@ -84,9 +87,11 @@ fn calls(trace: &str) -> Vec<Call> {
 /// What was missing.
 fn is_synced_before_its_answer(calls: &[Call], id: &str) -> Result<(), String> {
     let marked = |call: &&Call| call.text.contains(id);
-    let arrived = calls.iter().find(|call| call.is_read() && call.text.contains("POST /notifications") && marked(call));
+    let arrived =
+        calls.iter().find(|call| call.is_read() && call.text.contains("POST /notifications") && marked(call));
     let arrived = arrived.ok_or("its request was not seen")?.returned;
-    let answered = calls.iter().find(|call| !call.is_read() && call.text.contains("HTTP/1.1 202") && marked(call));
+    let answered =
+        calls.iter().find(|call| !call.is_read() && call.text.contains("HTTP/1.1 202") && marked(call));
     let answered = answered.ok_or("its 202 was not seen")?.entered;
     let written = calls.iter().find(|call| call.is_write_of("-wal") && marked(call));
     let written = written.ok_or("its row was not seen in the WAL")?;
@@ -98,7 +103,9 @@ fn is_synced_before_its_answer(calls: &[Call], id: &str) -> Result<(), String> {
     });
     match synced.map(|call| call.returned) {
         Some(synced) if synced < answered => Ok(()),
-        Some(synced) => Err(format!("written at {}, answered at {answered}, synced at {synced}", written.entered)),
+        Some(synced) => {
+            Err(format!("written at {}, answered at {answered}, synced at {synced}", written.entered))
+        }
         None => Err("its row was never synced".into()),
     }
 }
@@ -123,7 +130,21 @@ fn start_traced(database: &TestDatabase, svix: &MockSvix, trace: &str) -> RelayP
     assert!(there.is_ok_and(|status| status.success()), "{MISSING}");
     let relay = RelayProcess::command(database, svix, &[]);
     let mut command = Command::new(strace);
-    command.args(["-D", "-f", "-y", "-qq", "-s", "4200", "-e", "signal=none", "-e", CALLS, "-o", trace]);
+    command.args([
+        "-D",
+        "-f",
+        "--seccomp-bpf",
+        "-y",
+        "-qq",
+        "-s",
+        "4200",
+        "-e",
+        "signal=none",
+        "-e",
+        CALLS,
+        "-o",
+        trace,
+    ]);
     command.arg(relay.get_program()).args(relay.get_args());
     for (name, value) in relay.get_envs() {
         command.env(name, value.unwrap_or_default());
@@ -135,7 +156,7 @@ fn start_traced(database: &TestDatabase, svix: &MockSvix, trace: &str) -> RelayP
 async fn no_202_is_written_before_its_events_are_synced() {
     // holds: 1, 11
     bounded(async {
-        let (alone, together, producers) = sized((60, 30, 8), (500, 100, 32));
+        let (alone, together, producers) = sized((60, 25, 8), (500, 100, 32));
         let (database, svix) = (TestDatabase::sqlite(), mock_svix().await);
         let folder = TempDir::new().expect("a folder");
         let trace = folder.path().join("trace");
