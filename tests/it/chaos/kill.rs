@@ -63,7 +63,8 @@ impl Scene {
 
     /// Starts the relay, which is up before anything ends it.
     pub fn start(&self, variables: &[(&str, &str)]) -> RelayProcess {
-        RelayProcess::start(&self.database, &self.svix, &[&SETTINGS, variables].concat())
+        let started = RelayProcess::launch(&mut self.command(variables));
+        started.unwrap_or_else(|ended| panic!("the relay ended early: {ended:?}"))
     }
 
     /// What starts it.

@@ -141,7 +141,7 @@ impl RelayProcess {
     /// Starts `posthaste serve` and waits until it listens.
     pub fn start(database: &TestDatabase, svix: &MockSvix, variables: &[(&str, &str)]) -> Self {
         let started = Self::launch(&mut Self::command(database, svix, variables));
-        started.unwrap_or_else(|ended| panic!("the relay ended early: {ended:#?}"))
+        started.unwrap_or_else(|ended| panic!("the relay ended early ({}): {:#?}", ended.status, ended.said))
     }
 
     /// What starts `posthaste serve`.
