@@ -21,6 +21,7 @@ use crate::domain::partner::DEFAULT_MAX_IN_FLIGHT;
 use crate::domain::retry::RetrySchedule;
 use crate::domain::scheduler::SchedulerLimits;
 use crate::endpoints::Keeper;
+use crate::failpoint::failpoint;
 use crate::http::{self, HttpOptions, HttpState, PushGate, ServerLimits};
 use crate::ingest::{Ingest, IngestRules, TenantLimits};
 use crate::ledger::{Ledger, database_file};
@@ -227,6 +228,7 @@ impl App {
         let Self { dispatcher, sources, mut server, mut background, ledger, .. } = self;
         self.draining.store(true, Ordering::Relaxed);
         self.stop_dispatcher.cancel();
+        failpoint!("draining");
         let for_sends = self.shutdown_timeout.saturating_sub(AFTER_DISPATCHER);
         let end_sources = async {
             if tokio::time::timeout(for_sends, sources.stop()).await.is_err() {
@@ -242,6 +244,7 @@ impl App {
             }
         };
         tokio::join!(end_sources, end_dispatcher);
+        failpoint!("drained");
         self.stop_server.cancel();
         if tokio::time::timeout(AFTER_DISPATCHER / 2, &mut server).await.is_err() {
             tracing::warn!("some clients are still sending; their connections are cut");

@@ -25,6 +25,7 @@ use crate::domain::scheduler::{
 };
 pub use crate::domain::scheduler::{Held, HeldBy};
 use crate::domain::tenant::{Destination, Lane, LaneId};
+use crate::failpoint::failpoint;
 use crate::ledger::{BusyLane, ClaimedLane, Ledger, Outlet};
 use crate::send::Sender;
 
@@ -314,7 +315,10 @@ impl Shared {
 
     async fn claim(&self, claims: &[LaneClaim]) {
         match self.ledger.claim(claims).await {
-            Ok((claimed, leased_until)) => self.claimed(claims, claimed, leased_until),
+            Ok((claimed, leased_until)) => {
+                failpoint!("claimed", claimed.iter().any(|lane| !lane.deliveries.is_empty()));
+                self.claimed(claims, claimed, leased_until);
+            }
             Err(error) => {
                 tracing::debug!(%error, "nothing could be claimed");
                 self.claim_failed(claims);

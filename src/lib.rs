@@ -30,6 +30,7 @@
 //! - [`dispatcher`]: the one loop. Claims, sends, settles; decides nothing itself. Its `neighbours` hears other nodes.
 //! - [`domain`]: the rules, as plain data: parsing, keys, retry, gates, the scheduler, what an attempt means.
 //! - [`endpoints`]: what attempts mean for an endpoint as a whole; test events and challenges.
+//! - `failpoint` (feature `failpoints`): places where tests make the process end itself; nothing without the feature.
 //! - [`http`]: the server. Accept loop, ingest, administration, health, metrics, problems. Its `console` is the pages at
 //!   `/console`: a client of `/v1` from inside; `templates` and `assets` are its HTML, stylesheet and scripts.
 //! - [`ingest`]: the doorway of the ledger, for HTTP and for sources; how fast tenants may put events in.
@@ -79,6 +80,7 @@ pub mod directory;
 pub mod dispatcher;
 pub mod domain;
 pub mod endpoints;
+mod failpoint;
 pub mod http;
 pub mod ingest;
 pub mod ledger;

@@ -6,6 +6,7 @@ use crate::domain::delivery::{self, Delivery, Failure, Outcome, Timing};
 use crate::domain::gate::{Change, CloseReason, Signal};
 use crate::domain::scheduler::{GateId, Permit};
 use crate::domain::tenant::Lane;
+use crate::failpoint::failpoint;
 
 impl Shared {
     /// One attempt, from the last look at the gate to the hand-in of its settlement.
@@ -15,6 +16,7 @@ impl Shared {
         let permit = permit.begun_at(began);
         let admitted = self.scheduler().still_admits(&delivery.lane, permit, began);
         let outcome = if admitted {
+            failpoint!("sending");
             let sending = tokio::time::timeout(self.options.attempt_timeout, self.sender.send(&delivery));
             sending.await.unwrap_or_else(|_| {
                 let detail = format!("not done within {} ms", self.options.attempt_timeout.as_millis());
@@ -23,6 +25,7 @@ impl Shared {
         } else {
             Outcome::NotSent
         };
+        failpoint!("sent", admitted);
         let ended = self.clock.moment();
         // The gate first, and at once: nothing may start between the answer that closes it and its closing.
         let signal = Signal::of(&outcome, &delivery.lane.destination);

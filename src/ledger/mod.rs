@@ -33,7 +33,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
+use sqlx::migrate::{Migrate, MigrateError, Migration, MigrationType, Migrator};
 use tokio::sync::oneshot;
 
 use self::backlog::Backlog;
@@ -70,6 +70,7 @@ use crate::domain::delivery::{Class, Delivery, DeliveryId, Settlement};
 use crate::domain::event::Identity;
 use crate::domain::scheduler::{LaneClaim, Permit, Remaining};
 use crate::domain::tenant::Lane;
+use crate::failpoint::failpoint;
 use crate::telemetry::CommitMetrics;
 
 /// Why the ledger could not do what it was asked.
@@ -506,16 +507,28 @@ fn migrator(migrations: Migrations) -> Migrator {
     Migrator::with_migrations(migrations.collect())
 }
 
-/// Why a migration failed, in the operator's words.
-fn migration_error(error: MigrateError, migrations: Migrations) -> LedgerError {
-    match error {
-        MigrateError::VersionMissing(version) => {
-            let ours = migrations.last().map_or(0, |(version, ..)| *version);
-            LedgerError::Refused(format!(
-                "the ledger was written by a newer version: its schema is at {version}, this version knows up to \
-                 {ours}; run that version, or restore a backup"
-            ))
+/// Brings the schema to this version's.
+async fn migrate(connection: &mut impl Migrate, migrations: Migrations) -> Result<()> {
+    let migrator = migrator(migrations);
+    let last = migrations.last().map_or(0, |(version, ..)| *version);
+    // With failpoints there is a stop after each, where one may be killed.
+    let stops = migrations.iter().map(|(version, ..)| *version);
+    for stop in stops.filter(|stop| cfg!(feature = "failpoints") || *stop == last) {
+        match migrator.run_direct(Some(stop), connection, false).await {
+            Ok(()) => {}
+            Err(MigrateError::VersionMissing(first)) => {
+                // It names the first that is not known here; the schema is at the last.
+                let applied = connection.list_applied_migrations(&migrator.table_name).await;
+                let versions = applied.unwrap_or_default().into_iter().map(|applied| applied.version);
+                let theirs = versions.max().unwrap_or(first);
+                return Err(LedgerError::Refused(format!(
+                    "the ledger was written by a newer version: its schema is at {theirs}, this version knows up to \
+                     {last}; run that version, or restore a backup"
+                )));
+            }
+            Err(error) => return Err(LedgerError::Unavailable(format!("migration failed: {error}"))),
         }
-        other => LedgerError::Unavailable(format!("migration failed: {other}")),
+        failpoint!("migrated");
     }
+    Ok(())
 }

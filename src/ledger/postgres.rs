@@ -26,6 +26,7 @@ use crate::domain::delivery::Settlement;
 use crate::domain::event::{Event, Fingerprint, Identity};
 use crate::domain::scheduler::{LaneClaim, Remaining};
 use crate::domain::sequence::{NODES, Sequence};
+use crate::failpoint::failpoint;
 use crate::reconnect;
 
 const MIGRATIONS: Migrations = &[
@@ -89,10 +90,7 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
         .await
         .map_err(|error| LedgerError::Unavailable(format!("can't reach Postgres: {error}")))?;
     check(&pool).await?;
-    super::migrator(MIGRATIONS)
-        .run(&pool)
-        .await
-        .map_err(|error| super::migration_error(error, MIGRATIONS))?;
+    super::migrate(&mut *pool.acquire().await?, MIGRATIONS).await?;
     let database = Database::Postgres(pool.clone());
     let epoch = format!("{:032x}", clock.random());
     let node = take_node(&pool, &epoch).await?;
@@ -343,7 +341,11 @@ impl Store for PostgresStore {
             return Ok(Committed::Clash);
         }
         let stale = settle::settle(&mut transaction, settlements).await?;
+        failpoint!("accept_uncommitted", !plan.inserts.is_empty());
+        failpoint!("settle_uncommitted", !settlements.is_empty());
         transaction.commit().await?;
+        failpoint!("accept_committed", !plan.inserts.is_empty());
+        failpoint!("settle_committed", !settlements.is_empty());
         self.recent.keep(plan, self.clock.moment());
         Ok(Committed::Done { stale })
     }

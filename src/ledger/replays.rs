@@ -22,6 +22,7 @@ use crate::domain::clock::Timestamp;
 use crate::domain::delivery::{Class, DeliveryId};
 use crate::domain::event::EventSeq;
 use crate::domain::tenant::{Lane, LaneId};
+use crate::failpoint::failpoint;
 
 /// A replay that is about to begin.
 #[derive(Debug, Clone)]
@@ -456,7 +457,9 @@ impl Database {
                 transaction.rollback().await?;
                 return Ok(None);
             }
+            failpoint!("replay_uncommitted");
             transaction.commit().await?;
+            failpoint!("replay_committed");
             Ok(Some(moved.waiting.iter().map(|waiting| (waiting.event, waiting.lane)).collect()))
         })
     }

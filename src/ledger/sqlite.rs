@@ -38,6 +38,7 @@ use crate::domain::event::{EventSeq, Fingerprint, Identity};
 use crate::domain::hash::FastSet;
 use crate::domain::scheduler::{LaneClaim, Remaining};
 use crate::domain::sequence::Sequence;
+use crate::failpoint::failpoint;
 
 const MIGRATIONS: Migrations = &[
     (1, "ledger", include_str!("../../migrations/sqlite/0001_ledger.sql")),
@@ -93,10 +94,11 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
     };
     let mut writer = SqliteConnection::connect_with(&connect).await.map_err(unreachable)?;
     check(&mut writer).await?;
-    super::migrator(MIGRATIONS)
-        .run(&mut writer)
-        .await
-        .map_err(|error| super::migration_error(error, MIGRATIONS))?;
+    #[cfg(feature = "failpoints")]
+    file::pass_within_statements(&mut writer).await?;
+    super::migrate(&mut writer, MIGRATIONS).await?;
+    #[cfg(feature = "failpoints")]
+    writer.lock_handle().await?.remove_progress_handler();
     let reads = SqlitePoolOptions::new()
         .max_connections(READERS)
         .connect_with(connect.clone().read_only(true).create_if_missing(false))
@@ -142,7 +144,11 @@ impl SqliteStore {
             return Ok(false);
         }
         settle_rows(&mut transaction, settlements).await?;
+        failpoint!("accept_uncommitted", !plan.inserts.is_empty());
+        failpoint!("settle_uncommitted", !settlements.is_empty());
         transaction.commit().await?;
+        failpoint!("accept_committed", !plan.inserts.is_empty());
+        failpoint!("settle_committed", !settlements.is_empty());
         *writer = Some(connection);
         self.written.notify_one();
         Ok(true)

@@ -19,6 +19,7 @@ use crate::domain::hash::FastSet;
 use crate::domain::scheduler::Permit;
 use crate::domain::sequence::Sequence;
 use crate::domain::tenant::LaneId;
+use crate::failpoint::failpoint;
 use crate::reconnect::Pauses;
 use crate::telemetry::CommitMetrics;
 
@@ -158,6 +159,7 @@ impl Writer {
                 for (answer, verdict) in answers.into_iter().zip(verdicts) {
                     // A caller that has gone away finds duplicates when it comes again.
                     let _ = answer.send(Ok(verdict));
+                    failpoint!("answered");
                 }
                 self.report(None);
             }

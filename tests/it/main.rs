@@ -16,7 +16,6 @@ mod endpoints;
 mod fairness;
 mod http2;
 mod ingest;
-mod kill;
 mod ledger;
 mod limits;
 mod metrics;

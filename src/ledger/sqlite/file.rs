@@ -10,6 +10,7 @@ use std::time::Duration;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{Connection as _, SqliteConnection};
 
+use crate::failpoint::failpoint;
 use crate::ledger::{LedgerError, Result};
 
 /// Before this version a checkpoint could corrupt the file while another connection wrote (sqlite.org, "WAL reset bug").
@@ -110,6 +111,16 @@ pub(super) async fn check(connection: &mut SqliteConnection) -> Result<()> {
     Ok(())
 }
 
+/// Passes a failpoint in the middle of statements, every few steps of SQLite's machine.
+#[cfg(feature = "failpoints")]
+pub(super) async fn pass_within_statements(connection: &mut SqliteConnection) -> Result<()> {
+    connection.lock_handle().await?.set_progress_handler(20, || {
+        failpoint!("migrating");
+        true
+    });
+    Ok(())
+}
+
 /// Moves the WAL into the file before a commit has to: a checkpoint inside a commit is what its slowest callers feel.
 pub(super) async fn checkpoint_on_the_side(options: SqliteConnectOptions, written: Arc<tokio::sync::Notify>) {
     let mut connection = None;
@@ -119,6 +130,7 @@ pub(super) async fn checkpoint_on_the_side(options: SqliteConnectOptions, writte
         if connection.is_none() {
             connection = SqliteConnection::connect_with(&options).await.ok();
         }
+        failpoint!("checkpointing", connection.is_some());
         if let Some(open) = &mut connection
             && sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").execute(open).await.is_err()
         {

@@ -6,6 +6,7 @@
 use std::fmt::Display;
 
 mod disk;
+#[cfg(feature = "failpoints")]
 mod failpoints;
 mod kill;
 mod model;
@@ -17,11 +18,18 @@ mod routes;
 mod svix;
 mod upgrade;
 
+/// Loud, since what is not compiled can't fail.
+#[cfg(not(feature = "failpoints"))]
+#[test]
+fn every_failpoint_is_tested() {
+    panic!("failpoints are tested with `--features full,failpoints`, as ./scripts/test does");
+}
+
 /// Set to anything: the long form.
 const LONG: &str = "POSTHASTE_CHAOS_LONG";
 
 /// One of two sizes: of the suite's run, and of the long form.
-fn sized<T>(short: T, long: T) -> T {
+pub fn sized<T>(short: T, long: T) -> T {
     if std::env::var_os(LONG).is_some() { long } else { short }
 }
 

@@ -16,7 +16,7 @@ mod faults;
 mod ledger;
 mod node;
 mod partition;
-mod random;
+pub mod random;
 mod receivers;
 mod tally;
 mod traffic;

@@ -20,15 +20,17 @@ pub use self::events::{event, svix};
 pub use self::http::{Answer, HttpClient};
 pub use self::relay::{RelayProcess, TOKEN, TestRelay, config, mock_svix};
 
-/// Longest that one test may take.
+/// Longest that one test may take, and one in its long form.
 const TEST_LIMIT: Duration = Duration::from_secs(120);
+const LONG_TEST_LIMIT: Duration = Duration::from_secs(3_600);
 /// Longest that a test waits for one thing to become true, and how often it looks.
 const WAIT_LIMIT: Duration = Duration::from_secs(20);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// Runs a test, and fails it where it takes too long.
 pub async fn bounded<T>(test: impl Future<Output = T>) -> T {
-    tokio::time::timeout(TEST_LIMIT, test).await.expect("the test took too long")
+    let limit = crate::chaos::sized(TEST_LIMIT, LONG_TEST_LIMIT);
+    tokio::time::timeout(limit, test).await.expect("the test took too long")
 }
 
 /// Waits until `look` finds what it looks for; panics with `what` where that takes too long.

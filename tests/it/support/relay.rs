@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::ops::Deref;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -121,6 +121,14 @@ pub struct RelayProcess {
     address: String,
 }
 
+/// A relay that ended before it listened.
+#[derive(Debug)]
+pub struct EndedEarly {
+    pub status: ExitStatus,
+    /// Its lines on stderr.
+    pub said: Vec<String>,
+}
+
 impl Deref for RelayProcess {
     type Target = HttpClient;
 
@@ -132,7 +140,14 @@ impl Deref for RelayProcess {
 impl RelayProcess {
     /// Starts `posthaste serve` and waits until it listens.
     pub fn start(database: &TestDatabase, svix: &MockSvix, variables: &[(&str, &str)]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_posthaste"))
+        let started = Self::launch(&mut Self::command(database, svix, variables));
+        started.unwrap_or_else(|ended| panic!("the relay ended early ({}): {:#?}", ended.status, ended.said))
+    }
+
+    /// What starts `posthaste serve`.
+    pub fn command(database: &TestDatabase, svix: &MockSvix, variables: &[(&str, &str)]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_posthaste"));
+        command
             .arg("serve")
             .env("POSTHASTE_DATABASE_URL", database.url())
             .env("POSTHASTE_HTTP__LISTEN", "127.0.0.1:0")
@@ -140,16 +155,24 @@ impl RelayProcess {
             .env("POSTHASTE_SVIX__SERVER_URL", svix.url())
             .env("POSTHASTE_SVIX__RETRY_SCHEDULE_MS", "50,100,200,400,800")
             .env("POSTHASTE_INGEST__DEFAULT_TENANT", "acme")
-            .envs(variables.iter().copied())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the relay starts");
+            .envs(variables.iter().copied());
+        command
+    }
+
+    /// Starts it and waits until it listens.
+    ///
+    /// # Errors
+    /// It ended before: how, and what it said.
+    pub fn launch(command: &mut Command) -> Result<Self, EndedEarly> {
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the relay starts");
         let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
         let mut seen = Vec::new();
         let address = loop {
-            let Some(Ok(line)) = lines.next() else { panic!("the relay ended early: {seen:#?}") };
+            let Some(Ok(line)) = lines.next() else {
+                let status = child.wait().expect("gone");
+                return Err(EndedEarly { status, said: seen });
+            };
             if let Some((_, rest)) = line.split_once("address=") {
                 break rest.split_whitespace().next().expect("an address").to_owned();
             }
@@ -157,7 +180,7 @@ impl RelayProcess {
         };
         // Goes on reading, or a full pipe would stop the relay.
         std::thread::spawn(move || lines.for_each(drop));
-        Self { client: HttpClient::new(format!("http://{address}")), address, child }
+        Ok(Self { client: HttpClient::new(format!("http://{address}")), address, child })
     }
 
     pub fn address(&self) -> &str {
@@ -178,10 +201,15 @@ impl RelayProcess {
 
     /// Waits for its end; the exit code, or `None` where it is still there after `patience`.
     pub async fn ended(&mut self, patience: Duration) -> Option<i32> {
+        self.exit_status(patience).await.map(|status| status.code().unwrap_or(-1))
+    }
+
+    /// Waits for its end; how it ended, or `None` where it is still there after `patience`.
+    pub async fn exit_status(&mut self, patience: Duration) -> Option<ExitStatus> {
         let deadline = tokio::time::Instant::now() + patience;
         while tokio::time::Instant::now() < deadline {
             if let Some(status) = self.child.try_wait().expect("a child") {
-                return Some(status.code().unwrap_or(-1));
+                return Some(status);
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
