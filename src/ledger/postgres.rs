@@ -404,7 +404,7 @@ impl Store for PostgresStore {
         settle::claim_one(&self.pool, place, self.lease_ms).await
     }
 
-    async fn heartbeat(&self) -> Result<()> {
+    async fn heartbeat(&self, _after_trouble: bool) -> Result<()> {
         let kept = sqlx::query(
             "UPDATE node SET seen_at = (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint
              WHERE number = $1 AND epoch = $2",

@@ -113,10 +113,11 @@ impl Writer {
     /// Asks the ledger for a sign of life where it is time for one, busy or not: the node's number hangs on it.
     async fn heartbeat(&mut self, idle: bool) -> Result<()> {
         let moment = self.clock.moment();
-        if !idle && self.health.borrow().is_none() && self.last_beat.until(moment) < HEARTBEAT {
+        let down = self.health.borrow().is_some();
+        if !idle && !down && self.last_beat.until(moment) < HEARTBEAT {
             return Ok(());
         }
-        let beat = self.store.heartbeat().await;
+        let beat = self.store.heartbeat(down).await;
         self.report(beat.as_ref().err());
         if beat.is_ok() {
             self.last_beat = moment;
@@ -356,7 +357,7 @@ mod tests {
             Ok(None)
         }
 
-        async fn heartbeat(&self) -> Result<()> {
+        async fn heartbeat(&self, _after_trouble: bool) -> Result<()> {
             Ok(())
         }
 

@@ -132,7 +132,17 @@ impl Deref for RelayProcess {
 impl RelayProcess {
     /// Starts `posthaste serve` and waits until it listens.
     pub fn start(database: &TestDatabase, svix: &MockSvix, variables: &[(&str, &str)]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_posthaste"))
+        Self::start_by(Command::new(env!("CARGO_BIN_EXE_posthaste")), database, svix, variables)
+    }
+
+    /// The same by another command, which becomes `posthaste` with the arguments that it gets.
+    pub fn start_by(
+        mut command: Command,
+        database: &TestDatabase,
+        svix: &MockSvix,
+        variables: &[(&str, &str)],
+    ) -> Self {
+        let mut child = command
             .arg("serve")
             .env("POSTHASTE_DATABASE_URL", database.url())
             .env("POSTHASTE_HTTP__LISTEN", "127.0.0.1:0")
@@ -162,6 +172,11 @@ impl RelayProcess {
 
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// Its number among the system's processes.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Ends it the hard way, in the middle of whatever it does.
