@@ -21,6 +21,7 @@ mod repeats;
 mod replays;
 mod rows;
 mod sessions;
+mod silence;
 mod sql;
 mod sqlite;
 mod stats;

@@ -178,9 +178,17 @@ impl Writer {
         settlements: &[Settlement],
     ) -> Result<(Vec<Accepted>, HashSet<ClaimId>)> {
         let mut known = Known::default();
+        let mut is_known = false;
         for _ in 0..CLASH_LIMIT {
             let now = self.clock.now();
             let mut plan = plan::plan(requests, &known, now, || self.sequence.next(now));
+            // Who is refused for conflicts in the request itself is told of those with what is stored, too. Nothing of it is
+            // written that could clash with that.
+            if plan.refuses() && !is_known {
+                known.merge(self.lookup(requests).await?);
+                is_known = true;
+                continue;
+            }
             if plan.writes_nothing() && settlements.is_empty() {
                 self.repeats.note(&plan.repeats, now);
                 return Ok((plan.answers, HashSet::new()));
@@ -197,6 +205,7 @@ impl Writer {
                 Ok(Committed::Clash) => {
                     give_back(self.outlet(), &plan.deliveries, reserved);
                     known.merge(self.lookup(requests).await?);
+                    is_known = true;
                 }
                 Err(error) => {
                     give_back(self.outlet(), &plan.deliveries, reserved);

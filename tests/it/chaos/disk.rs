@@ -130,7 +130,7 @@ async fn fill(relay: &RelayProcess) -> Told {
     while refused < REFUSED_IN_A_ROW {
         single += 1;
         assert!(single < BATCHES_MAX, "there is always room");
-        let body = body(&[format!("single-{single}")], 10);
+        let body = body(&[format!("single-{single}")], DATA_BYTES);
         let answer = relay.post(body.clone()).await;
         refused = if told.take(body, &answer) { 0 } else { refused + 1 };
         // Time for the settlements of what is under way to take what room is left.
@@ -158,8 +158,7 @@ async fn stay_full(relay: &RelayProcess, told: &mut Told) {
     assert_eq!(relay.get("/health/live").await.status, 200);
     let text = String::from_utf8_lossy(&relay.get("/metrics").await.body).into_owned();
     assert_eq!(metrics::sum(&text, "posthaste_ledger_state", &["state=\"down\""]), Some(1.0));
-    let change = put_tenant(relay, "first", "theirs").await;
-    assert_eq!((change.status.as_u16(), change.problem().as_str()), (503, "ledger_unavailable"));
+    assert_refused(&put_large(relay).await);
 }
 
 /// All that was refused comes again, and is new: nothing of it was kept.
@@ -174,9 +173,16 @@ async fn resend(relay: &RelayProcess, told: &mut Told) {
 
 /// What is rolled back after the trouble holds no lock: the connection that met it is not used again.
 async fn refuse_a_change(relay: &RelayProcess) {
+    assert_eq!(put_large(relay).await.status, 201);
     assert_eq!(put_tenant(relay, "first", "theirs").await.status, 201);
     let taken = put_tenant(relay, "second", "theirs").await;
     assert_eq!((taken.status.as_u16(), taken.problem().as_str()), (409, "taken"));
+}
+
+/// A change that is rare, and takes more room than may be left in pages that there are.
+async fn put_large(relay: &RelayProcess) -> Answer {
+    let body = json!({ "example": { "padding": "x".repeat(50 * DATA_BYTES) } }).to_string();
+    relay.send(Method::PUT, "/v1/event-types/large", &JSON, body).await
 }
 
 async fn put_tenant(relay: &RelayProcess, tenant: &str, app: &str) -> Answer {
@@ -209,7 +215,7 @@ async fn stored(database: &TestDatabase) -> BTreeSet<String> {
 }
 
 /// Every event is one message, and went out under one key; how many were sent more than once.
-fn assert_sent_once(svix: &MockSvix, acknowledged: &BTreeSet<String>) -> usize {
+pub(super) fn assert_sent_once(svix: &MockSvix, acknowledged: &BTreeSet<String>) -> usize {
     let messages = svix.messages();
     let sent: BTreeSet<_> = messages.iter().filter_map(|message| message.event_id.clone()).collect();
     assert_eq!((messages.len(), &sent), (acknowledged.len(), acknowledged));
@@ -230,13 +236,13 @@ async fn end(mut relay: RelayProcess, database: &TestDatabase) {
     assert_eq!(database.text("PRAGMA integrity_check").await, "ok");
 }
 
-fn assert_refused(answer: &Answer) {
+pub(super) fn assert_refused(answer: &Answer) {
     assert_eq!((answer.status.as_u16(), answer.problem().as_str()), (503, "ledger_unavailable"));
     let seconds: u32 = answer.header("retry-after").expect("a time").parse().expect("seconds");
     assert!((1..=5).contains(&seconds), "{seconds}");
 }
 
-fn body(ids: &[String], data_bytes: usize) -> String {
+pub(super) fn body(ids: &[String], data_bytes: usize) -> String {
     let padding = "x".repeat(data_bytes);
     let events = ids.iter().map(|id| json!({ "id": id, "type": "order.created", "data": { "padding": padding } }));
     serde_json::Value::from_iter(events).to_string()

@@ -83,7 +83,7 @@ impl Bench {
             lanes.push(told(self.ledger().lane(&svix(&format!("{tenant}-{app}")), &tenant.as_str().into()).await)?);
         }
         let base = self.progress().await?;
-        let model = Model { now_ms: self.clock.now().as_millis(), ..Model::default() };
+        let model = Model::at(self.clock.now().as_millis());
         let mut case = Case { bench: self, tenant, lanes, model, hand: Vec::new(), base };
         for (number, step) in steps.iter().enumerate() {
             let at = |reason| format!("step {number}, {step:?}: {reason}");

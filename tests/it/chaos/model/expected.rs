@@ -47,12 +47,18 @@ pub struct Claimed {
 #[derive(Debug, Default)]
 pub struct Model {
     pub events: BTreeMap<usize, Item>,
+    /// The bodies that they came with.
     keys: BTreeMap<usize, Vec<Item>>,
     pub deliveries: BTreeMap<Key, Delivery>,
     pub now_ms: i64,
 }
 
 impl Model {
+    /// A ledger that holds nothing, at this time.
+    pub fn at(now_ms: i64) -> Self {
+        Self { now_ms, ..Self::default() }
+    }
+
     pub fn accept(&mut self, items: &[Item], strict: bool, key: Option<usize>) -> Accepted {
         if let Some(body) = key.and_then(|key| self.keys.get(&key))
             && body != items
