@@ -198,7 +198,13 @@ async fn what_is_settled_while_a_claim_reads_is_not_claimed() {
 }
 
 /// One commit of so many events with such bodies, numbered from `first` on.
-async fn commit_many(store: &SqliteStore, lane: &Arc<Lane>, first: i64, count: i64, body: usize) -> Result<Committed> {
+async fn commit_many(
+    store: &SqliteStore,
+    lane: &Arc<Lane>,
+    first: i64,
+    count: i64,
+    body: usize,
+) -> Result<Committed> {
     let event = |number: i64| Event {
         identity: Identity { tenant: "acme".into(), source: String::new(), id: number.to_string() },
         event_type: "t".into(),

@@ -13,7 +13,9 @@ use serde_json::json;
 use self::room::Room;
 use super::tell;
 use crate::support::partners::JSON;
-use crate::support::{Answer, HttpClient, RelayProcess, TestDatabase, bounded, eventually, metrics, mock_svix, side_by_side};
+use crate::support::{
+    Answer, HttpClient, RelayProcess, TestDatabase, bounded, eventually, metrics, mock_svix, side_by_side,
+};
 
 /// Events in a batch, and bytes of data in each: a batch is more than a page, and more than one.
 const PER_BATCH: usize = 20;
@@ -76,12 +78,17 @@ async fn run(what: &str, room: Room) {
     let mut told = fill(&relay).await;
     assert!(!told.acknowledged.is_empty() && !told.refused.is_empty());
     stay_full(&relay, &mut told).await;
-    assert_eq!(stored(&database).await, told.acknowledged, "what was acknowledged is there, and nothing else");
+    assert_eq!(
+        stored(&database).await,
+        told.acknowledged,
+        "what was acknowledged is there, and nothing else"
+    );
     let (sent_before, pid) = (svix.message_count(), relay.id());
 
     room.make(&relay);
     let freed = Instant::now();
-    eventually("the relay is ready", async || (relay.get("/health/ready").await.status == 200).then_some(())).await;
+    eventually("the relay is ready", async || (relay.get("/health/ready").await.status == 200).then_some(()))
+        .await;
     let back_after = freed.elapsed();
     assert!(back_after < BACK_WITHIN, "{back_after:?}");
     svix.set_trouble(None);
@@ -205,7 +212,9 @@ async fn all_done(database: &TestDatabase, events: usize) {
 
 /// Ids of the events that are stored, read past the ledger; each with its key and, until it is done, its delivery.
 async fn stored(database: &TestDatabase) -> BTreeSet<String> {
-    let list = |table: &str| format!("SELECT COALESCE(group_concat(id, ' '), '') FROM (SELECT id FROM {table} ORDER BY id)");
+    let list = |table: &str| {
+        format!("SELECT COALESCE(group_concat(id, ' '), '') FROM (SELECT id FROM {table} ORDER BY id)")
+    };
     let events = database.text(&list("event")).await;
     assert_eq!(events, database.text(&list("event_key")).await, "an event and its key come together");
     let deliveries = "SELECT CAST((SELECT COUNT(*) FROM queue) + (SELECT COUNT(*) FROM outcome) AS TEXT)";
@@ -244,7 +253,8 @@ pub(super) fn assert_refused(answer: &Answer) {
 
 pub(super) fn body(ids: &[String], data_bytes: usize) -> String {
     let padding = "x".repeat(data_bytes);
-    let events = ids.iter().map(|id| json!({ "id": id, "type": "order.created", "data": { "padding": padding } }));
+    let events =
+        ids.iter().map(|id| json!({ "id": id, "type": "order.created", "data": { "padding": padding } }));
     serde_json::Value::from_iter(events).to_string()
 }
 

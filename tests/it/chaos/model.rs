@@ -44,7 +44,8 @@ fn run(name: &str, cases: u32, database: impl FnOnce(&tokio::runtime::Runtime) -
     let config = Config { cases, failure_persistence: None, max_shrink_iters: 600, ..Config::default() };
     let began = Instant::now();
     let limit = sized(Some(SHORT_LIMIT), None);
-    let is_over = |bench: &Bench| bench.cases >= CASES_MIN && limit.is_some_and(|limit| began.elapsed() > limit);
+    let is_over =
+        |bench: &Bench| bench.cases >= CASES_MIN && limit.is_some_and(|limit| began.elapsed() > limit);
     let tried = TestRunner::new(config).run(&vec(step(), 1..=STEPS), |steps| {
         let mut bench = bench.borrow_mut();
         if bench.failures == 0 && is_over(&bench) {
@@ -63,6 +64,9 @@ fn run(name: &str, cases: u32, database: impl FnOnce(&tokio::runtime::Runtime) -
     assert!(cases >= CASES_MIN && steps.values().all(|count| *count > 0), "{cases} cases, steps {steps:?}");
     tell(
         &format!("state machine ({name})"),
-        format!("{cases} cases in {} s, steps by kind {steps:?}, as the model says", began.elapsed().as_secs()),
+        format!(
+            "{cases} cases in {} s, steps by kind {steps:?}, as the model says",
+            began.elapsed().as_secs()
+        ),
     );
 }

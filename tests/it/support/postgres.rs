@@ -45,10 +45,18 @@ impl PostgresServer {
     /// A copy that follows `primary` under the name `standby`.
     pub async fn standby_of(primary: &Self, settings: &[(&'static str, &str)]) -> Self {
         let mut server = Self::in_a_directory(settings);
-        let from = format!("host={} user=postgres application_name=standby", primary.socket_directory().display());
+        let from =
+            format!("host={} user=postgres application_name=standby", primary.socket_directory().display());
         let data = server.data();
         let mut copy = server.program("pg_basebackup");
-        run(copy.args(["--write-recovery-conf", "--wal-method=stream", "--checkpoint=fast", "--no-sync", "--dbname"])
+        run(copy
+            .args([
+                "--write-recovery-conf",
+                "--wal-method=stream",
+                "--checkpoint=fast",
+                "--no-sync",
+                "--dbname",
+            ])
             .arg(from)
             .arg("--pgdata")
             .arg(data));
@@ -205,15 +213,18 @@ fn binaries() -> PathBuf {
     let installed = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let mut installed: Vec<_> = installed.map(|version| version.path().join("bin")).collect();
     installed.sort_by_key(|bin| {
-        let version = bin.parent().and_then(Path::file_name).and_then(|name| name.to_str()?.parse::<u32>().ok());
+        let version =
+            bin.parent().and_then(Path::file_name).and_then(|name| name.to_str()?.parse::<u32>().ok());
         std::cmp::Reverse(version)
     });
     let configured = Command::new("pg_config").arg("--bindir").output().ok();
     let configured = configured.map(|output| PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let on_path = std::env::split_paths(&path).filter_map(|bin| Some(bin.join("postgres").canonicalize().ok()?.parent()?.to_owned()));
+    let on_path = std::env::split_paths(&path)
+        .filter_map(|bin| Some(bin.join("postgres").canonicalize().ok()?.parent()?.to_owned()));
     let all = on_path.chain(installed).chain(configured);
-    let is_whole = |bin: &PathBuf| ["postgres", "initdb", "pg_basebackup"].iter().all(|name| bin.join(name).exists());
+    let is_whole =
+        |bin: &PathBuf| ["postgres", "initdb", "pg_basebackup"].iter().all(|name| bin.join(name).exists());
     all.into_iter().find(is_whole).expect(MISSING)
 }
 

@@ -33,11 +33,14 @@ impl Room {
     pub fn of_a_small_disk() -> Self {
         let directory = directory();
         let size = format!("size={SMALL_DISK}");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(directory.path()).output();
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(directory.path()).output();
         match mounted {
             Ok(output) if output.status.success() => Self { directory, kind: Kind::Disk },
             refused => {
-                eprintln!("NOT RUN on a disk of its own, but with a limited file: no tmpfs may be mounted ({refused:?})");
+                eprintln!(
+                    "NOT RUN on a disk of its own, but with a limited file: no tmpfs may be mounted ({refused:?})"
+                );
                 Self { directory, kind: Kind::File }
             }
         }

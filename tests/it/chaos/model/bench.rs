@@ -80,7 +80,9 @@ impl Bench {
         let tenant = format!("t{}", self.cases);
         let mut lanes = Vec::new();
         for app in 0..LANES {
-            lanes.push(told(self.ledger().lane(&svix(&format!("{tenant}-{app}")), &tenant.as_str().into()).await)?);
+            lanes.push(told(
+                self.ledger().lane(&svix(&format!("{tenant}-{app}")), &tenant.as_str().into()).await,
+            )?);
         }
         let base = self.progress().await?;
         let model = Model::at(self.clock.now().as_millis());
@@ -227,7 +229,11 @@ impl Case<'_> {
             delivery::settle(delivery, outcome(fate), true, &RetrySchedule::new(schedule.to_vec()), timing);
         told(self.bench.ledger().settle(settlement).await)?;
         // What the writer takes comes in order: with the answer to this, that is committed, too.
-        same("nothing", told(self.bench.ledger().accept(Vec::new(), true, None).await)?, Accepted::Stored(Vec::new()))?;
+        same(
+            "nothing",
+            told(self.bench.ledger().accept(Vec::new(), true, None).await)?,
+            Accepted::Stored(Vec::new()),
+        )?;
         if !self.model.settle(claimed, fate) {
             self.count("(stale)");
         }

@@ -113,7 +113,8 @@ impl Model {
         in_queue.sort_by_key(|(_, waiting)| (waiting.due_ms, waiting.order));
         let later = in_queue.iter().map(|(_, waiting)| waiting.due_ms).find(|due_ms| *due_ms > self.now_ms);
         let is_free = |waiting: &Waiting| waiting.lease.is_none_or(|aged| aged >= AGES);
-        let free = in_queue.into_iter().filter(|(_, waiting)| waiting.due_ms <= self.now_ms && is_free(waiting));
+        let free =
+            in_queue.into_iter().filter(|(_, waiting)| waiting.due_ms <= self.now_ms && is_free(waiting));
         let claimed = free.map(|(key, waiting)| Claimed {
             key,
             number: waiting.number + 1,

@@ -17,11 +17,24 @@ const KEYS: usize = 3;
 /// One step. Which of what there is it is about is said by number, since that is not known before.
 #[derive(Debug, Clone)]
 pub enum Step {
-    Accept { items: Vec<Item>, strict: bool, key: Option<usize> },
-    Claim { lane: usize, class: Class, limit: usize },
+    Accept {
+        items: Vec<Item>,
+        strict: bool,
+        key: Option<usize>,
+    },
+    Claim {
+        lane: usize,
+        class: Class,
+        limit: usize,
+    },
     /// Of any claim that was ever made, whether it still holds or not.
-    Settle { claim: Index, fate: Fate },
-    Release { claim: Index },
+    Settle {
+        claim: Index,
+        fate: Fate,
+    },
+    Release {
+        claim: Index,
+    },
     /// Seconds on the wall clock.
     Pass(u64),
     /// A part of a lease's time goes by.
@@ -114,8 +127,11 @@ pub fn step() -> impl Strategy<Value = Step> {
 
 fn item() -> impl Strategy<Value = Item> {
     let lanes = select(vec![[true, false], [false, true], [true, true], [true, true], [false, false]]);
-    (0..EVENTS, proptest::bool::weighted(0.15), lanes)
-        .prop_map(|(id, other_data, lanes)| Item { id, other_data, lanes })
+    (0..EVENTS, proptest::bool::weighted(0.15), lanes).prop_map(|(id, other_data, lanes)| Item {
+        id,
+        other_data,
+        lanes,
+    })
 }
 
 fn fate() -> impl Strategy<Value = Fate> {

@@ -21,7 +21,9 @@ async fn a_crowded_server_is_no_hang_and_no_loss() {
 }
 
 async fn run() {
-    let server = PostgresServer::start(&[("max_connections", &CONNECTIONS.to_string()), ("max_wal_senders", "0")]).await;
+    let server =
+        PostgresServer::start(&[("max_connections", &CONNECTIONS.to_string()), ("max_wal_senders", "0")])
+            .await;
     let stage = Stage::on(&server).await;
     let mut told = Told::default();
     told.send(&stage.relay, &["before".into()]).await;
