@@ -208,6 +208,8 @@ pub struct Standing {
     pub waiting_limit: u64,
     /// The ledger takes writes.
     pub ledger_up: bool,
+    /// Bytes in the file of the ledger's write-ahead log; `None` where there is none to see.
+    pub wal_bytes: Option<u64>,
     /// Every source.
     pub sources: Statuses,
     /// What waits; `None` where the ledger does not tell.
@@ -337,6 +339,9 @@ impl Metrics {
         page.count(&family::LOST_LEASES, &[], commits.lost_leases.load(Ordering::Relaxed));
         let is = if standing.ledger_up { "up" } else { "down" };
         page.state(&family::LEDGER_STATE, &[], &LEDGER_STATES, is);
+        if let Some(bytes) = standing.wal_bytes {
+            page.number(&family::WAL_BYTES, &[], bytes);
+        }
         page.number(&family::BACKLOG, &[], standing.waiting);
         page.number(&family::BACKLOG_LIMIT, &[], standing.waiting_limit);
         page.number(&family::IN_FLIGHT, &[], standing.in_flight as u64);

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
+use super::silence::in_time;
 use super::{Ledger, Result};
 use crate::domain::clock::Timestamp;
 use crate::domain::tenant::{Destination, Lane, LaneId};
@@ -42,7 +43,7 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError::Unavailable`].
     pub async fn busy_lanes(&self, after: Option<LaneId>, limit: u32) -> Result<Vec<BusyLane>> {
-        let heads = self.shared.database.busy_lanes(after, limit).await?;
+        let heads = in_time(self.shared.database.busy_lanes(after, limit)).await?;
         let mut lanes = Vec::with_capacity(heads.len());
         for (id, first_due) in heads {
             // A lane of a kind that this version does not know is left for one that does.
@@ -74,7 +75,7 @@ impl Ledger {
         if let Some(lane) = cached {
             return Ok(lane);
         }
-        let id = self.shared.database.make_lane(&destination.to_string(), tenant).await?;
+        let id = in_time(self.shared.database.make_lane(&destination.to_string(), tenant)).await?;
         let lane = Lane { id, destination: destination.clone(), tenant: tenant.clone() };
         Ok(self.lanes().insert(Arc::new(lane)))
     }

@@ -21,6 +21,7 @@ mod repeats;
 mod replays;
 mod rows;
 mod sessions;
+mod silence;
 mod sql;
 mod sqlite;
 mod stats;
@@ -171,8 +172,14 @@ trait Store: Send + Sync {
     /// A delivery was put into the queue past [`Self::commit`].
     fn appeared(&self, _id: DeliveryId, _class: Class, _due_at: Timestamp) {}
 
-    /// Writes a heartbeat: proves that the ledger takes writes and keeps this node's number.
-    async fn heartbeat(&self) -> Result<()>;
+    /// Writes a heartbeat: proves that the ledger takes writes and keeps this node's number. `after_trouble`: that it
+    /// takes events, too.
+    async fn heartbeat(&self, after_trouble: bool) -> Result<()>;
+
+    /// How large the file of the write-ahead log is; `None` where it is not this machine's to see.
+    fn wal_bytes(&self) -> Option<u64> {
+        None
+    }
 
     /// Leaves the address this process listens on where other processes of this machine find it.
     async fn announce(&self, address: &str) -> Result<()>;
@@ -412,6 +419,11 @@ impl Ledger {
     /// Most deliveries that may wait, all tenants.
     pub fn waiting_limit(&self) -> u64 {
         self.shared.backlog.limit()
+    }
+
+    /// Bytes in the file of the write-ahead log; `None` on Postgres, whose server tells of its own.
+    pub fn wal_bytes(&self) -> Option<u64> {
+        self.shared.store.wal_bytes()
     }
 
     /// What other nodes tell from now on. Nothing ever comes where the ledger is not shared. Whoever reads too slowly

@@ -131,6 +131,11 @@ impl<'a> Plan<'a> {
         self.inserts.iter().any(|insert| insert.new.event.trace.is_some())
     }
 
+    /// Whether a strict request is refused for its conflicts.
+    pub fn refuses(&self) -> bool {
+        self.answers.iter().any(|answer| matches!(answer, Accepted::Refused(_)))
+    }
+
     pub fn writes_nothing(&self) -> bool {
         self.inserts.is_empty() && self.request_keys.is_empty()
     }

@@ -19,6 +19,7 @@ use super::notices::Notices;
 use super::payloads::{self, ClaimedPlaces, Payload, Place, Recent};
 use super::plan::{Known, Plan, RequestKey};
 use super::rows;
+use super::silence::{answers, in_time};
 use super::sql::Database;
 use super::{ClaimedLane, Committed, Held, LedgerError, LedgerOptions, Migrations, Opened, Result, Store};
 use crate::domain::clock::{Clock, Timestamp};
@@ -47,6 +48,9 @@ const CONNECTIONS: u32 = 8;
 /// statistics, would scan a deep queue for each claim instead. What has to scan all the same is made to look so dear by
 /// that, that the server would compile it first.
 const BY_INDEX: &str = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off";
+/// A transaction of ours never waits for us. One that a node was cut off from would keep its rows locked, and whoever sends
+/// the same events again waiting, until the server missed the node.
+const NOT_FOR_LONG: &str = "SET idle_in_transaction_session_timeout = '10s'";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a start waits for the database.
 const START_PATIENCE: Duration = Duration::from_secs(5);
@@ -81,8 +85,12 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
             .max_connections(CONNECTIONS)
             .acquire_timeout(CONNECT_TIMEOUT)
             .after_connect(|connection, _| {
-                Box::pin(async move { connection.execute(BY_INDEX).await.map(drop) })
+                Box::pin(async move {
+                    connection.execute(BY_INDEX).await?;
+                    connection.execute(NOT_FOR_LONG).await.map(drop)
+                })
             })
+            .after_release(|connection, _| Box::pin(answers(connection)))
             .connect_with(connect.clone())
     };
     // A database that has just been started may need a moment; a wrong password stays wrong.
@@ -332,9 +340,8 @@ fn column<'a, R, T>(rows: &'a [R], value: impl Fn(&'a R) -> T) -> Vec<T> {
     rows.iter().map(value).collect()
 }
 
-#[async_trait]
-impl Store for PostgresStore {
-    async fn commit(&self, plan: &Plan<'_>, settlements: &[Settlement]) -> Result<Committed> {
+impl PostgresStore {
+    async fn write(&self, plan: &Plan<'_>, settlements: &[Settlement]) -> Result<Committed> {
         let mut transaction = self.pool.begin().await?;
         if !self.insert_plan(&mut transaction, plan).await? {
             transaction.rollback().await?;
@@ -350,7 +357,7 @@ impl Store for PostgresStore {
         Ok(Committed::Done { stale })
     }
 
-    async fn lookup(&self, identities: &[&Identity], keys: &[&RequestKey]) -> Result<Known> {
+    async fn look_up(&self, identities: &[&Identity], keys: &[&RequestKey]) -> Result<Known> {
         let mut known = Known::default();
         let events: Vec<(String, String, String, Vec<u8>)> = sqlx::query_as(
             "SELECT event_key.tenant, event_key.source, event_key.id, fingerprint
@@ -380,7 +387,7 @@ impl Store for PostgresStore {
         Ok(known)
     }
 
-    async fn claim(&self, claims: &[LaneClaim], now: Timestamp) -> Result<Vec<ClaimedLane>> {
+    async fn claim_lanes(&self, claims: &[LaneClaim], now: Timestamp) -> Result<Vec<ClaimedLane>> {
         let rows = self.lease(claims, now).await?;
         let mut claimed = by_claim(claims, rows);
         // A full answer says by itself that more may be due.
@@ -399,15 +406,7 @@ impl Store for PostgresStore {
         .await
     }
 
-    async fn release(&self, held: &[Held]) -> Result<()> {
-        settle::release(&self.pool, held).await
-    }
-
-    async fn claim_one(&self, place: &Held) -> Result<Option<i64>> {
-        settle::claim_one(&self.pool, place, self.lease_ms).await
-    }
-
-    async fn heartbeat(&self) -> Result<()> {
+    async fn beat(&self) -> Result<()> {
         let kept = sqlx::query(
             "UPDATE node SET seen_at = (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint
              WHERE number = $1 AND epoch = $2",
@@ -424,6 +423,33 @@ impl Store for PostgresStore {
             "node number {} has passed to another process while this one was cut off; start again",
             self.node
         )))
+    }
+}
+
+#[async_trait]
+impl Store for PostgresStore {
+    async fn commit(&self, plan: &Plan<'_>, settlements: &[Settlement]) -> Result<Committed> {
+        in_time(self.write(plan, settlements)).await
+    }
+
+    async fn lookup(&self, identities: &[&Identity], keys: &[&RequestKey]) -> Result<Known> {
+        in_time(self.look_up(identities, keys)).await
+    }
+
+    async fn claim(&self, claims: &[LaneClaim], now: Timestamp) -> Result<Vec<ClaimedLane>> {
+        in_time(self.claim_lanes(claims, now)).await
+    }
+
+    async fn release(&self, held: &[Held]) -> Result<()> {
+        in_time(settle::release(&self.pool, held)).await
+    }
+
+    async fn claim_one(&self, place: &Held) -> Result<Option<i64>> {
+        in_time(settle::claim_one(&self.pool, place, self.lease_ms)).await
+    }
+
+    async fn heartbeat(&self, _after_trouble: bool) -> Result<()> {
+        in_time(self.beat()).await
     }
 
     async fn announce(&self, _address: &str) -> Result<()> {

@@ -11,6 +11,7 @@ mod write;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{Seek as _, Write as _};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use sqlx::{AssertSqlSafe, Connection as _, SqliteConnection, SqlitePool};
 
 use self::claims::{Claim, Claims, Cursor, Meanwhile, Queue};
-use self::file::{check, checkpoint_on_the_side, own, path_of};
+use self::file::{check, checkpoint_on_the_side, own, path_of, wal_path};
 pub use self::file::{database_file, lock_holder};
 use self::waiting::{EVENTS, WAITING};
 use self::write::{insert_plan, next_chunk, placeholders, settle_rows};
@@ -58,6 +59,11 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const READERS: u32 = 4;
 /// Pages in the WAL at which a commit itself checkpoints. High, because that commit pays for it.
 const AUTOCHECKPOINT_PAGES: u32 = 16_000;
+/// What a WAL that grew beyond it, behind a slow reader, is cut back to when it begins anew.
+const WAL_LIMIT_BYTES: u32 = 60 << 20;
+/// What must find room before events are taken again.
+const ROOM_BYTES: i64 = 64 << 10;
+
 /// See the module's own words.
 pub(super) struct SqliteStore {
     options: SqliteConnectOptions,
@@ -72,6 +78,7 @@ pub(super) struct SqliteStore {
     clock: Arc<dyn Clock>,
     written: Arc<tokio::sync::Notify>,
     checkpointer: tokio::task::AbortHandle,
+    wal: PathBuf,
     /// Held as long as this process owns the file.
     lock: File,
 }
@@ -87,6 +94,7 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
         .synchronous(SqliteSynchronous::Full)
         .busy_timeout(BUSY_TIMEOUT)
         .pragma("wal_autocheckpoint", AUTOCHECKPOINT_PAGES.to_string())
+        .pragma("journal_size_limit", WAL_LIMIT_BYTES.to_string())
         .pragma("temp_store", "MEMORY")
         .statement_cache_capacity(200);
     let unreachable = |error: sqlx::Error| {
@@ -103,7 +111,11 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
         .max_connections(READERS)
         .connect_with(connect.clone().read_only(true).create_if_missing(false))
         .await?;
-    let writes = SqlitePoolOptions::new().max_connections(1).connect_with(connect.clone()).await?;
+    let writes = SqlitePoolOptions::new()
+        .max_connections(1)
+        .after_release(|connection, _| Box::pin(has_ended_its_transaction(connection)))
+        .connect_with(connect.clone())
+        .await?;
     let writer: Turn = Arc::new(tokio::sync::Mutex::new(Some(writer)));
     let database = Database::Sqlite { reads: reads.clone(), writes, turn: writer.clone() };
     let largest = database.largest_seq().await?;
@@ -120,9 +132,30 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
         clock: clock.clone(),
         written,
         checkpointer,
+        wal: wal_path(&path),
         lock,
     };
     Ok(Opened { store, database, sequence: Sequence::new(0, largest), node: 0, notices: None })
+}
+
+/// Writes as much as a few events and takes it away again. On a full disk the heartbeat's own row may still find its place,
+/// and events would be asked in only to be refused.
+async fn prove_room(connection: &mut SqliteConnection) -> Result<()> {
+    sqlx::query("INSERT OR REPLACE INTO node (number, epoch, seen_at) VALUES (-1, hex(zeroblob($1)), 0)")
+        .bind(ROOM_BYTES / 2)
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query("DELETE FROM node WHERE number = -1").execute(connection).await?;
+    Ok(())
+}
+
+/// Whether a connection may be used again. Where SQLite itself gave a transaction up, for want of room or of a disk, the
+/// driver still counts it as open: what begins next would be a savepoint in it, and to roll that back would end nothing
+/// and keep the file locked.
+async fn has_ended_its_transaction(connection: &mut SqliteConnection) -> sqlx::Result<bool> {
+    // A rollback may still be under way.
+    connection.ping().await?;
+    Ok(!connection.is_in_transaction())
 }
 
 impl SqliteStore {
@@ -443,12 +476,15 @@ impl Store for SqliteStore {
         self.claims().appeared((id.lane, class), (due_at.as_millis(), id.event.0));
     }
 
-    async fn heartbeat(&self) -> Result<()> {
+    async fn heartbeat(&self, after_trouble: bool) -> Result<()> {
         let mut writer = self.writer.lock().await;
         let mut connection = match writer.take() {
             Some(connection) => connection,
             None => SqliteConnection::connect_with(&self.options).await?,
         };
+        if after_trouble {
+            prove_room(&mut connection).await?;
+        }
         sqlx::query(
             "INSERT INTO node (number, epoch, seen_at) VALUES (0, '', $1)
              ON CONFLICT (number) DO UPDATE SET seen_at = excluded.seen_at",
@@ -458,6 +494,10 @@ impl Store for SqliteStore {
         .await?;
         *writer = Some(connection);
         Ok(())
+    }
+
+    fn wal_bytes(&self) -> Option<u64> {
+        std::fs::metadata(&self.wal).ok().map(|wal| wal.len())
     }
 
     async fn announce(&self, address: &str) -> Result<()> {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::silence::in_time;
 use super::sql::{Database, on};
 use super::{Ledger, Result};
 use crate::domain::clock::Timestamp;
@@ -64,6 +65,10 @@ impl Ledger {
     /// # Errors
     /// [`super::LedgerError::Unavailable`]: some may have been reserved all the same, and are forfeited.
     pub async fn reserve_tokens(&self, wishes: &[TokenWish]) -> Result<Vec<TokenGrant>> {
+        in_time(self.take_tokens(wishes)).await
+    }
+
+    async fn take_tokens(&self, wishes: &[TokenWish]) -> Result<Vec<TokenGrant>> {
         let mut partners: Vec<String> = wishes.iter().map(|wish| wish.partner.to_string()).collect();
         partners.sort_unstable();
         partners.dedup();

@@ -114,10 +114,11 @@ impl Writer {
     /// Asks the ledger for a sign of life where it is time for one, busy or not: the node's number hangs on it.
     async fn heartbeat(&mut self, idle: bool) -> Result<()> {
         let moment = self.clock.moment();
-        if !idle && self.health.borrow().is_none() && self.last_beat.until(moment) < HEARTBEAT {
+        let down = self.health.borrow().is_some();
+        if !idle && !down && self.last_beat.until(moment) < HEARTBEAT {
             return Ok(());
         }
-        let beat = self.store.heartbeat().await;
+        let beat = self.store.heartbeat(down).await;
         self.report(beat.as_ref().err());
         if beat.is_ok() {
             self.last_beat = moment;
@@ -179,9 +180,17 @@ impl Writer {
         settlements: &[Settlement],
     ) -> Result<(Vec<Accepted>, HashSet<ClaimId>)> {
         let mut known = Known::default();
+        let mut is_known = false;
         for _ in 0..CLASH_LIMIT {
             let now = self.clock.now();
             let mut plan = plan::plan(requests, &known, now, || self.sequence.next(now));
+            // Who is refused for conflicts in the request itself is told of those with what is stored, too. Nothing of it is
+            // written that could clash with that.
+            if plan.refuses() && !is_known {
+                known.merge(self.lookup(requests).await?);
+                is_known = true;
+                continue;
+            }
             if plan.writes_nothing() && settlements.is_empty() {
                 self.repeats.note(&plan.repeats, now);
                 return Ok((plan.answers, HashSet::new()));
@@ -198,6 +207,7 @@ impl Writer {
                 Ok(Committed::Clash) => {
                     give_back(self.outlet(), &plan.deliveries, reserved);
                     known.merge(self.lookup(requests).await?);
+                    is_known = true;
                 }
                 Err(error) => {
                     give_back(self.outlet(), &plan.deliveries, reserved);
@@ -358,7 +368,7 @@ mod tests {
             Ok(None)
         }
 
-        async fn heartbeat(&self) -> Result<()> {
+        async fn heartbeat(&self, _after_trouble: bool) -> Result<()> {
             Ok(())
         }
 

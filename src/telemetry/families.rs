@@ -64,6 +64,8 @@ families! {
     LOST_LEASES: Counter "posthaste_ledger_lost_leases" []
         "Attempts that could not be settled because their lease had passed to another";
     LEDGER_STATE: Gauge "posthaste_ledger_state" ["state"] "1 for the state that the ledger is in";
+    WAL_BYTES: Gauge "posthaste_ledger_wal_bytes" []
+        "The write-ahead log's file (SQLite): it grows while somebody reads for long";
     BACKLOG: Gauge "posthaste_backlog_deliveries" [] "Deliveries that wait";
     BACKLOG_LIMIT: Gauge "posthaste_backlog_limit_deliveries" [] "Most deliveries that may wait";
     DESTINATION_BACKLOG: Gauge "posthaste_destination_backlog_deliveries" ["partner", "endpoint"]

@@ -9,6 +9,7 @@ fn standing() -> Standing {
         waiting: 0,
         waiting_limit: 100,
         ledger_up: true,
+        wal_bytes: None,
         sources: [].into(),
         backlogs: None,
         partners: BTreeMap::new(),

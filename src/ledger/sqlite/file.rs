@@ -42,8 +42,17 @@ pub fn database_file(url: &str) -> Option<PathBuf> {
 
 /// The file that says who owns the database: `<database>.lock`, whatever link it is reached by.
 fn lock_path(database: &Path) -> PathBuf {
+    beside(database, ".lock")
+}
+
+/// The file that the WAL is in.
+pub(super) fn wal_path(database: &Path) -> PathBuf {
+    beside(database, "-wal")
+}
+
+fn beside(database: &Path, suffix: &str) -> PathBuf {
     let mut name = database.canonicalize().unwrap_or_else(|_| database.to_owned()).into_os_string();
-    name.push(".lock");
+    name.push(suffix);
     name.into()
 }
 

@@ -196,3 +196,66 @@ async fn what_is_settled_while_a_claim_reads_is_not_claimed() {
     assert_eq!((numbers(&after), after.remaining), (vec![2, 3], Remaining::Nothing));
     assert!(after.deliveries.iter().all(|delivery| delivery.attempt == 2));
 }
+
+/// One commit of so many events with such bodies, numbered from `first` on.
+async fn commit_many(
+    store: &SqliteStore,
+    lane: &Arc<Lane>,
+    first: i64,
+    count: i64,
+    body: usize,
+) -> Result<Committed> {
+    let event = |number: i64| Event {
+        identity: Identity { tenant: "acme".into(), source: String::new(), id: number.to_string() },
+        event_type: "t".into(),
+        fingerprint: Fingerprint([0; 32]),
+        body: vec![b' '; body].into(),
+        data: None,
+        trace: None,
+    };
+    let new = |number| NewEvent { event: event(number), lanes: vec![lane.clone()] };
+    let events = (first..first + count).map(new).collect();
+    let requests = [AcceptRequest { events, strict: true, request_key: None }];
+    let mut next = first - 1;
+    let numbers = || {
+        next += 1;
+        EventSeq(next)
+    };
+    let plan = plan::plan(&requests, &Known::default(), Timestamp::from_millis(first), numbers);
+    store.commit(&plan, &[]).await
+}
+
+#[tokio::test]
+async fn nothing_runs_on_a_transaction_that_ended_for_want_of_room() {
+    // holds: 12
+    let (mut store, lane, _directory) = store().await;
+    record(&store, &lane, 1).await;
+    let (pages,): (i64,) = sqlx::query_as("PRAGMA page_count").fetch_one(&store.reads).await.expect("pages");
+    let roomy = store.options.clone();
+    store.options = roomy.clone().pragma("max_page_count", (pages + 8).to_string());
+    *store.writer.lock().await = None;
+    let rows = async || {
+        let sql = "SELECT (SELECT COUNT(*) FROM event) + (SELECT COUNT(*) FROM event_key) + (SELECT COUNT(*) FROM queue)";
+        let (rows,): (i64,) = sqlx::query_as(sql).fetch_one(&store.reads).await.expect("a number");
+        rows
+    };
+    for _ in 0..3 {
+        let error = commit_many(&store, &lane, 10, 40, 4_000).await.expect_err("there is no room");
+        assert!(error.to_string().contains("full"), "{error}");
+        assert!(store.writer.lock().await.is_none(), "the connection is given up with its transaction");
+        assert_eq!(rows().await, 3, "none of its rows was written after all");
+        let error = store.heartbeat(true).await.expect_err("no room for events");
+        assert!(error.to_string().contains("full"), "{error}");
+    }
+    // Its own row still finds a place: that alone would say that all is well.
+    store.heartbeat(false).await.expect("written");
+    store.options = roomy;
+    *store.writer.lock().await = None;
+    store.heartbeat(true).await.expect("there is room");
+    let done = commit_many(&store, &lane, 10, 40, 4_000).await.expect("committed");
+    assert!(matches!(done, Committed::Done { .. }), "nobody had its keys");
+    assert_eq!(rows().await, 3 * 41);
+    let claim = LaneClaim { lane, class: Class::Fresh, limit: 100 };
+    let claimed = store.claim(&[claim], Timestamp::from_millis(10_000)).await.expect("claimed").remove(0);
+    assert_eq!(claimed.deliveries.len(), 41);
+}

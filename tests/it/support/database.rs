@@ -1,6 +1,6 @@
 //! A fresh database for one test, gone at its end.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,9 +27,12 @@ pub struct TestDatabase {
 
 #[derive(Debug)]
 enum Place {
-    Directory(TempDir),
+    /// Gone with its directory.
+    Directory(#[expect(dead_code, reason = "held for its end")] TempDir),
     /// The server's URL and the database's name on it.
     Server(String, String),
+    /// Whoever made it takes it away.
+    Elsewhere,
 }
 
 impl TestDatabase {
@@ -54,20 +57,27 @@ impl TestDatabase {
         Self { url: with_database(&server, &name), place: Place::Server(server, name) }
     }
 
+    /// A database of the test's own, which it takes away itself.
+    pub fn at(url: String) -> Self {
+        Self { url, place: Place::Elsewhere }
+    }
+
+    /// A SQLite file in a directory of the test's own.
+    pub fn sqlite_in(directory: &Path) -> Self {
+        Self::at(format!("sqlite:{}", directory.join(FILE).display()))
+    }
+
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    pub const fn is_postgres(&self) -> bool {
-        matches!(self.place, Place::Server(..))
+    pub fn is_postgres(&self) -> bool {
+        self.url.starts_with("postgres")
     }
 
     /// The SQLite file.
     pub fn file(&self) -> PathBuf {
-        match &self.place {
-            Place::Directory(directory) => directory.path().join(FILE),
-            Place::Server(..) => panic!("Postgres is not a file"),
-        }
+        self.url.strip_prefix("sqlite:").expect("Postgres is not a file").into()
     }
 
     /// Long leases and room for everything.

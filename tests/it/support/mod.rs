@@ -8,6 +8,8 @@ mod events;
 pub mod http;
 pub mod metrics;
 pub mod partners;
+pub mod postgres;
+pub mod proxy;
 mod relay;
 pub mod sink;
 pub mod visitor;

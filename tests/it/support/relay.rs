@@ -140,13 +140,35 @@ impl Deref for RelayProcess {
 impl RelayProcess {
     /// Starts `posthaste serve` and waits until it listens.
     pub fn start(database: &TestDatabase, svix: &MockSvix, variables: &[(&str, &str)]) -> Self {
-        let started = Self::launch(&mut Self::command(database, svix, variables));
+        Self::started(&mut Self::command(database, svix, variables))
+    }
+
+    /// The same by another command, which becomes `posthaste` with the arguments that it gets.
+    pub fn start_by(
+        command: Command,
+        database: &TestDatabase,
+        svix: &MockSvix,
+        variables: &[(&str, &str)],
+    ) -> Self {
+        Self::started(&mut Self::prepared(command, database, svix, variables))
+    }
+
+    fn started(command: &mut Command) -> Self {
+        let started = Self::launch(command);
         started.unwrap_or_else(|ended| panic!("the relay ended early ({}): {:#?}", ended.status, ended.said))
     }
 
     /// What starts `posthaste serve`.
     pub fn command(database: &TestDatabase, svix: &MockSvix, variables: &[(&str, &str)]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_posthaste"));
+        Self::prepared(Command::new(env!("CARGO_BIN_EXE_posthaste")), database, svix, variables)
+    }
+
+    fn prepared(
+        mut command: Command,
+        database: &TestDatabase,
+        svix: &MockSvix,
+        variables: &[(&str, &str)],
+    ) -> Command {
         command
             .arg("serve")
             .env("POSTHASTE_DATABASE_URL", database.url())
@@ -185,6 +207,11 @@ impl RelayProcess {
 
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// Its number among the system's processes.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Ends it the hard way, in the middle of whatever it does.
