@@ -9,6 +9,7 @@ pub mod http;
 pub mod metrics;
 pub mod partners;
 mod relay;
+pub mod rude;
 pub mod sink;
 pub mod visitor;
 
