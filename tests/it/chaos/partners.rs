@@ -103,6 +103,10 @@ struct Told {
 impl Place {
     /// `url`: of the rude endpoint.
     async fn start(url: &str, ca_file: &Path) -> Self {
+        Self::start_with(url, ca_file, TIMEOUT_MS).await
+    }
+
+    async fn start_with(url: &str, ca_file: &Path, timeout_ms: u64) -> Self {
         let (database, svix) = (TestDatabase::sqlite(), mock_svix().await);
         let relay = RelayProcess::start(
             &database,
@@ -118,7 +122,7 @@ impl Place {
         let fine = MockPartner::start().await;
         add_endpoint(&relay, "fine", json!({"url": fine.url("/")})).await;
         let settings = json!({
-            "url": url, "event_types": ["rude"], "timeout_ms": TIMEOUT_MS,
+            "url": url, "event_types": ["rude"], "timeout_ms": timeout_ms,
             "retry_schedule_ms": vec![RETRY_MS; 10],
         });
         let (endpoint, _) = add_endpoint(&relay, "rude", settings).await;
@@ -131,7 +135,8 @@ impl Place {
     }
 
     async fn post(&self, event_type: &str) {
-        let event = |n: usize| json!({"id": format!("{event_type}_{n}"), "type": event_type, "data": {"n": n}});
+        let event =
+            |n: usize| json!({"id": format!("{event_type}_{n}"), "type": event_type, "data": {"n": n}});
         let events: Vec<_> = (0..EVENTS).map(event).collect();
         assert_eq!(self.relay.post(json!(events).to_string()).await.status, 202);
     }
@@ -219,7 +224,8 @@ async fn check_calls(rude: &Rude, longest_ms: u64) {
     let over = async || rude.calls().iter().all(|call| call.held.is_some()).then_some(());
     eventually("every connection is closed", over).await;
     let mut by_id = HashMap::<String, Vec<Call>>::new();
-    for call in rude.calls() {
+    // Where TLS did not stand, nothing was asked.
+    for call in rude.calls().into_iter().filter(|call| !call.webhook_id.is_empty()) {
         assert!(call.sent_bytes <= SENT_LIMIT_BYTES, "{call:?}");
         let held = call.held.expect("closed");
         assert!(held <= Duration::from_millis(longest_ms + SLACK_MS), "{call:?}");
@@ -279,7 +285,11 @@ const CHUNK: &str = "10\r\n0123456789abcdef\r\n";
     TIMEOUT_MS
 )]
 #[case::sends_an_endless_header(flood("HTTP/1.1 200 OK\r\nX-Endless: ", "y"), "answer_too_large", TIMEOUT_MS)]
-#[case::speaks_something_else(Manner::says("SSH-2.0-OpenSSH_9.9\r\n", End::Hold), "answer_invalid", TIMEOUT_MS)]
+#[case::speaks_something_else(
+    Manner::says("SSH-2.0-OpenSSH_9.9\r\n", End::Hold),
+    "answer_invalid",
+    TIMEOUT_MS
+)]
 #[case::resets_in_its_head(
     Manner::says("HTTP/1.1 200 OK\r\nContent-Len", End::Reset),
     "connection_lost",
@@ -352,6 +362,122 @@ async fn succeeds_on_its_head_whatever_its_body(#[case] manner: Manner) {
         let calls = rude.calls();
         assert_eq!(calls.len(), EVENTS);
         assert!(calls.iter().all(|call| call.sent_bytes <= SENT_LIMIT_BYTES), "{calls:?}");
+    })
+    .await;
+}
+
+#[rstest]
+#[case::shows_an_expired_certificate(Shows::Expired, "tls_certificate_expired")]
+#[case::shows_anothers_certificate(Shows::WrongName, "tls_wrong_name")]
+#[case::vouches_for_itself(Shows::SelfSigned, "tls_unknown_issuer")]
+#[case::has_an_unknown_voucher(Shows::OfAnotherAuthority, "tls_unknown_issuer")]
+#[tokio::test(flavor = "multi_thread")]
+async fn gets_nothing_before_its_certificate_is_good(#[case] shows: Shows, #[case] code: &str) {
+    // holds: 35
+    bounded(async {
+        let (rude, authority) = (Rude::start().await, Authority::new());
+        let file = authority.file();
+        rude.show(authority.server(shows));
+        let place = Place::start(&rude.url("https"), file.path()).await;
+        let told = place.suffer(2, async || rude.show(authority.server(Shows::Good))).await;
+        told.check(&case_name(), code, 2, TIMEOUT_MS);
+        check_calls(&rude, TIMEOUT_MS).await;
+        let explained = place.explained("rude_0").await;
+        assert!(explained.contains(&format!("attempt 1: {code}")), "{explained}");
+    })
+    .await;
+}
+
+/// A ServerHello of TLS 1.1.
+const OLD_HELLO: &[u8] = b"\x16\x03\x02\x00\x2a\x02\x00\x00\x26\x03\x02\
+    0123456789abcdef0123456789abcdef\x00\xc0\x13\x00";
+/// The alert of a server that goes no higher than that: `protocol_version`.
+const OLD_ALERT: &[u8] = b"\x15\x03\x02\x00\x02\x02\x46";
+
+#[rstest]
+#[case::speaks_tls_1_1(Manner::says(OLD_HELLO, End::Hold), "tls_protocol_version")]
+#[case::goes_no_higher_than_tls_1_1(Manner::says(OLD_ALERT, End::Close), "tls_protocol_version")]
+#[case::speaks_no_tls(Manner::says("HTTP/1.1 400 Bad Request\r\n\r\n", End::Close), "tls_failed")]
+#[case::resets_in_the_handshake(Manner::says("", End::Reset), "connection_reset")]
+#[case::hangs_in_the_handshake(Manner::says("", End::Hold), "timeout")]
+#[tokio::test(flavor = "multi_thread")]
+async fn gets_nothing_before_it_speaks_tls(#[case] manner: Manner, #[case] code: &str) {
+    // holds: 35
+    bounded(async {
+        let (rude, authority) = (Rude::start().await, Authority::new());
+        let file = authority.file();
+        rude.behave(Some(manner), usize::MAX);
+        let place = Place::start(&rude.url("https"), file.path()).await;
+        let mend = async || {
+            rude.behave(None, 0);
+            rude.show(authority.server(Shows::Good));
+        };
+        let told = place.suffer(2, mend).await;
+        told.check(&case_name(), code, 2, TIMEOUT_MS);
+        check_calls(&rude, TIMEOUT_MS).await;
+    })
+    .await;
+}
+
+#[rstest]
+#[case::has_no_address("http://nobody.invalid:9/", "dns_failed", 5_000)]
+#[case::is_not_there("", "connect_refused", TIMEOUT_MS)]
+#[tokio::test(flavor = "multi_thread")]
+async fn that_can_not_be_reached_gets_all_at_its_new_url(
+    #[case] url: &str,
+    #[case] code: &str,
+    #[case] longest_ms: u64,
+) {
+    // holds: 35
+    bounded(async {
+        let (rude, authority) = (Rude::start().await, Authority::new().file());
+        // Bound, and nobody listens.
+        let nobody = socket();
+        let nobody_url = format!("http://{}/", nobody.local_addr().expect("an address"));
+        let url = if url.is_empty() { &nobody_url } else { url };
+        let place = Place::start_with(url, authority.path(), 10_000).await;
+        let moved = async || {
+            let path = format!("/v1/endpoints/{}", place.endpoint);
+            call(&place.relay, Method::PATCH, &path, json!({"url": rude.url("http")})).await;
+        };
+        let told = place.suffer(2, moved).await;
+        told.check(&case_name(), code, 2, longest_ms);
+        check_calls(&rude, TIMEOUT_MS).await;
+    })
+    .await;
+}
+
+/// A port of this machine that is taken, and refuses every call.
+fn socket() -> tokio::net::TcpSocket {
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    socket.bind(([127, 0, 0, 1], 0).into()).expect("a port");
+    socket
+}
+
+#[rstest]
+#[case::points_at_another(None)]
+#[case::points_at_the_metadata(Some("http://169.254.169.254/latest/meta-data/"))]
+#[tokio::test(flavor = "multi_thread")]
+async fn is_not_followed_where_it_points(#[case] location: Option<&str>) {
+    // holds: 31, 42
+    bounded(async {
+        let (rude, authority) = (Rude::start().await, Authority::new().file());
+        // Listens where it may be dialled, and must not be called. What calls is taken in before anybody accepts it.
+        let sentinel = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        sentinel.set_nonblocking(true).expect("set");
+        let inside = format!("http://{}/", sentinel.local_addr().expect("an address"));
+        let location = location.unwrap_or(&inside);
+        let head = |status: &str| {
+            format!(
+                "HTTP/1.1 {status}\r\nLocation: {location}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            )
+        };
+        let place = Place::start(&rude.url("http"), authority.path()).await;
+        rude.behave(Some(Manner::says(head("307 Temporary Redirect"), End::Close)), 2);
+        let told = place.suffer(3, async || ()).await;
+        told.check(&case_name(), "http_307", 2, TIMEOUT_MS);
+        assert!(told.attempts[0][0].1.starts_with("redirects are not followed"), "{:?}", told.attempts[0]);
+        assert!(sentinel.accept().is_err(), "it was followed");
     })
     .await;
 }
