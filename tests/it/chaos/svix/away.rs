@@ -8,6 +8,7 @@ use posthaste::config::{Config, SvixConfig};
 use posthaste::mock::{MockSvix, ReceivedRequest, Trouble};
 use serde_json::json;
 
+use crate::chaos::{sized, tell};
 use crate::support::partners::{MASTER_KEY, call};
 use crate::support::{TOKEN, TestClock, TestDatabase, TestRelay, config, eventually, mock_svix};
 
@@ -58,7 +59,7 @@ async fn post(relay: &TestRelay, tenant: &str, first: usize, count: usize) -> u1
 
 async fn hours_without_svix_lose_and_double_nothing(database: TestDatabase) {
     // holds: 29
-    let hours: u32 = super::super::sized(6, 24);
+    let hours: u32 = sized(6, 24);
     let (svix, clock) = (mock_svix().await, TestClock::new());
     let steps = usize::try_from((HOUR * hours).as_secs() / STEP.as_secs()).expect("some");
     // The whale's, one of somebody's with each step, and a little more.
@@ -93,7 +94,7 @@ async fn hours_without_svix_lose_and_double_nothing(database: TestDatabase) {
     let progress = relay.finish().await;
     assert_eq!(progress.done.keys().collect::<Vec<_>>(), ["delivered"], "{progress:?}");
     assert_eq!(svix.message_count(), accepted as u64 + 1, "no event twice, and none lost");
-    super::super::tell(
+    tell(
         &format!("Svix away for {hours} h (virtual)"),
         format!(
             "{burst} requests until the gate closed, then {asked} probes, {} a minute at most; {accepted} events taken in, \
@@ -172,7 +173,7 @@ async fn one_event_alone_outlives_days_without_svix(database: TestDatabase) {
     nudge(&relay).await;
     let progress = relay.finish().await;
     assert_eq!((progress.done["delivered"], svix.message_count()), (1, 1));
-    super::super::tell(
+    tell(
         &format!("one event, Svix away for {days} days (virtual)"),
         format!("tried {tried} times, never given up, one message in the end"),
     );
@@ -232,7 +233,7 @@ async fn what_is_older_than_eleven_hours_is_looked_up_before_it_is_posted(databa
     assert_eq!(posts, 1);
     relay.finish().await;
     assert_eq!(svix.message_count(), 4, "one each");
-    super::super::tell(
+    tell(
         "a retry older than 11 h (virtual)",
         "stored: found by a look-up, not posted again; not stored: posted once more; at 10 h 59 min: posted under its key",
     );

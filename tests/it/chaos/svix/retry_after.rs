@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 use posthaste::mock::{MockSvix, Trouble};
 use serde_json::json;
 
+use crate::chaos::tell;
 use crate::support::{TestDatabase, TestRelay, config, mock_svix};
 
 /// The longest that is honoured.
@@ -100,7 +101,7 @@ async fn every_form_of_retry_after_holds_everybody_back_as_long_as_it_says(datab
             let (least, most) = (form.least.saturating_sub(Duration::from_millis(5)), form.most + LATE);
             assert!(waited >= least && waited <= most, "{status}, {}: {waited:?}", form.name);
             assert!(under_way < 8, "{status}, {}: {under_way} were under way", form.name);
-            super::super::tell(
+            tell(
                 &format!("Retry-After on {status}: {}", form.name),
                 format!(
                     "nothing for {} ms ({} to {} wanted)",
