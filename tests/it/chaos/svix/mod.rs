@@ -62,12 +62,13 @@ async fn whatever_becomes_of_answers_each_event_is_one_message(database: TestDat
     assert!(by_id.values().all(|keys| keys.len() == 1), "each event has one key, on every attempt");
     let ids: HashSet<_> = svix.messages().iter().filter_map(|message| message.event_id.clone()).collect();
     assert_eq!((ids.len(), svix.message_count()), (count, count as u64), "no event twice, and none lost");
-    let stored = svix.requests().iter().filter(|request| {
-        matches!(request.trouble, Trouble::StoredNoAnswer | Trouble::StoredThenStatus(_))
-            && request.stored.is_some()
+    let requests = svix.requests();
+    let stored = requests.iter().filter(|request| {
+        let told = matches!(request.trouble, Trouble::StoredNoAnswer | Trouble::StoredThenStatus(_));
+        told && request.stored.is_some()
     });
     let (mut unsure, mut flagged) = (0, 0);
-    for request in stored.cloned().collect::<Vec<_>>() {
+    for request in stored {
         let id = request.event_id.as_deref().expect("an id");
         let outcomes = relay.app().ledger().database().outcomes("acme", id).await.expect("read");
         // Whose key Svix still knew got the first answer again, and that is a plain yes.
