@@ -17,7 +17,7 @@ use crate::dispatcher::{Dispatcher, DispatcherOptions};
 use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::gate::{AdaptiveLimits, GateLimits};
 use crate::domain::parse::ParseSettings;
-use crate::domain::partner::DEFAULT_MAX_IN_FLIGHT;
+use crate::domain::partner::{DEFAULT_MAX_IN_FLIGHT, TIMEOUT_MAX_MS};
 use crate::domain::retry::RetrySchedule;
 use crate::domain::scheduler::SchedulerLimits;
 use crate::endpoints::Keeper;
@@ -30,7 +30,7 @@ use crate::replays::Replays;
 use crate::retention::Pruner;
 use crate::secrets::{KeySources, Vault};
 use crate::send::address_guard::{DialPolicy, GuardedConnector, GuardedHttps, SystemResolver};
-use crate::send::direct::{DirectOptions, DirectSender};
+use crate::send::direct::{ANSWER_TIMEOUT, DirectOptions, DirectSender};
 use crate::send::svix::{SvixOptions, SvixSender};
 use crate::send::svix_event_types::SvixEventTypes;
 use crate::send::{Senders, tls};
@@ -423,10 +423,19 @@ fn dispatcher_options(config: &Config, svix_configured: bool) -> DispatcherOptio
             adaptive: Some(AdaptiveLimits::new(svix.min_in_flight)),
         },
         endpoint_gate: ENDPOINT_GATE,
-        // One attempt is at most three requests: a POST, a look-up or a new application, and a second POST.
-        attempt_timeout: Duration::from_millis(3 * svix.timeout_ms),
+        attempt_timeout: attempt_timeout(config),
         svix_configured,
     }
+}
+
+/// Time for one attempt: whoever sends keeps to less by itself, at Svix or at an endpoint.
+fn attempt_timeout(config: &Config) -> Duration {
+    // At most three requests: a POST, a look-up or a new application, and a second POST.
+    let at_svix = Duration::from_millis(3 * config.svix.timeout_ms);
+    // One request, the body of its answer, and a moment.
+    let at_endpoint = Duration::from_millis(TIMEOUT_MAX_MS) + ANSWER_TIMEOUT + Duration::from_secs(1);
+    // A lease must be left some time.
+    at_svix.max(at_endpoint.min(Duration::from_millis(config.dispatch.lease_ms) / 2))
 }
 
 fn ingest_rules(config: &Config) -> anyhow::Result<IngestRules> {

@@ -37,6 +37,8 @@ const HOUR_MS: u64 = 60 * MINUTE_MS;
 pub const DEFAULT_MAX_IN_FLIGHT: u32 = 64;
 /// Time for one attempt where an endpoint sets none.
 pub const DEFAULT_TIMEOUT_MS: u64 = 15 * SECOND_MS;
+/// Longest timeout that an endpoint may have.
+pub const TIMEOUT_MAX_MS: u64 = 30 * SECOND_MS;
 /// Waits after the first, second … failure where an endpoint sets none; then the delivery is dead. With the first
 /// attempt, which is made at once, that is eight attempts in 27 and a half hours: Svix's schedule, and the beginning
 /// of the one that Standard Webhooks 1.0 gives as an example.
@@ -48,7 +50,7 @@ const URL_MAX_BYTES: usize = 2_048;
 const EVENT_TYPES_MAX: usize = 256;
 const TRANSFORM_MAX_BYTES: usize = 64 << 10;
 /// A lease (two minutes) outlives the longest attempt.
-const TIMEOUT_MS: std::ops::RangeInclusive<u64> = 100..=30 * SECOND_MS;
+const TIMEOUT_MS: std::ops::RangeInclusive<u64> = 100..=TIMEOUT_MAX_MS;
 const RETRIES_MAX: usize = 32;
 const RETRY_MAX_MS: u64 = 7 * 24 * HOUR_MS;
 const MAX_IN_FLIGHT: std::ops::RangeInclusive<u32> = 1..=10_000;

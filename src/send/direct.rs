@@ -4,6 +4,9 @@
 //! [`ANSWER_LIMIT_BYTES`] of a body is read, for no longer than [`ANSWER_TIMEOUT`]: the rest is the partner's business.
 //! Of a success nobody asks for the words: its body gets only [`SUCCESS_BODY_TIMEOUT`] to end, so that the connection
 //! can be used again, and no place in flight is held for one that does not.
+//!
+//! An attempt without an answer has a code of its own: those of [`ConnectError::code`] where there was no connection,
+//! else `timeout`, `connection_lost`, `answer_invalid` or `answer_too_large`.
 
 use std::error::Error;
 use std::fmt;
@@ -298,7 +301,8 @@ fn failure(error: &(dyn Error + 'static), timeout: Duration) -> Failure {
         return Failure::transport(connect.code(), connect, false);
     }
     let last = std::iter::successors(Some(error), |error| (*error).source()).last();
-    Failure::transport("connection_lost", last.map(ToString::to_string).unwrap_or_default(), true)
+    let detail = last.map(ToString::to_string).unwrap_or_default();
+    Failure::transport(super::without_answer(error), detail, true)
 }
 
 /// The beginning of a body; reads a little more than is kept, so that small answers end and their connection is used

@@ -9,6 +9,7 @@ pub mod svix;
 pub mod svix_event_types;
 pub mod tls;
 
+use std::error::Error;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -102,6 +103,17 @@ fn add_trace(headers: &mut HeaderMap, trace: Option<&TraceContext>) {
         if let Some(value) = text.and_then(|text| HeaderValue::try_from(text).ok()) {
             headers.insert(name, value);
         }
+    }
+}
+
+/// What it means that a connection stood and gave no answer that could be read: `connection_lost`, `answer_invalid` (what
+/// came is not HTTP) or `answer_too_large` (a head of more than a hundred headers or about 400 KiB).
+fn without_answer(error: &(dyn Error + 'static)) -> &'static str {
+    let mut chain = std::iter::successors(Some(error), |error| (*error).source());
+    match chain.find_map(|error| error.downcast_ref::<hyper::Error>()) {
+        Some(error) if error.is_parse_too_large() => "answer_too_large",
+        Some(error) if error.is_parse() => "answer_invalid",
+        _ => "connection_lost",
     }
 }
 

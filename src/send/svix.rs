@@ -4,6 +4,7 @@
 //! re-serialises the payload; everything else (look-ups, applications) goes through the `svix` crate.
 
 mod again;
+mod answers;
 pub mod audit;
 pub mod portal;
 
@@ -26,6 +27,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use secrecy::{ExposeSecret as _, SecretString};
 
+use self::answers::{api_failure, message_id, transport_failure, words};
 use crate::domain::clock::Clock;
 use crate::domain::delivery::{DeadReason, Delivery, Failure, Outcome};
 use crate::domain::event::Relay;
@@ -191,7 +193,28 @@ impl SvixSender {
         if answer.status == StatusCode::CONFLICT {
             return Box::pin(self.resolve_conflict(&message, event_id)).await;
         }
-        self.outcome(&answer)
+        self.conclude(&message, event_id, &answer).await
+    }
+
+    /// What an answer to the message POST means. 409 has been dealt with.
+    async fn conclude(&self, message: &Message<'_>, event_id: &str, answer: &Answer) -> Outcome {
+        if answer.status.is_success() && message_id(&answer.body).is_none() {
+            return Box::pin(self.confirm(message, event_id, answer.status)).await;
+        }
+        self.outcome(answer)
+    }
+
+    /// A yes without a message may be Svix's, cut short, or that of a proxy or a sign-in page on the way: a look-up tells.
+    async fn confirm(&self, message: &Message<'_>, event_id: &str, status: StatusCode) -> Outcome {
+        let failure = match self.look_up(message.app, event_id).await {
+            Ok(Some(found)) if message.is_same(&found) => {
+                return delivered(status, Some(found.id), message.delivery.uncertain);
+            }
+            Ok(_) => failure("not_stored", status.as_u16(), "a yes, but Svix does not have the message"),
+            Err(Outcome::Failed(failure)) => failure,
+            Err(outcome) => return outcome,
+        };
+        Outcome::Failed(Failure { may_have_arrived: true, ..failure })
     }
 
     /// Posts a message, into an application that is made where it is missing.
@@ -238,12 +261,12 @@ impl SvixSender {
                 }
                 Err(outcome) => outcome,
             },
-            Ok(answer) => self.outcome(&answer),
+            Ok(answer) => self.conclude(message, key, &answer).await,
             Err(outcome) => outcome,
         }
     }
 
-    /// What an answer to the message POST means. 409 has been dealt with.
+    /// What the status of an answer means.
     fn outcome(&self, answer: &Answer) -> Outcome {
         let status = answer.status.as_u16();
         let retry_after = answer.headers.get(RETRY_AFTER).and_then(|header| header.to_str().ok());
@@ -392,62 +415,6 @@ fn message_body(event_type: &str, event_id: &str, payload: &[u8]) -> Bytes {
     body.extend_from_slice(payload);
     body.push(b'}');
     body.into()
-}
-
-/// Svix's id of a message it has created.
-fn message_id(body: &[u8]) -> Option<String> {
-    #[derive(serde::Deserialize)]
-    struct Created {
-        id: String,
-    }
-    serde_json::from_slice::<Created>(body).ok().map(|created| created.id).filter(|id| svix_name_is_valid(id))
-}
-
-/// What a server says of itself when it refuses: the text of its answer.
-fn words(body: &[u8]) -> String {
-    String::from_utf8_lossy(body).trim().to_owned()
-}
-
-/// What it means that no answer came.
-fn transport_failure(error: &hyper_util::client::legacy::Error) -> Outcome {
-    let chain = || {
-        let first: Option<&(dyn std::error::Error + 'static)> = Some(error);
-        std::iter::successors(first, |error: &&(dyn std::error::Error + 'static)| (*error).source())
-    };
-    let kind = chain().find_map(|error| error.downcast_ref::<std::io::Error>()).map(std::io::Error::kind);
-    let tls = super::tls::find(error).is_some();
-    let code = match kind {
-        _ if tls => "tls_failed",
-        Some(std::io::ErrorKind::ConnectionRefused) => "connect_refused",
-        Some(std::io::ErrorKind::TimedOut) if error.is_connect() => "connect_timeout",
-        _ if error.is_connect() && chain().any(|error| error.to_string().contains("dns")) => "dns_failed",
-        _ if error.is_connect() => "connect_failed",
-        _ => "connection_lost",
-    };
-    let detail = chain().last().map(ToString::to_string).unwrap_or_default();
-    Outcome::Failed(Failure::transport(code, detail, !error.is_connect()))
-}
-
-/// What an error of the SDK means. It does not tell `Retry-After`.
-fn api_failure(error: &SvixError) -> Outcome {
-    let (status, detail) = match error {
-        SvixError::Http(answer) => {
-            let words = answer.payload.as_ref().map(|words| format!("{}: {}", words.code, words.detail));
-            (answer.status, words.unwrap_or_default())
-        }
-        SvixError::Validation(answer) => (answer.status, error.to_string()),
-        SvixError::Timeout { .. } => {
-            return Outcome::Failed(Failure::transport("timeout", error, false));
-        }
-        SvixError::Generic(_) => return Outcome::Failed(Failure::transport("connection_lost", error, false)),
-    };
-    let failure = Failure { may_have_arrived: false, ..Failure::answered(status.as_u16(), &detail) };
-    match status.as_u16() {
-        429 => Outcome::Throttled { failure, retry_after: None },
-        401 | 403 => Outcome::Unauthorized(failure),
-        400 | 413 | 422 => rejected(failure),
-        _ => Outcome::Failed(failure),
-    }
 }
 
 #[cfg(test)]

@@ -54,24 +54,27 @@ pub fn find<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a Error> {
     std::iter::successors(Some(error), |error| inside(*error)).find_map(|error| error.downcast_ref())
 }
 
-/// A stable word for why TLS did not stand: `certificate_expired`, `certificate_not_yet_valid`, `wrong_name`,
-/// `unknown_issuer`, `bad_certificate`, `protocol_version`, `refused_by_peer` or `handshake_failed`.
-pub fn reason(error: &Error) -> &'static str {
+/// A stable code for why TLS did not stand: `tls_certificate_expired`, `tls_certificate_not_yet_valid`, `tls_wrong_name`,
+/// `tls_unknown_issuer`, `tls_bad_certificate`, `tls_protocol_version` (the other side has neither 1.2 nor 1.3),
+/// `tls_refused_by_peer` or `tls_failed`.
+pub fn code(error: &Error) -> &'static str {
     use CertificateError as Certificate;
     match error {
         Error::InvalidCertificate(certificate) => match certificate {
-            Certificate::Expired | Certificate::ExpiredContext { .. } => "certificate_expired",
-            Certificate::NotValidYet | Certificate::NotValidYetContext { .. } => "certificate_not_yet_valid",
-            Certificate::NotValidForName | Certificate::NotValidForNameContext { .. } => "wrong_name",
-            Certificate::UnknownIssuer => "unknown_issuer",
-            _ => "bad_certificate",
+            Certificate::Expired | Certificate::ExpiredContext { .. } => "tls_certificate_expired",
+            Certificate::NotValidYet | Certificate::NotValidYetContext { .. } => {
+                "tls_certificate_not_yet_valid"
+            }
+            Certificate::NotValidForName | Certificate::NotValidForNameContext { .. } => "tls_wrong_name",
+            Certificate::UnknownIssuer => "tls_unknown_issuer",
+            _ => "tls_bad_certificate",
         },
         Error::AlertReceived(AlertDescription::ProtocolVersion)
         | Error::PeerIncompatible(
             PeerIncompatible::ServerDoesNotSupportTls12Or13
             | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig,
-        ) => "protocol_version",
-        Error::AlertReceived(_) => "refused_by_peer",
-        _ => "handshake_failed",
+        ) => "tls_protocol_version",
+        Error::AlertReceived(_) => "tls_refused_by_peer",
+        _ => "tls_failed",
     }
 }

@@ -100,8 +100,8 @@ pub enum ConnectError {
     /// TLS was refused, by us in most cases.
     #[error("{detail}")]
     Tls {
-        /// See [`tls::reason`].
-        reason: &'static str,
+        /// See [`tls::code`].
+        code: &'static str,
         /// rustls's words.
         detail: String,
     },
@@ -109,7 +109,7 @@ pub enum ConnectError {
 
 impl ConnectError {
     /// A short, stable code: a [`Refusal`]'s own, `dns_failed`, `connect_refused`, `connect_timeout`,
-    /// `connect_failed`, `connection_reset`, `tls_timeout`, `tls_failed`.
+    /// `connect_failed`, `connection_reset`, `tls_timeout`, or one of [`tls::code`].
     pub fn code(&self) -> &'static str {
         match self {
             Self::Refused { refusal, .. } => refusal.code,
@@ -119,7 +119,7 @@ impl ConnectError {
             Self::Failed { .. } => "connect_failed",
             Self::Reset { .. } => "connection_reset",
             Self::TlsTimeout => "tls_timeout",
-            Self::Tls { .. } => "tls_failed",
+            Self::Tls { code, .. } => code,
         }
     }
 
@@ -145,7 +145,7 @@ impl ConnectError {
         match error.downcast::<Self>() {
             Ok(own) => *own,
             Err(error) => match tls::find(&*error) {
-                Some(error) => Self::Tls { reason: tls::reason(error), detail: error.to_string() },
+                Some(error) => Self::Tls { code: tls::code(error), detail: error.to_string() },
                 None => Self::Reset { detail: error.to_string() },
             },
         }

@@ -83,7 +83,7 @@ async fn run(what: &str, room: Room) {
         told.acknowledged,
         "what was acknowledged is there, and nothing else"
     );
-    let (sent_before, pid) = (svix.message_count(), relay.id());
+    let (sent_before, pid) = (svix.message_count(), relay.pid());
 
     room.make(&relay);
     let freed = Instant::now();
@@ -100,7 +100,7 @@ async fn run(what: &str, room: Room) {
     all_done(&database, told.acknowledged.len()).await;
     assert_eq!(stored(&database).await, told.acknowledged);
     let again = assert_sent_once(&svix, &told.acknowledged);
-    assert_eq!(relay.id(), pid, "the same process all the time");
+    assert_eq!(relay.pid(), pid, "the same process all the time");
     end(relay, &database).await;
     tell(
         what,

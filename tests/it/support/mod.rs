@@ -11,6 +11,7 @@ pub mod partners;
 pub mod postgres;
 pub mod proxy;
 mod relay;
+pub mod rude;
 pub mod sink;
 pub mod visitor;
 

@@ -210,7 +210,7 @@ impl RelayProcess {
     }
 
     /// Its number among the system's processes.
-    pub fn id(&self) -> u32 {
+    pub fn pid(&self) -> u32 {
         self.child.id()
     }
 

@@ -77,7 +77,7 @@ impl Room {
             }
             Kind::File => {
                 let mut command = Command::new("prlimit");
-                command.args(["--fsize=unlimited:", &format!("--pid={}", relay.id())]);
+                command.args(["--fsize=unlimited:", &format!("--pid={}", relay.pid())]);
                 command
             }
         };
