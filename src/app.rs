@@ -515,6 +515,7 @@ const fn server_limits(config: &Config) -> ServerLimits {
     ServerLimits {
         max_connections: config.http.max_connections,
         header_timeout: Duration::from_millis(config.http.header_timeout_ms),
+        body_timeout: Duration::from_millis(config.http.body_timeout_ms),
     }
 }
 
@@ -523,7 +524,6 @@ fn http_options(config: &Config) -> anyhow::Result<HttpOptions> {
         role: config.role,
         ingest_paths: config.http.ingest_paths.clone(),
         body_limit_bytes: config.http.body_limit_bytes,
-        body_timeout: Duration::from_millis(config.http.body_timeout_ms),
         default_route: config.default_route(),
         settings: config.show()?,
     })

@@ -164,6 +164,10 @@ impl RelayProcess {
         &self.address
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Ends it the hard way, in the middle of whatever it does.
     pub fn kill(mut self) {
         self.child.kill().expect("killed");
