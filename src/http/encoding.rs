@@ -11,6 +11,8 @@ use http_body_util::{BodyExt as _, Limited};
 
 /// Most that is unpacked before others get a turn, in packed bytes.
 const PIECE_BYTES: usize = 16 << 10;
+/// Up to this, what is unpacked gets room as it grows.
+const SMALL_BYTES: usize = 1 << 20;
 
 /// A body that is longer than it may be, once it is unpacked.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +56,7 @@ pub(super) async fn collect(body: Body, coding: Coding, limit: usize) -> Result<
         Coding::Identity => Ok(body.collect().await?.to_bytes()),
         Coding::Gzip => {
             // All members of it (RFC 1952 §2.2): whoever stopped after the first would acknowledge what they did not read.
-            let mut decoder = MultiGzDecoder::new(Unpacked { pieces: Vec::new(), length: 0, limit });
+            let mut decoder = MultiGzDecoder::new(Unpacked { bytes: Vec::new(), limit });
             while let Some(frame) = body.frame().await {
                 let Ok(data) = frame?.into_data() else { continue };
                 for piece in data.chunks(PIECE_BYTES) {
@@ -62,7 +64,9 @@ pub(super) async fn collect(body: Body, coding: Coding, limit: usize) -> Result<
                     tokio::task::yield_now().await;
                 }
             }
-            Ok(decoder.finish().map_err(cause)?.joined())
+            let mut bytes = decoder.finish().map_err(cause)?.bytes;
+            bytes.shrink_to_fit();
+            Ok(bytes.into())
         }
     }
 }
@@ -72,28 +76,32 @@ fn cause(error: io::Error) -> BoxError {
     error.downcast::<TooLong>().map_or_else(Into::into, Into::into)
 }
 
-/// What was unpacked so far, in pieces: one that grows would leave as much behind again with every refusal.
+/// What was unpacked so far.
 struct Unpacked {
-    pieces: Vec<Bytes>,
-    length: usize,
+    bytes: Vec<u8>,
     limit: usize,
 }
 
 impl Unpacked {
-    fn joined(self) -> Bytes {
-        let mut whole = Vec::with_capacity(self.length);
-        self.pieces.into_iter().for_each(|piece| whole.extend_from_slice(&piece));
-        whole.into()
+    /// Room for `more`. What is not small gets all the room that it may come to need, in one: what is not written to
+    /// takes no memory, and it goes back whole, where many pieces would stay with the thread that let them go.
+    fn make_room(&mut self, more: usize) {
+        let needed = self.bytes.len() + more;
+        if needed > self.bytes.capacity() {
+            let room =
+                if needed <= SMALL_BYTES { needed.next_power_of_two() } else { self.limit.max(needed) };
+            self.bytes.reserve_exact(room - self.bytes.len());
+        }
     }
 }
 
 impl io::Write for Unpacked {
     fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
-        if piece.len() > self.limit - self.length {
+        if piece.len() > self.limit - self.bytes.len() {
             return Err(io::Error::other(TooLong));
         }
-        self.length += piece.len();
-        self.pieces.push(Bytes::copy_from_slice(piece));
+        self.make_room(piece.len());
+        self.bytes.extend_from_slice(piece);
         Ok(piece.len())
     }
 

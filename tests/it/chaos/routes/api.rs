@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::Reach::{self, All, Common, Found, Named, Own};
+use super::Reach::{self, All, Common, Found, Led, Named, Own};
 use super::{Stage, routes_in_source, same_routes, tells_nothing};
 use crate::chaos::tell;
 use crate::support::TestDatabase;
@@ -72,8 +72,8 @@ fn table() -> Vec<Line> {
         line("GET /v1/stats", Read, Own, none(), 200),
         line("GET /v1/replays", Read, Own, none(), 200),
         line("GET /v1/replays/{id}", Read, Found, none(), 200),
-        line("GET /v1/audits/svix", Read, Own, none(), 200),
-        Line { query: "?tenant=globex", ..line("GET /v1/audits/svix", Read, Named, none(), 200) },
+        Line { query: "?since=1h", ..line("GET /v1/audits/svix", Read, Own, none(), 200) },
+        Line { query: "?since=1h&tenant=globex", ..line("GET /v1/audits/svix", Read, Named, none(), 200) },
         line("POST /v1/replays", Read, Named, json!({"dry_run": true, "filter": {"tenant": "globex"}}), 200),
         line("POST /v1/replays", Read, Own, json!({"dry_run": true}), 200),
         line("POST /v1/prune", Read, Named, dry, 200),
@@ -90,7 +90,7 @@ fn table() -> Vec<Line> {
         ),
         line("POST /v1/partners/{partner}/endpoints", Admin, All, json!({"url": "http://127.0.0.1:9/"}), 201),
         line("PATCH /v1/endpoints/{id}", Admin, All, json!({"timeout_ms": 2_000}), 200),
-        line("POST /v1/endpoints/{id}/secret/rotate", Admin, All, json!({"grace_s": 60}), 200),
+        line("POST /v1/endpoints/{id}/secret/rotate", Admin, All, json!({"grace_ms": 60_000}), 200),
         line("POST /v1/endpoints/{id}/disable", Admin, All, none(), 200),
         line("POST /v1/endpoints/{id}/enable", Admin, All, none(), 200),
         line("POST /v1/endpoints/{id}/test", Admin, All, none(), 200),
@@ -98,8 +98,8 @@ fn table() -> Vec<Line> {
         line("POST /v1/deliveries/{id}/retry", Admin, Found, none(), 200),
         line("POST /v1/deliveries/{id}/cancel", Admin, Found, none(), 200),
         line("POST /v1/replays", Admin, Named, json!({"filter": {"tenant": "globex"}}), 201),
-        line("POST /v1/replays/{id}/pause", Admin, Found, none(), 200),
         line("POST /v1/replays/{id}/resume", Admin, Found, none(), 200),
+        line("POST /v1/replays/{id}/pause", Admin, Found, none(), 200),
         line("POST /v1/replays/{id}/cancel", Admin, Found, none(), 200),
         line("POST /v1/rejected/{id}/replay", Admin, All, none(), 200),
         line("DELETE /v1/rejected/{id}", Admin, All, none(), 204),
@@ -136,7 +136,7 @@ impl Caller<'_> {
             return Some(403);
         }
         match line.reach {
-            All | Named if self.bound => Some(403),
+            All | Named | Led if self.bound => Some(403),
             Found if self.bound => Some(404),
             _ => None,
         }

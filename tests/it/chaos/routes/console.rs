@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::Reach::{self, All, Common, Found, Named, Own};
+use super::Reach::{self, All, Common, Found, Led, Named, Own};
 use super::{Stage, routes_in_source, same_routes, tells_nothing};
 use crate::chaos::tell;
 use crate::support::visitor::{OWN_PAGE, Visitor, text};
@@ -33,7 +33,7 @@ struct Line(&'static str, Needs, Reach, Fields, u16);
 
 /// In an order in which each may succeed: what takes things away comes last.
 const TABLE: &[Line] = &[
-    Line("GET /console", Session, All, &[], 200),
+    Line("GET /console", Session, Led, &[], 200),
     Line("GET /console/", Nothing, Common, &[], 303),
     Line("ANY /console/{*elsewhere}", Nothing, Common, &[], 404),
     Line("GET /console/assets/{name}", Nothing, Common, &[], 404),
@@ -45,28 +45,29 @@ const TABLE: &[Line] = &[
     Line("GET /console/replays/new", Session, Own, &[], 200),
     Line("GET /console/replays/{id}", Session, Found, &[], 200),
     Line("GET /console/partners", Session, All, &[], 200),
-    Line("GET /console/partners/new", Admin, All, &[], 200),
+    Line("GET /console/partners/new", Session, Common, &[], 200),
     Line("GET /console/partners/{partner}", Session, All, &[], 200),
-    Line("GET /console/partners/{partner}/edit", Admin, All, &[], 200),
-    Line("GET /console/partners/{partner}/endpoints/new", Admin, All, &[], 200),
+    Line("GET /console/partners/{partner}/edit", Session, All, &[], 200),
+    Line("GET /console/partners/{partner}/endpoints/new", Session, All, &[], 200),
     Line("GET /console/endpoints/{id}", Session, All, &[], 200),
-    Line("GET /console/endpoints/{id}/edit", Admin, All, &[], 200),
+    Line("GET /console/endpoints/{id}/edit", Session, All, &[], 200),
     Line("GET /console/sources", Session, All, &[], 200),
     Line("GET /console/rejected/{id}", Session, All, &[], 200),
-    Line("GET /console/tenants", Session, Common, &[], 200),
+    Line("GET /console/tenants", Session, Led, &[], 200),
     Line("GET /console/tenants/{tenant}", Session, Named, &[], 200),
     Line("GET /console/keys", Admin, All, &[], 200),
     Line("GET /console/settings", Session, All, &[], 200),
     Line("POST /console/theme", Session, Common, &[("theme", "dark")], 303),
+    // Nothing is sent meanwhile.
+    Line("POST /console/partners/{partner}/pause", Admin, All, &[], 303),
     Line("POST /console/deliveries/{id}/retry", Admin, Found, &[], 303),
     Line("POST /console/deliveries/{id}/cancel", Admin, Found, &[], 303),
     Line("POST /console/replays", Admin, Named, &[("tenant", "globex"), ("state", "dead")], 303),
-    Line("POST /console/replays/{id}/pause", Admin, Found, &[], 303),
     Line("POST /console/replays/{id}/resume", Admin, Found, &[], 303),
+    Line("POST /console/replays/{id}/pause", Admin, Found, &[], 303),
     Line("POST /console/replays/{id}/cancel", Admin, Found, &[], 303),
     Line("POST /console/partners/new", Admin, All, &[("id", "new"), ("name", "New")], 303),
     Line("POST /console/partners/{partner}/edit", Admin, All, &[("name", "globex-partner")], 303),
-    Line("POST /console/partners/{partner}/pause", Admin, All, &[], 303),
     Line("POST /console/partners/{partner}/resume", Admin, All, &[], 303),
     Line("POST /console/partners/{partner}/endpoints/new", Admin, All, ENDPOINT, 200),
     Line("POST /console/endpoints/{id}/edit", Admin, All, ENDPOINT, 303),
@@ -138,7 +139,8 @@ impl Someone {
     /// The status with which they are refused; `None` where they are not.
     fn refused(&self, line: &Line) -> Option<u16> {
         if line.1 == Nothing {
-            return None;
+            // Its form is bound to a cookie that goes when one is signed in.
+            return (self.signed_in && line.0 == "POST /console/sign-in").then_some(403);
         }
         if !self.signed_in {
             // To where one signs in.
@@ -150,6 +152,7 @@ impl Someone {
         match line.2 {
             All | Named if self.bound => Some(403),
             Found if self.bound => Some(404),
+            Led if self.bound => Some(303),
             _ => None,
         }
     }

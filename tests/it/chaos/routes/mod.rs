@@ -37,6 +37,8 @@ enum Reach {
     Found,
     /// A list or a sum: of one's own.
     Own,
+    /// A page on the way to others: a tenant's key is led to its tenant's.
+    Led,
 }
 
 /// A relay with two tenants, `acme` and `globex`, who have one of everything, and keys of every kind.
@@ -109,31 +111,40 @@ impl Stage {
 
     /// What each of the two tenants has.
     async fn fill(&mut self) {
-        self.ask("PUT", "/v1/partners/crm", json!({"name": "globex-partner"})).await;
+        for partner in ["crm", "empty"] {
+            self.ask("PUT", &format!("/v1/partners/{partner}"), json!({"name": "globex-partner"})).await;
+        }
         let endpoint = json!({"url": self.partner.url("/"), "tenant": "globex", "retry_schedule_ms": [1]});
         let made = self.ask("POST", "/v1/partners/crm/endpoints", endpoint).await.json();
         made["id"].as_str().expect("an id").clone_into(&mut self.endpoint);
         self.ask("PUT", "/v1/event-types/order.created", json!({})).await;
         for tenant in ["acme", "globex"] {
             self.ask("PUT", &format!("/v1/tenants/{tenant}"), json!({"route": "svix"})).await;
-            let event = json!({"id": "1", "type": format!("{tenant}-type"), "tenant": tenant,
-                "data": {"of": format!("{tenant}-payload")}});
-            self.ask("POST", "/notifications", event).await;
+            let event = |n: usize| {
+                json!({"id": n.to_string(), "type": format!("{tenant}-type"), "tenant": tenant,
+                    "data": {"of": format!("{tenant}-payload")}})
+            };
+            self.ask("POST", "/notifications", (1..=30).map(event).collect()).await;
             let message = NewRejected {
                 origin: "nats:orders".into(),
                 reason: format!("{tenant}-rejected"),
                 attributes: "{}".into(),
-                body: json!({"id": "2", "type": format!("{tenant}-type"), "tenant": tenant})
+                body: json!({"id": "again", "type": format!("{tenant}-type"), "tenant": tenant})
                     .to_string()
-                    .into_bytes(),
+                    .into(),
                 tenant: Some(tenant.into()),
                 ..NewRejected::default()
             };
             let now = posthaste::domain::clock::Timestamp::from_millis(1_700_000_000_000);
             self.relay.app().ledger().database().reject(&[message], now).await.expect("kept");
-            let replay = json!({"filter": {"tenant": tenant, "states": ["dead"]}, "pace": 1});
+        }
+        self.relay.settled().await;
+        for tenant in ["acme", "globex"] {
+            // Slow, and at rest until somebody lets it go on.
+            let replay = json!({"filter": {"tenant": tenant, "states": ["dead", "delivered"]}, "pace": 1});
             let started = self.ask("POST", "/v1/replays", replay).await.json();
             started["id"].as_str().expect("an id").clone_into(&mut self.replay);
+            self.ask("POST", &format!("/v1/replays/{}/pause", self.replay), Value::Null).await;
         }
         self.relay.settled().await;
         let listed = self.ask("GET", "/v1/deliveries?tenant=globex&partner=crm", Value::Null).await.json();
@@ -176,7 +187,10 @@ impl Stage {
             ("/events/", "1"),
         ];
         let id = id.iter().find(|(part, _)| path.contains(part)).map_or("", |(_, id)| *id);
-        let path = path.replace("{tenant}", "globex").replace("{partner}", "crm");
+        // Only a partner without endpoints can go.
+        let gone = route == "DELETE /v1/partners/{partner}" || path.ends_with("{partner}/delete");
+        let path = path.replace("{partner}", if gone { "empty" } else { "crm" });
+        let path = path.replace("{tenant}", "globex");
         path.replace("{name}", "order.created").replace("{id}", id)
     }
 
