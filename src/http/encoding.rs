@@ -11,7 +11,7 @@ use http_body_util::{BodyExt as _, Limited};
 
 /// Most that is unpacked before others get a turn, in packed bytes.
 const PIECE_BYTES: usize = 16 << 10;
-/// Up to this, what is unpacked gets room as it grows.
+/// Up to this, what is unpacked is kept as it comes.
 const SMALL_BYTES: usize = 1 << 20;
 
 /// A body that is longer than it may be, once it is unpacked.
@@ -51,24 +51,31 @@ impl Coding {
 /// # Errors
 /// [`TooLong`] or [`http_body_util::LengthLimitError`] where it has more; what else keeps it from being read.
 pub(super) async fn collect(body: Body, coding: Coding, limit: usize) -> Result<Bytes, BoxError> {
-    let mut body = Limited::new(body, limit);
+    let body = Limited::new(body, limit);
     match coding {
         Coding::Identity => Ok(body.collect().await?.to_bytes()),
         Coding::Gzip => {
-            // All members of it (RFC 1952 §2.2): whoever stopped after the first would acknowledge what they did not read.
-            let mut decoder = MultiGzDecoder::new(Unpacked { bytes: Vec::new(), limit });
-            while let Some(frame) = body.frame().await {
-                let Ok(data) = frame?.into_data() else { continue };
-                for piece in data.chunks(PIECE_BYTES) {
-                    decoder.write_all(piece).map_err(cause)?;
-                    tokio::task::yield_now().await;
-                }
+            let packed = body.collect().await?.to_bytes();
+            // What turns out to be much is only counted at first, so that a refusal costs no memory, and then unpacked
+            // into just the room that it needs.
+            let unpacked = unpack(&packed, Unpacked::keeping(SMALL_BYTES.min(limit), limit)).await?;
+            if unpacked.length == unpacked.bytes.len() {
+                return Ok(unpacked.bytes.into());
             }
-            let mut bytes = decoder.finish().map_err(cause)?.bytes;
-            bytes.shrink_to_fit();
-            Ok(bytes.into())
+            let whole = Unpacked::keeping(unpacked.length, limit);
+            Ok(unpack(&packed, whole).await?.bytes.into())
         }
     }
+}
+
+/// All members of it (RFC 1952 §2.2): whoever stopped after the first would acknowledge what they did not read.
+async fn unpack(packed: &[u8], unpacked: Unpacked) -> Result<Unpacked, BoxError> {
+    let mut decoder = MultiGzDecoder::new(unpacked);
+    for piece in packed.chunks(PIECE_BYTES) {
+        decoder.write_all(piece).map_err(cause)?;
+        tokio::task::yield_now().await;
+    }
+    decoder.finish().map_err(cause)
 }
 
 /// An error of our own rather than the one that it travelled in.
@@ -76,32 +83,32 @@ fn cause(error: io::Error) -> BoxError {
     error.downcast::<TooLong>().map_or_else(Into::into, Into::into)
 }
 
-/// What was unpacked so far.
+/// What was unpacked so far: kept up to a number of bytes, and counted beyond.
 struct Unpacked {
     bytes: Vec<u8>,
+    length: usize,
+    kept_max: usize,
     limit: usize,
 }
 
 impl Unpacked {
-    /// Room for `more`. What is not small gets all the room that it may come to need, in one: what is not written to
-    /// takes no memory, and it goes back whole, where many pieces would stay with the thread that let them go.
-    fn make_room(&mut self, more: usize) {
-        let needed = self.bytes.len() + more;
-        if needed > self.bytes.capacity() {
-            let room =
-                if needed <= SMALL_BYTES { needed.next_power_of_two() } else { self.limit.max(needed) };
-            self.bytes.reserve_exact(room - self.bytes.len());
-        }
+    fn keeping(kept_max: usize, limit: usize) -> Self {
+        let room = if kept_max > SMALL_BYTES { kept_max } else { 0 };
+        Self { bytes: Vec::with_capacity(room), length: 0, kept_max, limit }
     }
 }
 
 impl io::Write for Unpacked {
     fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
-        if piece.len() > self.limit - self.bytes.len() {
+        if piece.len() > self.limit - self.length {
             return Err(io::Error::other(TooLong));
         }
-        self.make_room(piece.len());
-        self.bytes.extend_from_slice(piece);
+        self.length += piece.len();
+        if self.length > self.kept_max {
+            self.bytes = Vec::new();
+        } else {
+            self.bytes.extend_from_slice(piece);
+        }
         Ok(piece.len())
     }
 
