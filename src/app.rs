@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -52,6 +52,8 @@ const ENDPOINT_GATE: GateLimits = GateLimits {
     max_wait: Duration::from_secs(300),
     adaptive: None,
 };
+/// Connections that wait to be accepted. With the usual 128 some of several hundred that come at once are reset.
+const LISTEN_BACKLOG: u32 = 1_024;
 /// How often to look whom limits hold back.
 const LOOK_AT_LIMITS: Duration = Duration::from_secs(1);
 /// Time for a connection to a partner, TLS included.
@@ -137,7 +139,7 @@ impl App {
         seeds.apply(ledger.database(), &vault, &*clock).await?;
         let directory = Directory::open(ledger.clone(), vault.clone(), ENDPOINT_GATE).await?;
         guard_listen_address(config, &directory)?;
-        let listener = listen(config).await?;
+        let listener = listen(config)?;
         let address = listener.local_addr()?;
         let (watch, exports) = watch(config, ledger, &directory, &clock)?;
         let rules = ingest_rules(config)?;
@@ -346,9 +348,16 @@ async fn pass_policies_on(
     }
 }
 
-async fn listen(config: &Config) -> anyhow::Result<TcpListener> {
-    let listener = TcpListener::bind(config.http.listen).await;
-    listener.with_context(|| format!("can't listen on {}", config.http.listen))
+fn listen(config: &Config) -> anyhow::Result<TcpListener> {
+    let address = config.http.listen;
+    let listen = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // After a restart, connections of the one before may still linger.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(LISTEN_BACKLOG)
+    };
+    listen().with_context(|| format!("can't listen on {address}"))
 }
 
 /// The ways out.
@@ -527,6 +536,7 @@ const fn server_limits(config: &Config) -> ServerLimits {
     ServerLimits {
         max_connections: config.http.max_connections,
         header_timeout: Duration::from_millis(config.http.header_timeout_ms),
+        body_timeout: Duration::from_millis(config.http.body_timeout_ms),
     }
 }
 
@@ -535,7 +545,6 @@ fn http_options(config: &Config) -> anyhow::Result<HttpOptions> {
         role: config.role,
         ingest_paths: config.http.ingest_paths.clone(),
         body_limit_bytes: config.http.body_limit_bytes,
-        body_timeout: Duration::from_millis(config.http.body_timeout_ms),
         default_route: config.default_route(),
         settings: config.show()?,
     })

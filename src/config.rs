@@ -103,7 +103,7 @@ pub struct HttpConfig {
     pub max_connections: usize,
     /// Time for a request's head, in milliseconds.
     pub header_timeout_ms: u64,
-    /// Time for a request's body, in milliseconds.
+    /// Time for a request's body, and for some of an answer to be taken, in milliseconds.
     pub body_timeout_ms: u64,
     /// Time from the wish to stop until the process is gone, in milliseconds.
     pub shutdown_timeout_ms: u64,

@@ -3,10 +3,12 @@
 mod admin;
 mod auth;
 mod console;
+mod encoding;
 mod health;
 mod metrics;
 mod notifications;
 mod openapi;
+mod patience;
 mod problem;
 mod push;
 mod server;
@@ -19,7 +21,6 @@ use axum::middleware::map_response;
 use axum::routing::{get, post};
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::decompression::RequestDecompressionLayer;
 use tower_http::limit::RequestBodyLimitLayer;
 use tower_http::map_request_body::MapRequestBodyLayer;
 use utoipa_axum::router::OpenApiRouter;
@@ -40,10 +41,9 @@ pub fn router(state: HttpState) -> Router {
     for path in &state.options.ingest_paths {
         ingest = ingest.route(path, post(notifications::take));
     }
-    // Bounded on both sides of the decoder: here what comes in, in the handler what comes out.
-    let decoding = ServiceBuilder::new()
+    // What announces too much is refused before any of it is read; the handler counts what comes, and what is in it.
+    let bounded = ServiceBuilder::new()
         .layer(RequestBodyLimitLayer::new(limit))
-        .layer(RequestDecompressionLayer::new().gzip(true))
         .layer(MapRequestBodyLayer::new(Body::new));
     let described = OpenApiRouter::with_openapi(openapi::base(&state.options.ingest_paths));
     let (admin, document) = described.merge(admin::routes()).split_for_parts();
@@ -51,7 +51,7 @@ pub fn router(state: HttpState) -> Router {
     let seen_from_inside = admin.clone().route("/health/ready", get(health::ready)).with_state(state.clone());
     let console = console::routes(state.clone(), seen_from_inside);
     let api = Router::new()
-        .merge(ingest.layer(decoding))
+        .merge(ingest.layer(bounded))
         .merge(admin)
         .merge(SwaggerUi::new("/docs").url("/openapi.json", document))
         .route("/health/live", get(health::live))

@@ -8,11 +8,13 @@ use axum::http::header::{CONTENT_TYPE, HeaderMap, HeaderName};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use http_body_util::LengthLimitError;
 use serde::Serialize;
 
 use super::auth::Scope;
+use super::encoding::{self, Coding, TooLong};
 use super::openapi::Problems;
+use super::patience::BodyTimeout;
 use super::problem::Problem;
 use super::push::Producer;
 use super::state::HttpState;
@@ -80,7 +82,7 @@ async fn record(state: &HttpState, producer: &Producer, request: Request) -> Res
     if let Some(tenant) = tenant {
         caller.require_tenant(tenant)?;
     }
-    let body = read(state, body).await?;
+    let body = read(state, &parts.headers, body).await?;
     let incoming = Incoming {
         body,
         content_type: header(&parts.headers, CONTENT_TYPE.as_str())?,
@@ -142,26 +144,28 @@ fn answer(receipt: &Receipt) -> Result<Response, Problem> {
 }
 
 /// The whole body, within its limits of size and time.
-async fn read(state: &HttpState, body: Body) -> Result<Bytes, Problem> {
+async fn read(state: &HttpState, headers: &HeaderMap, body: Body) -> Result<Bytes, Problem> {
     let limit = state.options.body_limit_bytes;
-    let reading = Limited::new(body, limit).collect();
-    let Ok(read) = tokio::time::timeout(state.options.body_timeout, reading).await else {
-        let seconds = state.options.body_timeout.as_secs();
-        let detail = format!("the body did not come within {seconds} s");
-        return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", detail));
-    };
-    read.map(http_body_util::Collected::to_bytes).map_err(|error| {
-        if is_length_limit(&*error) {
+    let coding = Coding::of(headers).ok_or_else(|| {
+        let detail = "Content-Encoding must be gzip or identity";
+        Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", detail)
+    })?;
+    encoding::collect(body, coding, limit).await.map_err(|error| {
+        if comes_from::<LengthLimitError>(&*error) || comes_from::<TooLong>(&*error) {
             let detail = format!("the body has more than {limit} bytes (after decompression)");
             return Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail);
+        }
+        if comes_from::<BodyTimeout>(&*error) {
+            return Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", error.to_string());
         }
         Problem::new(StatusCode::BAD_REQUEST, "bad_body", format!("the body can't be read: {error}"))
     })
 }
 
-fn is_length_limit(error: &(dyn Error + 'static)) -> bool {
+/// Whether an error, or one that led to it, is of this kind.
+fn comes_from<E: Error + 'static>(error: &(dyn Error + 'static)) -> bool {
     let mut chain = std::iter::successors(Some(error), |error| (*error).source());
-    chain.any(<dyn Error>::is::<LengthLimitError>)
+    chain.any(<dyn Error>::is::<E>)
 }
 
 /// Whether the caller wants the good events stored although others are bad (RFC 7240 §4.4).

@@ -1,4 +1,4 @@
-//! The accept loop: axum's own has no deadline for a request's head and no cap on connections.
+//! The accept loop: axum's own has no deadline for anything that a client does and no cap on connections.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use super::auth::Peer;
+use super::patience::{TimedBody, TimedWrites};
 
 /// Wait after an accept that failed, for want of file descriptors in most cases.
 const AFTER_ACCEPT_ERROR: Duration = Duration::from_millis(100);
@@ -27,6 +28,8 @@ pub struct ServerLimits {
     pub max_connections: usize,
     /// Time for a request's head.
     pub header_timeout: Duration,
+    /// Time for a request's body, and for some of an answer to be taken.
+    pub body_timeout: Duration,
 }
 
 /// Serves `router` on `listener` until `stop` is cancelled; then takes no further connection and returns once those
@@ -44,9 +47,10 @@ pub async fn serve(listener: TcpListener, router: Router, limits: ServerLimits, 
         let Some((stream, peer, place)) = accepted else { continue };
         let router = router.clone().map_request(move |mut request: hyper::Request<Incoming>| {
             request.extensions_mut().insert(Peer(peer));
-            request.map(Body::new)
+            request.map(|body| Body::new(TimedBody::new(body, limits.body_timeout)))
         });
-        let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        let stream = TokioIo::new(TimedWrites::new(stream, limits.body_timeout));
+        let connection = http.serve_connection(stream, TowerToHyperService::new(router));
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
             // A connection that breaks is its client's business.

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use secrecy::SecretString;
 
@@ -32,8 +31,6 @@ pub struct HttpOptions {
     pub ingest_paths: Vec<String>,
     /// Longest body, before and after decompression.
     pub body_limit_bytes: usize,
-    /// Time for a request's body.
-    pub body_timeout: Duration,
     /// Where tenants go that have no route of their own.
     pub default_route: DefaultRoute,
     /// The configuration in force as TOML, secrets redacted.
