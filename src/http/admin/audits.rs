@@ -29,8 +29,10 @@ pub(super) struct AuditQuery {
     /// Events that came before; by default now.
     until: Option<String>,
     /// Events of this tenant alone.
+    #[param(min_length = 1, max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f]+$")]
     tenant: Option<String>,
     /// `next_cursor` of the part before; give the same `since` and `until` as times.
+    #[param(pattern = r"^[A-Za-z0-9_-]+$")]
     cursor: Option<String>,
 }
 
