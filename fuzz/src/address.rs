@@ -1,17 +1,28 @@
 //! The address guard against lists of its own: an input is a URL or a network, and its bytes are addresses too.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::LazyLock;
 
 use ipnet::IpNet;
 use posthaste::send::address_guard::{AllowedNetworks, DialPolicy, URL_LIMIT_BYTES, vet_address, vet_url};
 use url::Host;
 
 /// What IANA's registry of special-purpose IPv4 addresses has and what is not for anybody to dial, and Azure's service.
-const SPECIAL_V4: &str = "0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 168.63.129.16/32 169.254.0.0/16 172.16.0.0/12 \
-    192.0.0.0/24 192.0.2.0/24 192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/3";
+static SPECIAL_V4: LazyLock<Vec<IpNet>> = LazyLock::new(|| {
+    networks(
+        "0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 168.63.129.16/32 169.254.0.0/16 172.16.0.0/12 \
+    192.0.0.0/24 192.0.2.0/24 192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/3",
+    )
+});
 /// The same of IPv6, in what is global unicast. Teredo and 6to4 are looked into.
-const SPECIAL_V6: &str = "2001:1::/32 2001:2::/31 2001:4::/30 2001:8::/29 2001:10::/28 2001:20::/27 2001:40::/26 \
-    2001:80::/25 2001:100::/24 2001:db8::/32 3fff::/20";
+static SPECIAL_V6: LazyLock<Vec<IpNet>> = LazyLock::new(|| {
+    networks(
+        "2001:1::/32 2001:2::/31 2001:4::/30 2001:8::/29 2001:10::/28 2001:20::/27 2001:40::/26 \
+    2001:80::/25 2001:100::/24 2001:db8::/32 3fff::/20",
+    )
+});
+/// What the open policy lets in.
+static EXEMPT: LazyLock<Vec<IpNet>> = LazyLock::new(|| networks("10.1.0.0/16 fd12::/48 192.0.2.7/32"));
 const CODES: [&str; 9] = [
     "url_too_long",
     "url_invalid",
@@ -68,9 +79,7 @@ fn address(addr: IpAddr, strict: &DialPolicy, open: &DialPolicy) {
     assert!(vet_address(addr, 443, false, strict).is_err() && vet_address(addr, 22, true, strict).is_err());
     assert!(vet_address(addr, 0, true, open).is_err());
     let canonical = addr.to_canonical();
-    let exempt = ["10.1.0.0/16", "fd12::/48", "192.0.2.7/32"].iter();
-    let is_exempt =
-        exempt.map(|text| text.parse::<IpNet>().expect("a network")).any(|net| net.contains(&canonical));
+    let is_exempt = lies_in(canonical, &EXEMPT);
     assert_eq!(vet_address(addr, 80, false, open).is_ok(), is_exempt, "{addr}");
     if let Err(refusal) = vet_address(addr, 443, true, strict) {
         assert_eq!(refusal.code, "address_refused");
@@ -83,13 +92,13 @@ fn address(addr: IpAddr, strict: &DialPolicy, open: &DialPolicy) {
 /// Whether anybody may dial `addr`.
 fn is_public(addr: IpAddr) -> bool {
     match addr.to_canonical() {
-        IpAddr::V4(addr) => !lies_in(addr.into(), SPECIAL_V4),
+        IpAddr::V4(addr) => !lies_in(addr.into(), &SPECIAL_V4),
         IpAddr::V6(addr) => {
             let bytes = addr.octets();
             let carried = |at: usize, flip: u8| {
                 let mut inner = [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]];
                 inner.iter_mut().for_each(|byte| *byte ^= flip);
-                !lies_in(Ipv4Addr::from(inner).into(), SPECIAL_V4)
+                !lies_in(Ipv4Addr::from(inner).into(), &SPECIAL_V4)
             };
             if bytes[..12] == [0, 0x64, 0xff, 0x9b, 0, 0, 0, 0, 0, 0, 0, 0] {
                 return carried(12, 0);
@@ -101,15 +110,19 @@ fn is_public(addr: IpAddr) -> bool {
                 _ => true,
             };
             bytes[0] >> 5 == 1
-                && !lies_in(addr.into(), SPECIAL_V6)
+                && !lies_in(addr.into(), &SPECIAL_V6)
                 && is_good_inside
                 && (!is_isatap || carried(12, 0))
         }
     }
 }
 
-fn lies_in(addr: IpAddr, networks: &str) -> bool {
-    networks.split_whitespace().any(|text| text.parse::<IpNet>().expect("a network").contains(&addr))
+fn networks(text: &str) -> Vec<IpNet> {
+    text.split_whitespace().map(|text| text.parse().expect("a network")).collect()
+}
+
+fn lies_in(addr: IpAddr, networks: &[IpNet]) -> bool {
+    networks.iter().any(|network| network.contains(&addr))
 }
 
 /// An entry that is taken means one network, the same that others read.

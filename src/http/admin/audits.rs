@@ -10,8 +10,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::ledger;
 use super::paging::bad_query;
+use super::{check_tenant, ledger};
 use crate::audit::{Audit, AuditError, AuditPart, AuditRange};
 use crate::domain::time_text::parse_time;
 use crate::http::auth::{Caller, Scope};
@@ -49,6 +49,7 @@ pub(super) async fn audit_svix(
     let Query(query) = query.map_err(|rejection| bad_query(rejection.body_text()))?;
     let tenant = query.tenant.or_else(|| caller.tenant.clone());
     if let Some(tenant) = &tenant {
+        check_tenant(tenant)?;
         caller.require_tenant(tenant)?;
     }
     let now = state.clock.now();

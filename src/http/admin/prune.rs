@@ -9,7 +9,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{OrProblem as _, bad_field, read};
+use super::{OrProblem as _, bad_field, check_tenant, read};
 use crate::domain::object::JsonObject;
 use crate::domain::time_text::parse_time;
 use crate::http::auth::{Caller, Scope};
@@ -58,6 +58,7 @@ pub(super) async fn prune(
     caller.require(if dry_run { Scope::Read } else { Scope::Admin })?;
     let tenant = tenant.or_else(|| caller.tenant.clone());
     if let Some(tenant) = &tenant {
+        check_tenant(tenant)?;
         caller.require_tenant(tenant)?;
     }
     let now = state.clock.now();

@@ -78,6 +78,57 @@ async fn the_api_keeps_to_its_own_document() {
     tell("9", format!("{operations} operations, {cases} requests, no 5xx, no breach of the document"));
 }
 
+/// What the requests above have found, by name.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_array_is_an_object_nowhere_and_no_limit_is_the_documents_alone() {
+    let (database, svix) = (TestDatabase::sqlite(), mock_svix().await);
+    let relay = start(&database, &svix);
+    let bearer = bearer();
+    let status = async |method: Method, path: &str, body: &str| {
+        let headers = [("authorization", bearer.as_str()), ("content-type", "application/json")];
+        let answer = relay.send(method, path, &headers, body.to_owned()).await;
+        if answer.status.is_client_error() {
+            answer.problem();
+        }
+        answer.status.as_u16()
+    };
+    assert_eq!(status(Method::PUT, "/v1/partners/shop", r#"{"name":"Shop"}"#).await, 201);
+    for (method, path, body) in [
+        (Method::POST, "/v1/keys", r#"["n",["admin"],null]"#),
+        (Method::POST, "/v1/prune", "[true]"),
+        (Method::POST, "/v1/replays", "[{},true]"),
+        (Method::POST, "/v1/replays", r#"{"filter":[null,null]}"#),
+        (Method::POST, "/v1/replays", r#"{"filter":{"tenant":"acme","events":[["evt_1"]]}}"#),
+        (Method::POST, "/v1/transforms/preview", r#"[{},1]"#),
+        (Method::POST, "/v1/transforms/preview", r#"{"transform":{},"payload":1,"event":["a"]}"#),
+        (Method::PUT, "/v1/tenants/acme", r#"["svix"]"#),
+        (Method::PUT, "/v1/tenants/acme", r#"{"ingest_limit":[5,1]}"#),
+        (Method::PUT, "/v1/tenants/acme", r#"{"retention":[1]}"#),
+        (Method::PUT, "/v1/tenants/acme", r#"{"retention":{"events_days":36501}}"#),
+        (Method::PUT, "/v1/tenants/acme", r#"{"retention":{"dedup_days":4294967295}}"#),
+        (Method::POST, "/v1/tenants/acme/portal", "[3600]"),
+        (Method::PUT, "/v1/partners/shop", r#"{"name":"Shop","rate_limit":[5,1]}"#),
+        (Method::PUT, "/v1/event-types/order.paid", r#"["Paid"]"#),
+        (
+            Method::POST,
+            "/v1/partners/shop/endpoints",
+            r#"{"url":"http://127.0.0.1:9/","signature":["standard"]}"#,
+        ),
+        (Method::POST, "/v1/endpoints/ep_0/secret/rotate", "[1]"),
+    ] {
+        let status = status(method.clone(), path, body).await;
+        assert!((400..=422).contains(&status) && status != 404, "{method} {path} {body}: {status}");
+    }
+    assert_eq!(
+        status(Method::PUT, "/v1/tenants/acme", r#"{"retention":{"events_days":36500,"dedup_days":0}}"#)
+            .await,
+        201
+    );
+    // `null` says as much as no body.
+    assert_eq!(status(Method::POST, "/v1/endpoints/ep_0/secret/rotate", "null").await, 404);
+    assert_ne!(status(Method::POST, "/v1/tenants/acme/portal", "null").await, 400);
+}
+
 fn bearer() -> String {
     format!("Bearer {KEY}")
 }
