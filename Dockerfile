@@ -1,6 +1,9 @@
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /src
 
+# `dev` builds sooner, and what it builds is slower: for trying the image out.
+ARG PROFILE=release
+
 # The dependencies are built against an empty crate, in a layer that stays until the manifest or the lock file changes.
 # Unlike a cache mount, a layer can be pushed and pulled, so that CI machines have it too; and it needs no extra tool.
 COPY Cargo.toml Cargo.lock ./
@@ -8,7 +11,7 @@ COPY .cargo .cargo
 RUN mkdir src \
     && echo '//! Empty.' > src/lib.rs \
     && printf '//! Empty.\nfn main() {}\n' > src/main.rs \
-    && cargo build --release --locked --no-default-features --features full --bin posthaste
+    && cargo build --profile "$PROFILE" --locked --no-default-features --features full --bin posthaste
 
 # Without default features: the mock Svix stays out of the image; with every kind of source. The sources are older than the empty crate's build,
 # so cargo would take them for unchanged. Function names stay for backtraces, line tables go.
@@ -17,8 +20,9 @@ COPY migrations migrations
 COPY src src
 COPY templates templates
 RUN touch src/lib.rs src/main.rs \
-    && cargo build --release --locked --no-default-features --features full --bin posthaste \
-    && strip --strip-debug target/release/posthaste
+    && cargo build --profile "$PROFILE" --locked --no-default-features --features full --bin posthaste \
+    && install target/*/posthaste /usr/local/bin/posthaste \
+    && strip --strip-debug /usr/local/bin/posthaste
 
 
 FROM debian:bookworm-slim
@@ -32,7 +36,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && install --directory --owner=10001 --group=10001 --mode=0700 /var/lib/posthaste
 COPY LICENSE-APACHE LICENSE-MIT /usr/share/doc/posthaste/
-COPY --from=build /src/target/release/posthaste /usr/local/bin/posthaste
+COPY --from=build /usr/local/bin/posthaste /usr/local/bin/posthaste
 
 # Nothing is written outside the volume, so the root file system may be read-only.
 USER 10001:10001

@@ -16,6 +16,7 @@ use utoipa::ToSchema;
 use crate::directory::Directory;
 use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::delivery::DeliveryId;
+use crate::domain::object;
 use crate::domain::partner::EventTypeFilter;
 use crate::domain::replay::{DEFAULT_PACE, EndState, PACES};
 use crate::domain::sequence;
@@ -60,7 +61,7 @@ pub struct ReplayFilter {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub until: Option<String>,
     /// These events of `tenant` alone, at most 10,000.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "object::list", skip_serializing_if = "Vec::is_empty")]
     pub events: Vec<EventName>,
     /// These deliveries alone (`dlv_…`), at most 10,000.
     #[serde(skip_serializing_if = "Vec::is_empty")]

@@ -39,6 +39,9 @@ const REST: Duration = Duration::from_millis(10);
 /// How long a part of a wish may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Most days that anything is kept, where it is not for ever: a century.
+pub const DAYS_MAX: u32 = 36_500;
+
 /// Whether identities would be forgotten before their events; 0 is for ever.
 pub const fn too_short(events_days: u32, dedup_days: u32) -> bool {
     dedup_days != 0 && (events_days == 0 || dedup_days < events_days)
@@ -50,9 +53,11 @@ pub const fn too_short(events_days: u32, dedup_days: u32) -> bool {
 pub struct TenantRetention {
     /// Days that an event is kept after its last delivery was done; 0 is for ever, absent is as configured.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 36_500)]
     pub events_days: Option<u32>,
     /// Days that an event's identity is remembered; 0 is for ever, absent is as configured.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 36_500)]
     pub dedup_days: Option<u32>,
 }
 

@@ -9,6 +9,7 @@ pub mod event;
 pub mod gate;
 pub mod hash;
 pub mod key;
+pub mod object;
 pub mod parse;
 pub mod partner;
 pub mod rate_limit;

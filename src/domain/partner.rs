@@ -26,6 +26,7 @@ pub use self::headers::{
 pub use self::scheme::SignatureScheme;
 pub use self::subscriptions::{Subscription, Subscriptions};
 use super::clock::Timestamp;
+use super::object::JsonObject;
 use super::parse::{pointer, why_not_a_name};
 use super::retry::RetrySchedule;
 
@@ -148,7 +149,7 @@ impl PartnerSettings {
             &mut settings.rate_limit,
             Some(None),
             "an object of `per_second` and `burst`, both numbers",
-            |text: RateLimitText| text.check().map(Some),
+            |JsonObject(text): JsonObject<RateLimitText>| text.check().map(Some),
         );
         let expected = whole_number(&MAX_IN_FLIGHT);
         fields.set("max_in_flight", &mut settings.max_in_flight, Some(None), &expected, |limit: u32| {
@@ -344,7 +345,8 @@ fn retry_schedule(delays: Vec<u64>) -> Checked<Vec<u64>> {
 }
 
 fn signature(raw: &RawValue) -> Checked<SignatureScheme> {
-    serde_json::from_str(raw.get()).or_else(|error| {
+    let read: Result<JsonObject<_>, _> = serde_json::from_str(raw.get());
+    read.map(|JsonObject(scheme)| scheme).or_else(|error| {
         let text = error.to_string();
         // The position would be one in this member, not in what was given.
         let why = text.split(" at line ").next().unwrap_or_default();

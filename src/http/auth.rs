@@ -23,7 +23,8 @@ use crate::domain::key::prefixed_hex;
 use crate::ledger::{ApiKey, KeyInfo};
 
 /// What a key may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, utoipa::ToSchema)]
+#[schema(rename_all = "snake_case")]
 pub enum Scope {
     /// Send events.
     Ingest,

@@ -10,6 +10,9 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http_body_util::LengthLimitError;
 use serde::Serialize;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{AnyOfBuilder, ArrayBuilder, ObjectBuilder, Schema, SchemaType, Type};
+use utoipa::{PartialSchema, ToSchema};
 
 use super::auth::Scope;
 use super::encoding::{self, Coding, TooLong};
@@ -38,16 +41,31 @@ struct Receipt202<'a> {
     results: &'a [ItemResult],
 }
 
+/// One event, an object, or an array of them.
+struct Events;
+
+impl PartialSchema for Events {
+    fn schema() -> RefOr<Schema> {
+        let event = ObjectBuilder::new().schema_type(Type::Object);
+        let anything = ObjectBuilder::new().schema_type(SchemaType::AnyValue);
+        AnyOfBuilder::new().item(event).item(ArrayBuilder::new().items(anything)).into()
+    }
+}
+
+impl ToSchema for Events {}
+
 /// Takes events in. 202 when all are accepted or duplicates, 207 when only some are (`Prefer: handling=lenient`),
 /// 204 for a Pub/Sub push of which something was kept as rejected; otherwise a problem, and nothing is stored.
 #[utoipa::path(post, path = "/notifications", tag = "events",
     params(
         ("prefer" = Option<String>, Header, description = "`handling=lenient` stores the good events of a batch"),
-        ("idempotency-key" = Option<String>, Header, description = "A resend with it is the same request"),
-        ("x-tenant" = Option<String>, Header, description = "Tenant of events that name none")),
+        ("idempotency-key" = Option<String>, Header, description = "A resend with it is the same request",
+            min_length = 1, max_length = 256),
+        ("x-tenant" = Option<String>, Header, description = "Tenant of events that name none",
+            min_length = 1, max_length = 256)),
     request_body(description = "One event or an array: CloudEvents 1.0, the short form, or a Pub/Sub push",
-        content((serde_json::Value = "application/json"), (serde_json::Value = "application/cloudevents+json"),
-            (serde_json::Value = "application/cloudevents-batch+json"))),
+        content((Events = "application/json"), (Object = "application/cloudevents+json"),
+            (Vec<serde_json::Value> = "application/cloudevents-batch+json"))),
     responses(
         (status = 202, description = "All are accepted or duplicates", body = Receipt202),
         (status = 204, description = "A Pub/Sub push; what was bad in it is kept as rejected"),

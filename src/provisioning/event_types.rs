@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::domain::object::JsonObject;
 use crate::domain::partner::SettingFault;
 use crate::ledger::{EventTypeRow, Ledger, LedgerError};
 use crate::reconnect::Pauses;
@@ -44,7 +45,8 @@ impl EventTypeSettings {
     /// What is wrong, with its place.
     pub fn parse(json: &str) -> Result<Self, Vec<SettingFault>> {
         let fault = |pointer: &str, detail: String| vec![SettingFault { pointer: pointer.into(), detail }];
-        let settings: Self = serde_json::from_str(json).map_err(|error| fault("", error.to_string()))?;
+        let JsonObject(settings): JsonObject<Self> =
+            serde_json::from_str(json).map_err(|error| fault("", error.to_string()))?;
         if settings.description.len() > DESCRIPTION_LIMIT_BYTES {
             let detail = format!("`description` is longer than {DESCRIPTION_LIMIT_BYTES} bytes");
             return Err(fault("/description", detail));

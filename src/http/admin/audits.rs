@@ -10,8 +10,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::ledger;
 use super::paging::bad_query;
+use super::{check_tenant, ledger};
 use crate::audit::{Audit, AuditError, AuditPart, AuditRange};
 use crate::domain::time_text::parse_time;
 use crate::http::auth::{Caller, Scope};
@@ -29,8 +29,10 @@ pub(super) struct AuditQuery {
     /// Events that came before; by default now.
     until: Option<String>,
     /// Events of this tenant alone.
+    #[param(min_length = 1, max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f]+$")]
     tenant: Option<String>,
     /// `next_cursor` of the part before; give the same `since` and `until` as times.
+    #[param(pattern = r"^[A-Za-z0-9_-]+$")]
     cursor: Option<String>,
 }
 
@@ -47,6 +49,7 @@ pub(super) async fn audit_svix(
     let Query(query) = query.map_err(|rejection| bad_query(rejection.body_text()))?;
     let tenant = query.tenant.or_else(|| caller.tenant.clone());
     if let Some(tenant) = &tenant {
+        check_tenant(tenant)?;
         caller.require_tenant(tenant)?;
     }
     let now = state.clock.now();

@@ -26,8 +26,10 @@ use crate::story::{DeliveryPage, DeliveryStory, Operator, Wish};
 #[serde(deny_unknown_fields)]
 pub(super) struct DeliveriesQuery {
     /// That stand so: `pending`, `delivered`, `dead` or `canceled`.
+    #[param(pattern = "^(pending|delivered|dead|canceled)$")]
     state: Option<String>,
     /// Of this tenant. A key that is bound to one sees no other.
+    #[param(min_length = 1, max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f]+$")]
     tenant: Option<String>,
     /// To this partner's endpoints.
     partner: Option<String>,
@@ -41,6 +43,7 @@ pub(super) struct DeliveriesQuery {
     #[param(minimum = 1, maximum = 200)]
     limit: Option<u32>,
     /// `next_cursor` of the page before.
+    #[param(pattern = r"^[A-Za-z0-9_-]*$")]
     cursor: Option<String>,
 }
 

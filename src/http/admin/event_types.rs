@@ -25,6 +25,7 @@ use crate::provisioning::EventTypeSettings;
 #[expect(dead_code, reason = "describes what EventTypeSettings::parse reads")]
 pub(crate) struct EventTypeBody {
     /// What happened, for people.
+    #[schema(value_type = String, required = false, max_length = 2_048)]
     description: Option<String>,
     /// JSON Schema of its payload.
     #[schema(value_type = Option<Object>)]
@@ -116,7 +117,8 @@ pub(super) async fn get_event_type(
 /// Makes an event type or sets what it is from now on, whole. Svix is told in the background.
 #[utoipa::path(put, path = "/v1/event-types/{name}", tag = "event types",
     params(
-        ("name" = String, Path, description = "Its name: 1 to 256 of a-z, A-Z, 0-9, `-`, `_`, `.`"),
+        ("name" = String, Path, description = "Its name: 1 to 256 of a-z, A-Z, 0-9, `-`, `_`, `.`",
+            min_length = 1, max_length = 256, pattern = r"^[a-zA-Z0-9_-][a-zA-Z0-9._-]*$"),
         ("if-match" = Option<String>, Header, description = "Only where this is its ETag")),
     request_body = EventTypeBody,
     responses(

@@ -26,11 +26,13 @@ use crate::story::{EventPage, Found, Story};
 #[serde(deny_unknown_fields)]
 pub(super) struct EventsQuery {
     /// Of this tenant. A key that is bound to one sees no other.
+    #[param(min_length = 1, max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f]+$")]
     tenant: Option<String>,
     /// Of this type; `order.*`: of all types below it.
     #[serde(rename = "type")]
     event_type: Option<String>,
     /// That stand so: `pending`, `delivered`, `dead`, `canceled` or `unrouted`.
+    #[param(pattern = "^(pending|delivered|dead|canceled|unrouted)$")]
     state: Option<String>,
     /// Recorded then or later: RFC 3339, or milliseconds since the Unix epoch.
     since: Option<String>,
@@ -40,6 +42,7 @@ pub(super) struct EventsQuery {
     #[param(minimum = 1, maximum = 200)]
     limit: Option<u32>,
     /// `next_cursor` of the page before.
+    #[param(pattern = r"^[A-Za-z0-9_-]*$")]
     cursor: Option<String>,
 }
 

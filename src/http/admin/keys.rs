@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{OrProblem as _, bad_field, check_tenant, not_found, read, reload};
+use crate::domain::object::JsonObject;
 use crate::domain::tenant::NAME_LIMIT_BYTES;
 use crate::http::auth::{Caller, Scope, new_key};
 use crate::http::openapi::Problems;
@@ -22,10 +23,13 @@ use crate::ledger::KeyInfo;
 #[serde(deny_unknown_fields)]
 pub(crate) struct KeyBody {
     /// What it is for.
+    #[schema(min_length = 1, max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f]+$")]
     name: String,
     /// `ingest`, `read`, `admin`; at least one.
+    #[schema(value_type = Vec<Scope>, min_items = 1)]
     scopes: Vec<String>,
     /// The one tenant it is good for; all where absent.
+    #[schema(min_length = 1, max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f]+$")]
     tenant: Option<String>,
 }
 
@@ -49,7 +53,7 @@ pub(crate) struct KeysView {
 pub(super) async fn create_key(
     State(state): State<HttpState>,
     caller: Caller,
-    body: Result<Json<KeyBody>, JsonRejection>,
+    body: Result<Json<JsonObject<KeyBody>>, JsonRejection>,
 ) -> Result<Response, Problem> {
     caller.require(Scope::Admin)?;
     caller.require_unbound()?;

@@ -29,6 +29,7 @@ use utoipa_axum::routes;
 
 use super::problem::{FieldError, Problem};
 use super::state::HttpState;
+use crate::domain::object::JsonObject;
 use crate::domain::partner::SettingFault;
 use crate::domain::tenant::{NAME_LIMIT_BYTES, svix_name_is_valid};
 use crate::ledger::{LedgerError, Put};
@@ -156,8 +157,9 @@ fn check_id(pointer: &str, what: &str, id: &str) -> Result<(), Problem> {
     Err(bad_field(pointer, &detail))
 }
 
-fn read<T>(body: Result<Json<T>, JsonRejection>) -> Result<T, Problem> {
-    body.map(|Json(body)| body).map_err(|rejection| {
+/// What a body says, which must be an object.
+fn read<T>(body: Result<Json<JsonObject<T>>, JsonRejection>) -> Result<T, Problem> {
+    body.map(|Json(JsonObject(body))| body).map_err(|rejection| {
         let code = match rejection.status() {
             StatusCode::UNSUPPORTED_MEDIA_TYPE => "unsupported_type",
             StatusCode::PAYLOAD_TOO_LARGE => "body_too_large",

@@ -23,6 +23,7 @@ pub(super) struct PageQuery {
     #[param(minimum = 1, maximum = 200)]
     limit: Option<u32>,
     /// `next_cursor` of the page before.
+    #[param(pattern = r"^[A-Za-z0-9_-]*$")]
     cursor: Option<String>,
 }
 
@@ -58,7 +59,8 @@ impl Page {
             return Err(bad_query(format!("limit must be from 1 to {LIMIT_MAX}")));
         }
         let text = |cursor: String| String::from_utf8(URL_SAFE_NO_PAD.decode(cursor).ok()?).ok();
-        let after = cursor.map(|cursor| {
+        // An empty one is none: the first page.
+        let after = cursor.filter(|cursor| !cursor.is_empty()).map(|cursor| {
             text(cursor).ok_or_else(|| bad_query("cursor must be the next_cursor of another page".into()))
         });
         Ok(Self { limit, after: after.transpose()? })

@@ -25,6 +25,7 @@ use crate::ledger::PartnerRow;
 #[expect(dead_code, reason = "describes what PartnerSettings::parse reads")]
 pub(crate) struct PartnerBody {
     /// What people call it, 1 to 256 bytes.
+    #[schema(min_length = 1, max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f]+$")]
     name: String,
     /// How fast it may be sent to; no limit where absent.
     rate_limit: Option<RateLimitBody>,
@@ -33,6 +34,8 @@ pub(crate) struct PartnerBody {
     max_in_flight: Option<u32>,
     /// Nothing is sent while this is set; deliveries wait.
     paused: Option<bool>,
+    /// An endpoint gets no event before it has answered a challenge.
+    verify_endpoints: Option<bool>,
 }
 
 /// A bucket of tokens, one for each request.
@@ -40,8 +43,10 @@ pub(crate) struct PartnerBody {
 #[expect(dead_code, reason = "describes what PartnerSettings::parse reads")]
 pub(crate) struct RateLimitBody {
     /// Requests a second, over time; 0.5 is one every two seconds.
+    #[schema(minimum = 0.001, maximum = 100_000)]
     per_second: f64,
     /// Most requests at once after a pause. By default those of one second, at least one.
+    #[schema(minimum = 1, maximum = 1_000_000)]
     burst: Option<u32>,
 }
 
@@ -143,7 +148,8 @@ pub(super) async fn get_partner(
 /// Makes a partner or sets what it is from now on, whole: what is absent gets its default.
 #[utoipa::path(put, path = "/v1/partners/{partner}", tag = "partners",
     params(
-        ("partner" = String, Path, description = "The partner's id: 1 to 256 of a-z, A-Z, 0-9, `-`, `_`, `.`"),
+        ("partner" = String, Path, description = "The partner's id: 1 to 256 of a-z, A-Z, 0-9, `-`, `_`, `.`",
+            min_length = 1, max_length = 256, pattern = r"^[a-zA-Z0-9_-][a-zA-Z0-9._-]*$"),
         ("if-match" = Option<String>, Header, description = "Only where this is its ETag")),
     request_body = PartnerBody,
     responses(

@@ -9,7 +9,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{OrProblem as _, bad_field, read};
+use super::{OrProblem as _, bad_field, check_tenant, read};
+use crate::domain::object::JsonObject;
 use crate::domain::time_text::parse_time;
 use crate::http::auth::{Caller, Scope};
 use crate::http::openapi::Problems;
@@ -27,8 +28,10 @@ pub(crate) struct PruneBody {
     /// ago (`90m`, `24h`, `7d`).
     before: Option<String>,
     /// Events of this tenant alone.
+    #[schema(min_length = 1, max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f]+$")]
     tenant: Option<String>,
     /// `next_cursor` of the part before; give the same `before` as a time.
+    #[schema(pattern = r"^[A-Za-z0-9_-]+$")]
     cursor: Option<String>,
 }
 
@@ -49,12 +52,13 @@ pub(crate) struct PruneView {
 pub(super) async fn prune(
     State(state): State<HttpState>,
     caller: Caller,
-    body: Result<Json<PruneBody>, JsonRejection>,
+    body: Result<Json<JsonObject<PruneBody>>, JsonRejection>,
 ) -> Result<Response, Problem> {
     let PruneBody { dry_run, before, tenant, cursor } = read(body)?;
     caller.require(if dry_run { Scope::Read } else { Scope::Admin })?;
     let tenant = tenant.or_else(|| caller.tenant.clone());
     if let Some(tenant) = &tenant {
+        check_tenant(tenant)?;
         caller.require_tenant(tenant)?;
     }
     let now = state.clock.now();

@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 
 use super::paging::{Page, PageQuery};
 use super::{bad_field, ledger, not_found, read};
+use crate::domain::object::{self, JsonObject};
 use crate::http::auth::{Caller, Scope};
 use crate::http::openapi::Problems;
 use crate::http::problem::Problem;
@@ -22,7 +23,7 @@ use crate::replays::{Replay, ReplayError, ReplayFilter, ReplayPreview, ReplayWis
 #[serde(deny_unknown_fields)]
 pub(crate) struct ReplayBody {
     /// Which deliveries.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object::one")]
     #[schema(inline = false)]
     filter: ReplayFilter,
     /// Only count them.
@@ -70,7 +71,7 @@ fn problem(state: &HttpState, error: ReplayError) -> Problem {
 pub(super) async fn start_replay(
     State(state): State<HttpState>,
     caller: Caller,
-    body: Result<Json<ReplayBody>, JsonRejection>,
+    body: Result<Json<JsonObject<ReplayBody>>, JsonRejection>,
 ) -> Result<Response, Problem> {
     let ReplayBody { mut filter, dry_run, pace, new_ids } = read(body)?;
     caller.require(if dry_run { Scope::Read } else { Scope::Admin })?;

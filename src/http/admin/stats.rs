@@ -20,6 +20,7 @@ use crate::stats::{StatsQuery, StatsReport, Window};
 #[serde(deny_unknown_fields)]
 pub(super) struct WindowQuery {
     /// How far back: a number and `m`, `h` or `d`, from `1m` to `48h`; `1h` by default.
+    #[param(pattern = "^[+]?[0-9]+[mhd]$")]
     window: Option<String>,
     /// One partner alone, with series of each of its endpoints.
     partner: Option<String>,

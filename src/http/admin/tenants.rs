@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::{bad_field, check_tenant, faults, ledger, read, reload};
+use crate::domain::object::{self, JsonObject};
 use crate::domain::partner::RateLimit;
 use crate::domain::tenant::{DEFAULT_WEIGHT, Route, WEIGHTS, svix_name_is_valid};
 use crate::http::auth::{Caller, Scope};
@@ -29,6 +30,7 @@ pub(crate) struct TenantBody {
     /// By default Svix where a token is configured, else direct.
     route: Option<RouteName>,
     /// Only for `svix`; by default the tenant's own name.
+    #[schema(min_length = 1, max_length = 256, pattern = r"^[a-zA-Z0-9._-]+$")]
     svix_app: Option<String>,
     /// Only for `svix`: how the payload is reshaped (`omit`, `rename`, `set`, `map`).
     #[schema(value_type = Option<Object>)]
@@ -37,8 +39,10 @@ pub(crate) struct TenantBody {
     #[schema(minimum = 1, maximum = 100)]
     weight: Option<u32>,
     /// How fast it may put events in on one node; the configured default where absent.
+    #[serde(default, deserialize_with = "object::optional")]
     ingest_limit: Option<IngestLimitBody>,
     /// How long what its events leave behind is kept; as configured where absent.
+    #[serde(default, deserialize_with = "object::optional")]
     #[schema(inline = false)]
     retention: Option<TenantRetention>,
 }
@@ -48,9 +52,11 @@ pub(crate) struct TenantBody {
 #[serde(deny_unknown_fields)]
 pub(crate) struct IngestLimitBody {
     /// Events a second, over time; 0.5 is one every two seconds.
+    #[schema(minimum = 0.001, maximum = 100_000)]
     per_second: f64,
     /// Most events at once after a pause; a larger batch is taken too, and waited for afterwards. By default those of
     /// one second, at least one.
+    #[schema(minimum = 1, maximum = 1_000_000)]
     burst: Option<u32>,
 }
 
@@ -146,6 +152,11 @@ impl TenantBody {
             .map_err(|fault| bad_field(&format!("/ingest_limit{}", fault.pointer), &fault.detail))?;
         let transform = self.transform.map(|transform| transform.get().to_owned());
         let retention = self.retention.unwrap_or_default();
+        let days = [("events_days", retention.events_days), ("dedup_days", retention.dedup_days)];
+        if let Some((name, _)) = days.iter().find(|(_, days)| *days > Some(retention::DAYS_MAX)) {
+            let detail = format!("`{name}` is at most {}; 0 is for ever", retention::DAYS_MAX);
+            return Err(bad_field(&format!("/retention/{name}"), &detail));
+        }
         if let TenantRetention { events_days: Some(events), dedup_days: Some(dedup) } = retention
             && retention::too_short(events, dedup)
         {
@@ -183,7 +194,7 @@ fn default_route(state: &HttpState, tenant: &str) -> Result<Route, Problem> {
 
 /// A tenant: where its events go, and what it may take.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}", tag = "tenants",
-    params(("tenant" = String, Path, description = "The tenant")),
+    params(("tenant" = String, Path, description = "The tenant", min_length = 1, max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f]+$")),
     responses((status = 200, body = TenantView), Problems))]
 pub(super) async fn get_tenant(
     State(state): State<HttpState>,
@@ -222,7 +233,7 @@ const PORTAL_EXPIRIES: std::ops::RangeInclusive<u64> = 3_600..=604_800;
 
 /// A link into Svix's portal for a tenant that is routed to Svix. 409 where it is not.
 #[utoipa::path(post, path = "/v1/tenants/{tenant}/portal", tag = "tenants",
-    params(("tenant" = String, Path, description = "The tenant")),
+    params(("tenant" = String, Path, description = "The tenant", min_length = 1, max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f]+$")),
     request_body = Option<PortalBody>,
     responses((status = 200, body = PortalView), Problems))]
 pub(super) async fn open_portal(
@@ -234,12 +245,13 @@ pub(super) async fn open_portal(
     caller.require(Scope::Admin)?;
     caller.require_tenant(&tenant)?;
     check_tenant(&tenant)?;
-    let wish: PortalBody = if body.is_empty() {
-        PortalBody::default()
+    let wish: Option<JsonObject<PortalBody>> = if body.is_empty() {
+        None
     } else {
         serde_json::from_slice(&body)
             .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "invalid_body", error.to_string()))?
     };
+    let wish = wish.map(|JsonObject(wish)| wish).unwrap_or_default();
     let expiry_s = wish.expiry_s.unwrap_or(*PORTAL_EXPIRIES.start());
     if !PORTAL_EXPIRIES.contains(&expiry_s) {
         return Err(bad_field("/expiry_s", "a link is good for an hour to a week: 3600 to 604800"));
@@ -266,7 +278,7 @@ pub(super) async fn open_portal(
 
 /// Sets where a tenant's events go and what it may take from now on, whole: what is absent gets its default.
 #[utoipa::path(put, path = "/v1/tenants/{tenant}", tag = "tenants",
-    params(("tenant" = String, Path, description = "The tenant")),
+    params(("tenant" = String, Path, description = "The tenant", min_length = 1, max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f]+$")),
     request_body = TenantBody,
     responses(
         (status = 200, description = "Known before", body = TenantView),
@@ -276,7 +288,7 @@ pub(super) async fn put_tenant(
     State(state): State<HttpState>,
     caller: Caller,
     Path(tenant): Path<String>,
-    body: Result<Json<TenantBody>, JsonRejection>,
+    body: Result<Json<JsonObject<TenantBody>>, JsonRejection>,
 ) -> Result<Response, Problem> {
     caller.require(Scope::Admin)?;
     caller.require_tenant(&tenant)?;

@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::{faults, read};
+use crate::domain::object::{self, JsonObject};
 use crate::domain::transform::{Context, DEFAULT_OUTPUT_LIMIT_BYTES};
 use crate::http::auth::{Caller, Scope};
 use crate::http::openapi::Problems;
@@ -30,7 +31,7 @@ pub(crate) struct PreviewBody {
     #[schema(value_type = serde_json::Value)]
     payload: Box<RawValue>,
     /// What `$event` stands for.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object::one")]
     event: PreviewEvent,
 }
 
@@ -69,7 +70,7 @@ pub(crate) struct PreviewView {
 pub(super) async fn preview_transform(
     State(state): State<HttpState>,
     caller: Caller,
-    body: Result<Json<PreviewBody>, JsonRejection>,
+    body: Result<Json<JsonObject<PreviewBody>>, JsonRejection>,
 ) -> Result<Response, Problem> {
     caller.require(Scope::Read)?;
     let body = read(body)?;

@@ -15,6 +15,8 @@ mod postgres;
 mod power;
 mod producers;
 mod routes;
+mod schema;
+mod seeds;
 mod svix;
 mod upgrade;
 

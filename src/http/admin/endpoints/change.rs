@@ -13,6 +13,7 @@ use serde_json::value::RawValue;
 
 use super::views::{EndpointPatch, EndpointView, RotateBody, RotatedView};
 use super::{find, view};
+use crate::domain::object::JsonObject;
 use crate::domain::partner::{DisableReason, EndpointSettings, REDACTED};
 use crate::http::admin::conditional::{IfMatch, failed};
 use crate::http::admin::{OrProblem as _, bad_field, faults, json_text, not_found, reload, versioned};
@@ -145,14 +146,15 @@ pub(in crate::http::admin) async fn rotate_secret(
 ) -> Result<Response, Problem> {
     caller.require(Scope::Admin)?;
     caller.require_unbound()?;
-    let body: RotateBody = if body.is_empty() {
-        RotateBody::default()
+    let body: Option<JsonObject<RotateBody>> = if body.is_empty() {
+        None
     } else {
         // The parser's own words could show a part of the secret.
         serde_json::from_str(&json_text(&headers, &body)?).map_err(|_| {
             bad_field("", "the body may have `grace_ms`, a whole number, and `secret`, a text")
         })?
     };
+    let body = body.map(|JsonObject(body)| body).unwrap_or_default();
     let grace_ms = body.grace_ms.unwrap_or(DAY_MS);
     if grace_ms > GRACE_MAX_MS {
         return Err(bad_field("/grace_ms", "a grace is at most 30 days, 2592000000 ms"));

@@ -15,10 +15,13 @@ use crate::ledger::EndpointRow;
 #[expect(dead_code, reason = "describes what EndpointSettings::parse reads")]
 pub(crate) struct EndpointBody {
     /// Where events go: https, unless its address is in an allowed network.
+    #[schema(min_length = 1, max_length = 2_048, pattern = "^[Hh][Tt][Tt][Pp][Ss]?://")]
     url: String,
     /// The one tenant whose events it gets; every tenant's where absent.
+    #[schema(min_length = 1, max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f]+$")]
     tenant: Option<String>,
     /// Exact types, `order.*`, or `*`; all where absent.
+    #[schema(min_items = 1, max_items = 256)]
     event_types: Option<Vec<String>>,
     /// Headers of the partner's own, at most 32.
     headers: Option<BTreeMap<String, String>>,
@@ -28,7 +31,9 @@ pub(crate) struct EndpointBody {
     /// Time for one attempt, in milliseconds; 15000 where absent.
     #[schema(minimum = 100, maximum = 30_000)]
     timeout_ms: Option<u64>,
-    /// Waits after the first, second … failure, in milliseconds, each ±20 %; then the delivery is dead.
+    /// Waits after the first, second … failure, in milliseconds, each ±20 %; then the delivery is dead. At most seven days
+    /// each.
+    #[schema(max_items = 32)]
     retry_schedule_ms: Option<Vec<u64>>,
     /// How deliveries are signed; by Standard Webhooks where absent.
     signature: Option<SignatureView>,
@@ -40,10 +45,13 @@ pub(crate) struct EndpointBody {
 #[expect(dead_code, reason = "describes what EndpointSettings::patched reads")]
 pub(crate) struct EndpointPatch {
     /// Where events go.
+    #[schema(min_length = 1, max_length = 2_048, pattern = "^[Hh][Tt][Tt][Pp][Ss]?://")]
     url: Option<String>,
     /// The one tenant whose events it gets.
+    #[schema(min_length = 1, max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f]+$")]
     tenant: Option<String>,
     /// Exact types, `order.*`, or `*`.
+    #[schema(min_items = 1, max_items = 256)]
     event_types: Option<Vec<String>>,
     /// `null` takes a header out; `[redacted]` leaves it as it is.
     headers: Option<BTreeMap<String, Option<String>>>,
@@ -51,8 +59,10 @@ pub(crate) struct EndpointPatch {
     #[schema(value_type = Option<Object>)]
     transform: Option<Box<RawValue>>,
     /// Time for one attempt, in milliseconds.
+    #[schema(minimum = 100, maximum = 30_000)]
     timeout_ms: Option<u64>,
     /// Waits after the first, second … failure, in milliseconds.
+    #[schema(max_items = 32)]
     retry_schedule_ms: Option<Vec<u64>>,
     /// How deliveries are signed.
     signature: Option<SignatureView>,
