@@ -273,7 +273,7 @@ async fn assert_reached(relay: &mut RelayProcess, armed: &str) {
     assert_eq!(ended.and_then(|status| status.signal()), Some(KILL), "{armed} was not reached: {ended:?}");
 }
 
-const fn kind(database: &TestDatabase) -> &'static str {
+fn kind(database: &TestDatabase) -> &'static str {
     if database.is_postgres() { "Postgres" } else { "SQLite" }
 }
 
