@@ -260,10 +260,10 @@ async fn misbehave(stream: &mut impl Stream, manner: &Manner, sent: &mut u64) {
                     () = tokio::time::sleep(manner.every) => {}
                 }
             }
-            match stream.write(&manner.again).await {
-                Ok(count @ 1..) => *sent += count as u64,
-                _ => return,
+            if stream.write_all(&manner.again).await.is_err() {
+                return;
             }
+            *sent += manner.again.len() as u64;
         },
     }
 }
@@ -318,8 +318,12 @@ pub enum Shows {
 
 impl Authority {
     pub fn new() -> Self {
+        Self::named("Ours")
+    }
+
+    fn named(name: &str) -> Self {
         let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, "Test");
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("an authority"))
@@ -345,7 +349,7 @@ impl Authority {
         let key = KeyPair::generate().expect("a key");
         let certificate = match shows {
             Shows::SelfSigned => params.self_signed(&key),
-            Shows::OfAnotherAuthority => params.signed_by(&key, &Self::new().0),
+            Shows::OfAnotherAuthority => params.signed_by(&key, &Self::named("Another").0),
             _ => params.signed_by(&key, &self.0),
         };
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));

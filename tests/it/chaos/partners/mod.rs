@@ -120,11 +120,11 @@ async fn fails_with_its_code_in_its_time_and_delays_nobody(
 }
 
 #[rstest]
-#[case::endless(flood(&format!("HTTP/1.1 200 OK\r\n{CHUNKED}"), CHUNK))]
-#[case::dripping(drip(&format!("HTTP/1.1 200 OK\r\n{CHUNKED}"), CHUNK))]
-#[case::missing(Manner::says("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", End::Hold))]
-#[case::reset(Manner::says("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nx", End::Reset))]
-#[case::a_gzip_bomb(gzip_bomb("200 OK"))]
+#[case::has_no_end(flood(&format!("HTTP/1.1 200 OK\r\n{CHUNKED}"), CHUNK))]
+#[case::drips(drip(&format!("HTTP/1.1 200 OK\r\n{CHUNKED}"), CHUNK))]
+#[case::never_comes(Manner::says("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", End::Hold))]
+#[case::is_reset(Manner::says("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nx", End::Reset))]
+#[case::is_a_gzip_bomb(gzip_bomb("200 OK"))]
 #[tokio::test(flavor = "multi_thread")]
 async fn succeeds_on_its_head_whatever_its_body(#[case] manner: Manner) {
     // holds: 33, 34
@@ -135,7 +135,7 @@ async fn succeeds_on_its_head_whatever_its_body(#[case] manner: Manner) {
         rude.behave(Some(manner), usize::MAX);
         let told = place.suffer(1, async || ()).await;
         // The body of a success gets 100 ms.
-        told.check(&case_name(), "delivered", 0, 100);
+        told.check(&format!("says 200 and has a body that {}", case_name()), "delivered", 0, 100);
         assert!(told.attempts.iter().all(|attempts| attempts.len() == 1), "{:?}", told.attempts);
         let over = async || rude.calls().iter().all(|call| call.held.is_some()).then_some(());
         eventually("every connection is closed", over).await;

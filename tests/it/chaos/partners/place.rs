@@ -204,7 +204,7 @@ impl Told {
         tell(
             &format!("a partner that {fault}"),
             format!(
-                "{EVENTS} events, {attempts} attempts, failed as {code}; a slot held {} ms at most; another partner had its \
+                "{EVENTS} events, {attempts} attempts, the first as {code}; a slot held {} ms at most; another partner had its \
                  last after {} ms; memory grew {} KiB",
                 self.slot_ms, self.other_ms, self.growth_kib
             ),
