@@ -109,7 +109,7 @@ fn network(entry: &str) -> Result<IpNet, BadNetwork> {
         Some((addr, prefix)) => addr
             .parse::<IpAddr>()
             .ok()
-            .zip(prefix.parse::<u8>().ok())
+            .zip(prefix_length(prefix))
             .and_then(|(addr, prefix)| IpNet::new(addr, prefix).ok()),
     };
     let network =
@@ -121,6 +121,12 @@ fn network(entry: &str) -> Result<IpNet, BadNetwork> {
         return Err(bad(format!("has bits set behind its prefix: did you mean {}?", network.trunc())));
     }
     Ok(network)
+}
+
+/// Digits, and no zero before them: who reads `/010` as eight does not mean our ten.
+fn prefix_length(text: &str) -> Option<u8> {
+    let is_plain = text.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
+    if is_plain { text.parse().ok() } else { None }
 }
 
 /// What may be dialled.

@@ -101,6 +101,8 @@ fn networks_exempt_their_own(#[case] networks: &[&str], #[case] addr: IpAddr, #[
 #[case("fd00::/129", "is not a network")]
 #[case("fe80::1%eth0", "is not a network")]
 #[case("010.0.0.0/8", "is not a network")]
+#[case("10.0.0.0/08", "is not a network")]
+#[case("10.0.0.0/+8", "is not a network")]
 #[case("10.0.0.5/8", "did you mean 10.0.0.0/8?")]
 #[case("fd00::1/8", "did you mean fd00::/8?")]
 #[case("::ffff:10.0.0.0/104", "write it as IPv4")]
