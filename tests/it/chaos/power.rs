@@ -11,6 +11,8 @@ use tempfile::TempDir;
 use super::{sized, tell};
 use crate::support::{HttpClient, RelayProcess, TestDatabase, bounded, mock_svix, side_by_side};
 
+const ID: &str = "evt_power_";
+const ID_LENGTH: usize = ID.len() + 6;
 const STRACE: &str = "POSTHASTE_TEST_STRACE";
 const MISSING: &str =
     "no strace to test with: run ./scripts/test, which installs it, or name it in POSTHASTE_TEST_STRACE";
@@ -80,39 +82,62 @@ fn calls(trace: &str) -> Vec<Call> {
     calls
 }
 
-/// For an event by its id: whether, between the arrival of its request and the writing of its 202, its row was written to
-/// the WAL and the same thread synced the WAL after that.
-///
-/// # Errors
-/// What was missing.
-fn is_synced_before_its_answer(calls: &[Call], id: &str) -> Result<(), String> {
-    let marked = |call: &&Call| call.text.contains(id);
-    let arrived =
-        calls.iter().find(|call| call.is_read() && call.text.contains("POST /notifications") && marked(call));
-    let arrived = arrived.ok_or("its request was not seen")?.returned;
-    let answered =
-        calls.iter().find(|call| !call.is_read() && call.text.contains("HTTP/1.1 202") && marked(call));
-    let answered = answered.ok_or("its 202 was not seen")?.entered;
-    let written = calls.iter().find(|call| call.is_write_of("-wal") && marked(call));
-    let written = written.ok_or("its row was not seen in the WAL")?;
-    if written.entered < arrived {
-        return Err("its row was there before its request".into());
-    }
-    let synced = calls.iter().find(|call| {
-        call.is_sync_of("-wal") && call.thread == written.thread && call.entered > written.returned
-    });
-    match synced.map(|call| call.returned) {
-        Some(synced) if synced < answered => Ok(()),
-        Some(synced) => {
-            Err(format!("written at {}, answered at {answered}, synced at {synced}", written.entered))
+/// What is told of events: the first call that shows each, by its id.
+struct Trace<'a> {
+    /// Its request.
+    arrived: HashMap<&'a str, &'a Call>,
+    /// Its row, on its way into the WAL.
+    written: HashMap<&'a str, &'a Call>,
+    /// Its 202.
+    answered: HashMap<&'a str, &'a Call>,
+    /// Syncs of the WAL that succeeded.
+    synced: Vec<&'a Call>,
+}
+
+impl<'a> Trace<'a> {
+    fn of(calls: &'a [Call]) -> Self {
+        let first = |is_wanted: &dyn Fn(&Call) -> bool| {
+            let mut first = HashMap::new();
+            for call in calls.iter().filter(|call| is_wanted(call)) {
+                let ids = call.text.match_indices(ID).filter_map(|(at, _)| call.text.get(at..at + ID_LENGTH));
+                ids.for_each(|id| _ = first.entry(id).or_insert(call));
+            }
+            first
+        };
+        Self {
+            arrived: first(&|call| call.is_read() && call.text.contains("POST /notifications")),
+            written: first(&|call| call.is_write_of("-wal")),
+            answered: first(&|call| !call.is_read() && call.text.contains("HTTP/1.1 202")),
+            synced: calls.iter().filter(|call| call.is_sync_of("-wal")).collect(),
         }
-        None => Err("its row was never synced".into()),
+    }
+
+    /// Whether, between the arrival of an event's request and the writing of its 202, its row was written to the WAL and
+    /// the same thread synced the WAL after that.
+    ///
+    /// # Errors
+    /// What was missing.
+    fn is_synced_before_its_answer(&self, id: &str) -> Result<(), String> {
+        let arrived = self.arrived.get(id).ok_or("its request was not seen")?.returned;
+        let answered = self.answered.get(id).ok_or("its 202 was not seen")?.entered;
+        let written = self.written.get(id).ok_or("its row was not seen in the WAL")?;
+        if written.entered < arrived {
+            return Err("its row was there before its request".into());
+        }
+        let after = |sync: &&&Call| sync.thread == written.thread && sync.entered > written.returned;
+        match self.synced.iter().find(after).map(|sync| sync.returned) {
+            Some(synced) if synced < answered => Ok(()),
+            Some(synced) => {
+                Err(format!("written at {}, answered at {answered}, synced at {synced}", written.entered))
+            }
+            None => Err("its row was never synced".into()),
+        }
     }
 }
 
 /// Ids that stand for themselves wherever they are seen: of one length, so that none begins another.
 fn id(number: usize) -> String {
-    format!("evt_power_{number:06}")
+    format!("{ID}{number:06}")
 }
 
 async fn post(relay: HttpClient, numbers: std::ops::Range<usize>) {
@@ -174,8 +199,9 @@ async fn no_202_is_written_before_its_events_are_synced() {
         let text = String::from_utf8_lossy(&std::fs::read(&trace).expect("a trace")).into_owned();
         let calls = calls(&text);
         let all = alone + producers * together;
+        let seen = Trace::of(&calls);
         let wrong: Vec<_> = (0..all)
-            .filter_map(|number| Some((number, is_synced_before_its_answer(&calls, &id(number)).err()?)))
+            .filter_map(|number| Some((number, seen.is_synced_before_its_answer(&id(number)).err()?)))
             .collect();
         assert!(wrong.is_empty(), "{} of {all} were answered too early: {:?}", wrong.len(), wrong.first());
         let syncs = |ending| calls.iter().filter(|call| call.is_sync_of(ending)).count();
@@ -192,11 +218,11 @@ async fn no_202_is_written_before_its_events_are_synced() {
 
 #[test]
 fn a_sync_that_comes_too_late_is_seen() {
-    let arrive = r#"10 recvfrom(9<socket:[1]>, "POST /notifications HTTP/1.1\r\n\r\n[{\"id\":\"evt_1\"}]", 8192, 0, NULL, NULL) = 60"#;
-    let write = r#"11 pwrite64(5</tmp/ledger.db-wal>, "\2evt_1", 4096, 56) = 4096"#;
+    let arrive = r#"10 recvfrom(9<socket:[1]>, "POST /notifications HTTP/1.1\r\n\r\n[{\"id\":\"evt_power_000001\"}]", 8192, 0, NULL, NULL) = 60"#;
+    let write = r#"11 pwrite64(5</tmp/ledger.db-wal>, "\2evt_power_000001", 4096, 56) = 4096"#;
     let sync = "11 fdatasync(5</tmp/ledger.db-wal>) = 0";
-    let answer = r#"10 writev(9<socket:[1]>, [{iov_base="HTTP/1.1 202 Accepted\r\n\r\n{\"id\":\"evt_1\"}", iov_len=40}], 1) = 40"#;
-    let judged = |lines: &[&str]| is_synced_before_its_answer(&calls(&lines.join("\n")), "evt_1");
+    let answer = r#"10 writev(9<socket:[1]>, [{iov_base="HTTP/1.1 202 Accepted\r\n\r\n{\"id\":\"evt_power_000001\"}", iov_len=40}], 1) = 40"#;
+    let judged = |lines: &[&str]| Trace::of(&calls(&lines.join("\n"))).is_synced_before_its_answer(&id(1));
     assert_eq!(judged(&[arrive, write, sync, answer]), Ok(()));
     let late = [arrive, write, answer, sync];
     assert_eq!(judged(&late).unwrap_err(), "written at 1, answered at 2, synced at 3");
