@@ -36,6 +36,9 @@ use crate::domain::transform::{Context, Transform};
 
 /// Most of an answer's body that is read.
 pub const ANSWER_LIMIT_BYTES: usize = 16 << 10;
+/// Longest head of an answer over HTTP/1.1, and most that is read of one at once: what floods us with provisional (1xx)
+/// answers must not keep a thread busy for longer than it takes to notice that its time is up.
+pub const HEAD_LIMIT_BYTES: usize = 32 << 10;
 /// Longest that an answer's body is waited for.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest that the body of a delivery's success is waited for. An honest one comes along with its head.
@@ -140,6 +143,7 @@ impl DirectSender {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(IDLE_PER_HOST)
+            .http1_max_buf_size(HEAD_LIMIT_BYTES)
             .build(connector);
         Self { options, http, endpoints, clock }
     }

@@ -107,7 +107,8 @@ fn add_trace(headers: &mut HeaderMap, trace: Option<&TraceContext>) {
 }
 
 /// What it means that a connection stood and gave no answer that could be read: `connection_lost`, `answer_invalid` (what
-/// came is not HTTP) or `answer_too_large` (a head of more than a hundred headers or about 400 KiB).
+/// came is not HTTP) or `answer_too_large` (a head of more than a hundred headers or [`direct::HEAD_LIMIT_BYTES`]; of Svix's
+/// about 400 KiB).
 fn without_answer(error: &(dyn Error + 'static)) -> &'static str {
     let mut chain = std::iter::successors(Some(error), |error| (*error).source());
     match chain.find_map(|error| error.downcast_ref::<hyper::Error>()) {

@@ -108,6 +108,14 @@ async fn fails_with_its_code_in_its_time_and_delays_nobody(
         let told = place.suffer(3, async || ()).await;
         told.check(&case_name(), code, 2, longest_ms);
         check_calls(&rude, longest_ms).await;
+        if code == "http_500" {
+            // Of what is no body to read, nothing is taken for long.
+            assert!(
+                rude.calls().iter().all(|call| call.sent_bytes <= SENT_LIMIT_BYTES),
+                "{:?}",
+                rude.calls()
+            );
+        }
         if bomb {
             // As it came: of what is in it, nothing.
             let words = &told.attempts[0][0].1;
