@@ -31,14 +31,15 @@
 //! - [`domain`]: the rules, as plain data: parsing, keys, retry, gates, the scheduler, what an attempt means.
 //! - [`endpoints`]: what attempts mean for an endpoint as a whole; test events and challenges.
 //! - `failpoint` (feature `failpoints`): places where tests make the process end itself; nothing without the feature.
-//! - [`http`]: the server. Accept loop, ingest, administration, health, metrics, problems. Its `console` is the pages at
+//! - [`http`]: the server. Accept loop, clients' deadlines (`patience`), packed bodies (`encoding`), ingest, administration,
+//!   health, metrics, problems. Its `console` is the pages at
 //!   `/console`: a client of `/v1` from inside; `templates` and `assets` are its HTML, stylesheet and scripts.
 //! - [`ingest`]: the doorway of the ledger, for HTTP and for sources; how fast tenants may put events in.
 //! - [`ledger`]: every event once, every delivery until it is done. The only place that knows SQL. Its writer commits
 //!   together what waits; `sqlite` and `postgres` are the hot path; `payloads` keeps what was just recorded until it is
 //!   claimed; `reading`, `repeats`, `steering`, `replays` and `prune` are what operators ask of it; `sql`, `registry`,
 //!   `partners`, `endpoints`, `gates`, `rejected` and `stats` are the text they share; `notices` is what nodes tell one
-//!   another.
+//!   another; `silence` is how long a database may say nothing.
 //! - `mock` (feature `mock`): a mock Svix and a mock partner for tests, ours and yours, and for `posthaste dev`.
 //! - [`provisioning`]: checking, sealing and opening what an administrator sets; seeds of the configuration.
 //! - [`reconnect`]: waiting for a neighbour that is away.
