@@ -198,10 +198,13 @@ impl SvixSender {
 
     /// What an answer to the message POST means. 409 has been dealt with.
     async fn conclude(&self, message: &Message<'_>, event_id: &str, answer: &Answer) -> Outcome {
-        if answer.status.is_success() && message_id(&answer.body).is_none() {
-            return Box::pin(self.confirm(message, event_id, answer.status)).await;
+        if !answer.status.is_success() {
+            return self.outcome(answer);
         }
-        self.outcome(answer)
+        match message_id(&answer.body) {
+            Some(id) => delivered(answer.status, Some(id), false),
+            None => Box::pin(self.confirm(message, event_id, answer.status)).await,
+        }
     }
 
     /// A yes without a message may be Svix's, cut short, or that of a proxy or a sign-in page on the way: a look-up tells.
@@ -266,13 +269,12 @@ impl SvixSender {
         }
     }
 
-    /// What the status of an answer means.
+    /// What an answer means that is no success.
     fn outcome(&self, answer: &Answer) -> Outcome {
         let status = answer.status.as_u16();
         let retry_after = answer.headers.get(RETRY_AFTER).and_then(|header| header.to_str().ok());
         let failure = || Failure::answered(status, &words(&answer.body));
         match status {
-            200..=299 => delivered(answer.status, message_id(&answer.body), false),
             429 => Outcome::Throttled { failure: failure(), retry_after: self.wait(retry_after) },
             503 if retry_after.is_some() => {
                 Outcome::Throttled { failure: failure(), retry_after: self.wait(retry_after) }
