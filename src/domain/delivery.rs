@@ -371,7 +371,7 @@ pub fn settle(
         }
         Outcome::Failed(failure) => {
             settlement.failures += u32::from(counts);
-            settlement.next = after_failure(delivery, settlement.failures, &failure, schedule, timing);
+            settlement.next = after_failure(delivery, counts, &failure, schedule, timing);
             failure
         }
         Outcome::Rejected(reason, failure) => {
@@ -391,13 +391,16 @@ pub fn settle(
 
 fn after_failure(
     delivery: &Delivery,
-    failures: u32,
+    counts: bool,
     failure: &Failure,
     schedule: &RetrySchedule,
     timing: Timing,
 ) -> NextState {
+    let failures = delivery.failures + u32::from(counts);
     // A probe's failure costs nothing, but the same event must not be every probe: it waits as after a first failure.
-    match schedule.delay(failures.max(1), timing.chance) {
+    // Not for as long as its own failures would make it: the gate paces probes, and what was sent as one must not wait
+    // for hours when the receiver is back.
+    match schedule.delay(if counts { failures } else { 1 }, timing.chance) {
         Some(delay) => NextState::Pending {
             due_at: timing.at + delay,
             failures,
@@ -489,6 +492,12 @@ mod tests {
             NextState::Pending { due_at: Timestamp::from_millis(55_000), failures: 0, uncertain: false };
         assert_eq!(settlement.next, expected);
         assert!(settlement.failure.is_some(), "it is still told in the attempt log");
+        // However often it has failed before: its wait is over soon after the receiver's is.
+        let failed = Outcome::Failed(Failure::transport("connect_refused", "refused", false));
+        let NextState::Pending { due_at, failures, .. } = settled(2, failed, false).next else {
+            panic!("it is not given up");
+        };
+        assert_eq!((due_at, failures), (Timestamp::from_millis(55_000), 2));
     }
 
     #[test]
