@@ -20,7 +20,7 @@ pub fn check(input: &[u8]) {
     let mut line = || parts.next().and_then(|line| std::str::from_utf8(line).ok()).unwrap_or_default();
     let (current, older, id, time, hex) = (line(), line(), line(), line(), line());
     let body = parts.next().unwrap_or_default();
-    let secrets: Vec<_> = [current, older].into_iter().filter_map(|text| standard_secret(text)).collect();
+    let secrets: Vec<_> = [current, older].into_iter().filter_map(standard_secret).collect();
     let at_s = time.parse().unwrap_or(0_i64);
     standard(&secrets, id, at_s, body);
     if let Some((header, prefix)) = hex.split_once(' ')
@@ -30,7 +30,7 @@ pub fn check(input: &[u8]) {
     }
 }
 
-/// The secret that `text` is, and its text as the other library takes it.
+/// The secret that `text` is, where it is one.
 fn standard_secret(text: &str) -> Option<EndpointSecret> {
     let secret = EndpointSecret::parse(&STANDARD, text);
     // The other one takes keys of any length.
