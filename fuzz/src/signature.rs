@@ -30,7 +30,7 @@ pub fn check(input: &[u8]) {
     }
 }
 
-/// The secret that `text` is, and its text as the other library takes it.
+/// The secret that `text` is, where it is one.
 fn standard_secret(text: &str) -> Option<EndpointSecret> {
     let secret = EndpointSecret::parse(&STANDARD, text);
     // The other one takes keys of any length.
