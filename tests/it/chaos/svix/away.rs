@@ -186,7 +186,7 @@ async fn one_event_alone_outlives_days_without_svix() {
         assert_eq!(relay.progress().await.pending, 1, "it is not given up");
     }
     let tried = svix.request_count();
-    assert!(probed > 100, "{probed}: once the gate is closed, it is a probe again and again");
+    assert!(probed > 30, "{probed}: once the gate is closed, it is a probe again and again");
     svix.set_trouble(None);
     let minutes = comes_back(&relay, &svix, &clock).await;
     assert!(minutes <= 10, "{minutes} minutes until it is sent");
