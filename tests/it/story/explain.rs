@@ -123,6 +123,8 @@ async fn a_breaker_is_named(database: TestDatabase) {
     clock.pass(Duration::from_secs(31));
     assert_eq!(relay.post(event("zeta", "last", "a").to_string()).await.status, 202);
     assert!(partner.wait_for(11, Duration::from_secs(20)).await);
+    // What the partner was asked is not yet what the relay has heard.
+    eventually("the last has failed", settled).await;
     assert_eq!(relay.post(event("zeta", "behind", "a").to_string()).await.status, 202);
     let told = explained(relay.app().address(), "zeta", "behind", "waits: breaker until 2").await;
     assert!(told.contains("the breaker is open"), "{told}");
