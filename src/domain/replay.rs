@@ -47,7 +47,15 @@ pub const PACES: std::ops::RangeInclusive<u32> = 1..=10_000;
 /// The pace where none is asked for.
 pub const DEFAULT_PACE: u32 = 100;
 /// What a replay may put back at once after it was held up, as a part of a second of its pace.
-const BURST: Duration = Duration::from_millis(100);
+const BURST: Duration = Duration::from_millis(200);
+/// Most deliveries that are put back in one transaction: others wait for it, for about a millisecond.
+const STEP_ROWS: usize = 20;
+
+/// How many deliveries a step of a replay puts back. It costs others the same however few they are, so they are gathered: no
+/// more than about ten steps a second, until these are full.
+pub fn step_rows(pace: u32) -> usize {
+    (pace as usize / 10).clamp(1, STEP_ROWS)
+}
 
 /// How many deliveries of a replay may wait untried: what its receivers take in a second, within bounds. So a replay
 /// never builds a backlog, and stands still where they take nothing.
@@ -117,7 +125,19 @@ mod tests {
     #[test]
     fn what_was_missed_is_not_made_up_for() {
         let mut pacer = Pacer::new(1_000, Moment::default());
-        assert_eq!(pacer.allowance(Moment::after_start(Duration::from_secs(3_600))), 100);
+        assert_eq!(pacer.allowance(Moment::after_start(Duration::from_secs(3_600))), 200);
+    }
+
+    #[test]
+    fn steps_are_gathered_and_can_be_saved_up_for() {
+        assert_eq!([1, 10, 100, 150, 1_000, 10_000].map(step_rows), [1, 1, 10, 15, 20, 20]);
+        for pace in PACES {
+            let mut pacer = Pacer::new(pace, Moment::default());
+            assert!(
+                pacer.allowance(Moment::after_start(Duration::from_secs(9))) >= step_rows(pace),
+                "{pace}"
+            );
+        }
     }
 
     #[test]

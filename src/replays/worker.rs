@@ -13,20 +13,18 @@ use super::Replays;
 use crate::dispatcher::Dispatcher;
 use crate::domain::clock::Moment;
 use crate::domain::event::EventSeq;
-use crate::domain::replay::{EndState, Pacer, most_waiting};
+use crate::domain::replay::{EndState, Pacer, most_waiting, step_rows};
 use crate::domain::tenant::{Lane, LaneId};
 use crate::ledger::{Candidate, LedgerError, ReplayStep, ReplayWork};
 
 /// How often the queue is fed.
 const FEED_EVERY: Duration = Duration::from_millis(20);
 /// How often it is looked at what became of what was put back.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How often replays are looked for, and leases renewed.
 const TAKE_EVERY: Duration = Duration::from_secs(2);
 /// How long a node that says nothing more keeps a replay.
 const LEASE: Duration = Duration::from_secs(10);
-/// Deliveries put back in one transaction: others wait for it, for well under a millisecond.
-const STEP_ROWS: usize = 20;
 /// Rows that are looked at in one statement, and how many statements in a turn find nothing.
 const WINDOW_ROWS: u32 = 1_000;
 const EMPTY_WINDOWS: usize = 5;
@@ -152,11 +150,14 @@ impl Replays {
         if room == 0 {
             self.held_up(replay, Some("receivers: what was put back has not been tried yet")).await?;
         }
-        while count > 0 && !replay.work.exhausted {
+        let whole = step_rows(replay.work.pace);
+        // What does not make a whole step waits for the next turn.
+        let least = whole.min(room).max(1);
+        while count >= least && !replay.work.exhausted {
             if replay.picked.is_empty() && !replay.all_picked {
                 self.pick_more(replay).await?;
             }
-            let part = count.min(STEP_ROWS).min(replay.picked.len());
+            let part = count.min(whole).min(replay.picked.len());
             if part == 0 && !replay.all_picked {
                 return Ok(Fed::On);
             }
