@@ -100,7 +100,8 @@ async fn every_form_of_retry_after_holds_everybody_back_as_long_as_it_says(datab
             rounds += 1;
             let (least, most) = (form.least.saturating_sub(Duration::from_millis(5)), form.most + LATE);
             assert!(waited >= least && waited <= most, "{status}, {}: {waited:?}", form.name);
-            assert!(under_way < 8, "{status}, {}: {under_way} were under way", form.name);
+            // Those in flight, and those that took their places before the answer was read.
+            assert!(under_way < 2 * 8, "{status}, {}: {under_way} were under way", form.name);
             tell(
                 &format!("Retry-After on {status}: {}", form.name),
                 format!(
