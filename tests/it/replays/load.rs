@@ -15,8 +15,8 @@ const FRESH_PER_S: u64 = 200;
 const WINDOW: Duration = Duration::from_secs(4);
 /// Pairs of windows, one with the replay and one without.
 const PAIRS: usize = 7;
-/// Deliveries a second that are replayed: what a replay has where nobody asks for more.
-const PACE: u32 = 100;
+/// Deliveries a second that are replayed. A debug build takes several times as long for each.
+const PACE: u32 = if cfg!(debug_assertions) { 250 } else { 1_000 };
 /// Another pace.
 const OTHER_PACE: &str = "POSTHASTE_LOAD_REPLAY_PACE";
 /// Set to anything: go on until all are replayed.
