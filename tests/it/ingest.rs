@@ -192,6 +192,26 @@ async fn a_request_key_makes_a_resend_the_same_events() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_header_that_names_none_spoils_the_request() {
+    let (relay, svix, _database) = relay().await;
+    let long = "x".repeat(257);
+    let bodies = ["[]", r#"{"type":"a"}"#, r#"{"type":"a","tenant":"acme"}"#];
+    for (tenant, why) in [(long.as_str(), "is longer than 256 bytes"), ("", "must not be empty")] {
+        for body in bodies {
+            let headers = [("x-tenant", tenant), ("prefer", "handling=lenient")];
+            let answer = relay.post_with(&headers, body).await;
+            assert_eq!((answer.status.as_u16(), answer.problem().as_str()), (400, "bad_header"), "{body}");
+            assert_eq!(answer.json()["detail"], format!("the header X-Tenant {why}"), "{body}");
+        }
+    }
+    for body in bodies {
+        assert_eq!(relay.post_with(&[("x-tenant", &long[..256])], body).await.status, 202, "{body}");
+    }
+    relay.finish().await;
+    assert_eq!(svix.message_count(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_can_not_be_read_is_refused_with_its_reason() {
     // holds: 5
     let (database, svix) = (TestDatabase::sqlite(), mock_svix().await);
