@@ -46,8 +46,9 @@ const MIGRATIONS: Migrations = &[
 const CONNECTIONS: u32 = 8;
 /// Every statement of ours has an index to go by. A plan that is kept from when a table was small, or a guess from old
 /// statistics, would scan a deep queue for each claim instead. What has to scan all the same is made to look so dear by
-/// that, that the server would compile it first.
-const BY_INDEX: &str = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off";
+/// that, that the server would compile it first, or start processes to share the work.
+const BY_INDEX: &str = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off; \
+                        SET max_parallel_workers_per_gather = 0";
 /// A transaction of ours never waits for us. One that a node was cut off from would keep its rows locked, and whoever sends
 /// the same events again waiting, until the server missed the node.
 const NOT_FOR_LONG: &str = "SET idle_in_transaction_session_timeout = '10s'";

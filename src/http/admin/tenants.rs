@@ -248,8 +248,12 @@ pub(super) async fn open_portal(
     let wish: Option<JsonObject<PortalBody>> = if body.is_empty() {
         None
     } else {
-        serde_json::from_slice(&body)
-            .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "invalid_body", error.to_string()))?
+        // As everywhere: 400 where it is no JSON, 422 where it is JSON that does not fit.
+        serde_json::from_slice(&body).map_err(|error| {
+            let status =
+                if error.is_data() { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::BAD_REQUEST };
+            Problem::new(status, "invalid_body", error.to_string())
+        })?
     };
     let wish = wish.map(|JsonObject(wish)| wish).unwrap_or_default();
     let expiry_s = wish.expiry_s.unwrap_or(*PORTAL_EXPIRIES.start());

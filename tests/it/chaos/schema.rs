@@ -22,8 +22,8 @@ const REFUSALS: &str = "400, 401, 403, 404, 405, 406, 409, 410, 412, 413, 415, 4
 /// What a request by the document may be answered: the state of things is not the document's to say.
 const ANSWERS: &str = "\"2xx\", 401, 403, 404, 409, 410, 429";
 /// Operations that may refuse a request by the document besides, for what no schema says: whether a cursor was given out
-/// or a time exists (400), how the members of a body fit together and what a rule, a URL or a secret means (422), which
-/// version `If-Match` must name (412).
+/// or a time exists (400), how the members of a body fit together, what a rule, a URL or a secret means, and that a whole
+/// number is written without a fraction (422), which version `If-Match` must name (412).
 const BESIDES: &[(&str, &str, &str)] = &[
     ("POST", "/notifications", "400, 422"),
     ("POST", "/api/v1/events", "400, 422"),
@@ -49,6 +49,7 @@ const BESIDES: &[(&str, &str, &str)] = &[
     ("DELETE", "/v1/partners/{partner}", "412"),
     ("PUT", "/v1/event-types/{name}", "412, 422"),
     ("PUT", "/v1/tenants/{tenant}", "422"),
+    ("POST", "/v1/tenants/{tenant}/portal", "422"),
 ];
 
 // holds: 9
