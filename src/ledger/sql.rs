@@ -22,6 +22,9 @@ pub enum Database {
         reads: SqlitePool,
         /// One connection for rare writes: tenants, keys, gates, rejected messages.
         writes: SqlitePool,
+        /// One whose commits do not wait for the disk: what it writes is durable with the next commit of the others, and is
+        /// what may be done again after a power cut.
+        redoable: SqlitePool,
         /// The writer's connection: who holds it, writes alone. See [`Database::turn`].
         turn: Turn,
     },
@@ -43,6 +46,12 @@ macro_rules! on {
     ($database:expr, writes, $pool:ident => $body:expr) => {
         match $database {
             Database::Sqlite { writes: $pool, .. } => $body,
+            Database::Postgres($pool) => $body,
+        }
+    };
+    ($database:expr, redoable, $pool:ident => $body:expr) => {
+        match $database {
+            Database::Sqlite { redoable: $pool, .. } => $body,
             Database::Postgres($pool) => $body,
         }
     };
@@ -116,9 +125,10 @@ impl Database {
 
     pub(super) async fn close(&self) {
         match self {
-            Self::Sqlite { reads, writes, .. } => {
+            Self::Sqlite { reads, writes, redoable, .. } => {
                 reads.close().await;
                 writes.close().await;
+                redoable.close().await;
             }
             Self::Postgres(pool) => pool.close().await,
         }

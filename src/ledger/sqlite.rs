@@ -111,13 +111,16 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
         .max_connections(READERS)
         .connect_with(connect.clone().read_only(true).create_if_missing(false))
         .await?;
-    let writes = SqlitePoolOptions::new()
-        .max_connections(1)
-        .after_release(|connection, _| Box::pin(has_ended_its_transaction(connection)))
-        .connect_with(connect.clone())
-        .await?;
+    let single = || {
+        SqlitePoolOptions::new()
+            .max_connections(1)
+            .after_release(|connection, _| Box::pin(has_ended_its_transaction(connection)))
+    };
+    let writes = single().connect_with(connect.clone()).await?;
+    // In WAL mode NORMAL leaves out the sync of a commit, and nothing else.
+    let redoable = single().connect_lazy_with(connect.clone().synchronous(SqliteSynchronous::Normal));
     let writer: Turn = Arc::new(tokio::sync::Mutex::new(Some(writer)));
-    let database = Database::Sqlite { reads: reads.clone(), writes, turn: writer.clone() };
+    let database = Database::Sqlite { reads: reads.clone(), writes, redoable, turn: writer.clone() };
     let largest = database.largest_seq().await?;
     let written = Arc::new(tokio::sync::Notify::new());
     let checkpointer = tokio::spawn(checkpoint_on_the_side(connect.clone(), written.clone())).abort_handle();

@@ -61,7 +61,7 @@ impl Database {
             tried(&format!("({} OR NOT {})", ended(" AND state = 'dead'"), ended(""))),
         ];
         let _turn = self.turn().await;
-        on!(self, writes, pool => {
+        on!(self, redoable, pool => {
             let mut transaction = pool.begin().await?;
             let mut counts = [0_i64; 3];
             for (count, sql) in counts.iter_mut().zip(statements) {
