@@ -1,8 +1,9 @@
 //! Replays: deliveries that are done go back into the queue, a few in a transaction.
 //!
 //! What a step moves, and how far it has come, is one transaction: whoever goes on after a crash picks nothing twice and
-//! passes over nothing. On SQLite it does not wait for the disk, so that others wait for it for a shorter time: what a power
-//! cut takes back of it is a step that is made again, with the same numbers and so under the same ids. One node at a time works on a replay: a lease on the ledger's clock, checked in every step.
+//! passes over nothing. It does not wait for the disk, so that others wait for it for a shorter time: what a power cut takes
+//! back of it is a step that is made again, with the same numbers and so under the same ids. One node at a time works on a
+//! replay: a lease on the ledger's clock, checked in every step.
 
 pub mod progress;
 pub mod select;
@@ -17,7 +18,7 @@ use sqlx::AssertSqlSafe;
 
 use self::select::{Candidate, Cursor, Selection};
 use self::step::{Moved, OutcomeTuple};
-use super::sql::{Database, on};
+use super::sql::{Database, on, redoable};
 use super::{Ledger, LedgerError, Result, rows};
 use crate::domain::clock::Timestamp;
 use crate::domain::delivery::{Class, DeliveryId};
@@ -368,7 +369,7 @@ impl Database {
 
     async fn take_replays(&self, node: i64, now: Timestamp, until: Timestamp) -> Result<Vec<String>> {
         let _turn = self.turn().await;
-        let rows: Vec<(String,)> = on!(self, redoable, pool => {
+        let rows: Vec<(String,)> = on!(self, writes, pool => {
             sqlx::query_as(
                 "UPDATE replay SET worker = $1, worker_until = $3
                  WHERE state = 'running' AND (worker = $1 OR worker_until <= $2) RETURNING id",
@@ -407,14 +408,11 @@ impl Database {
     ) -> Result<Option<Vec<(i64, i64)>>> {
         let take_outcomes = step::take_outcomes(&work.selection, step.deliveries);
         let _turn = self.turn().await;
-        on!(self, redoable, pool => {
-            let mut transaction = pool.begin().await?;
+        redoable!(self, |transaction| {
             let mut moved = Moved::default();
             if let Some(sql) = take_outcomes {
-                let gone: Vec<OutcomeTuple> = sqlx::query_as(AssertSqlSafe(sql))
-                    .persistent(false)
-                    .fetch_all(&mut *transaction)
-                    .await?;
+                let gone: Vec<OutcomeTuple> =
+                    sqlx::query_as(AssertSqlSafe(sql)).persistent(false).fetch_all(&mut *transaction).await?;
                 moved.outcomes(gone);
             }
             if !moved.earlier.is_empty() {
@@ -426,18 +424,23 @@ impl Database {
                 query.execute(&mut *transaction).await?;
             }
             for (event, lanes) in step.routed {
-                let routed = sqlx::query("UPDATE event SET destinations = $2 WHERE seq = $1 AND destinations = 0")
-                    .bind(event)
-                    .bind(rows::count(lanes.len()))
-                    .execute(&mut *transaction)
-                    .await?;
+                let routed =
+                    sqlx::query("UPDATE event SET destinations = $2 WHERE seq = $1 AND destinations = 0")
+                        .bind(event)
+                        .bind(rows::count(lanes.len()))
+                        .execute(&mut *transaction)
+                        .await?;
                 moved.route(*event, lanes, routed.rows_affected() == 1);
             }
             if !moved.waiting.is_empty() {
                 let sql = moved.put_back(work.new_ids, self.is_shared(), due_at);
                 sqlx::query(AssertSqlSafe(sql)).persistent(false).execute(&mut *transaction).await?;
                 let sql = moved.note_waiting(due_at);
-                sqlx::query(AssertSqlSafe(sql)).persistent(false).bind(&work.id).execute(&mut *transaction).await?;
+                sqlx::query(AssertSqlSafe(sql))
+                    .persistent(false)
+                    .bind(&work.id)
+                    .execute(&mut *transaction)
+                    .await?;
             }
             // Where it was paused meanwhile, or another node works on it, nothing of this has happened.
             let ours = sqlx::query(

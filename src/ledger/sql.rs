@@ -49,10 +49,22 @@ macro_rules! on {
             Database::Postgres($pool) => $body,
         }
     };
-    ($database:expr, redoable, $pool:ident => $body:expr) => {
+}
+
+/// Runs one body in a transaction that ends it itself, and whose commit does not wait for the disk: it is durable with the
+/// next commit that does. For what may be done again after a power cut.
+macro_rules! redoable {
+    ($database:expr, |$transaction:ident| $body:expr) => {
         match $database {
-            Database::Sqlite { redoable: $pool, .. } => $body,
-            Database::Postgres($pool) => $body,
+            Database::Sqlite { redoable, .. } => {
+                let mut $transaction = redoable.begin().await?;
+                $body
+            }
+            Database::Postgres(pool) => {
+                let mut $transaction = pool.begin().await?;
+                sqlx::query("SET LOCAL synchronous_commit = off").execute(&mut *$transaction).await?;
+                $body
+            }
         }
     };
 }
@@ -78,7 +90,7 @@ macro_rules! change {
     };
 }
 
-pub(super) use {change, on};
+pub(super) use {change, on, redoable};
 
 /// What became of an event, delivery by delivery.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use sqlx::AssertSqlSafe;
 
 use crate::ledger::Result;
-use crate::ledger::sql::{Database, on};
+use crate::ledger::sql::{Database, on, redoable};
 
 /// How what was put back stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,8 +61,7 @@ impl Database {
             tried(&format!("({} OR NOT {})", ended(" AND state = 'dead'"), ended(""))),
         ];
         let _turn = self.turn().await;
-        on!(self, redoable, pool => {
-            let mut transaction = pool.begin().await?;
+        redoable!(self, |transaction| {
             let mut counts = [0_i64; 3];
             for (count, sql) in counts.iter_mut().zip(statements) {
                 let gone = sqlx::query(AssertSqlSafe(sql)).bind(id).execute(&mut *transaction).await?;

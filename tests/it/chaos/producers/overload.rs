@@ -185,8 +185,12 @@ async fn a_load_of_three_times_the_producers_costs_no_goodput() {
     const PRODUCERS: usize = 128;
     const EVENTS: usize = 50;
     let (database, svix, sink) = (TestDatabase::sqlite(), mock_svix().await, Sink::start().await);
-    let variables =
-        [("POSTHASTE_MASTER_KEY", MASTER_KEY), ("POSTHASTE_DIRECT__ALLOWED_NETWORKS", "127.0.0.0/8")];
+    let variables = [
+        ("POSTHASTE_MASTER_KEY", MASTER_KEY),
+        ("POSTHASTE_DIRECT__ALLOWED_NETWORKS", "127.0.0.0/8"),
+        // More is taken than leaves: it is not to be the backlog that ends this.
+        ("POSTHASTE_LEDGER__TENANT_BACKLOG_MAX", "10000000"),
+    ];
     let relay = RelayProcess::start(&database, &svix, &variables);
     let direct = relay
         .send(
