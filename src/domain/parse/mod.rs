@@ -63,7 +63,7 @@ pub struct Incoming<'a> {
     pub content_type: Option<&'a str>,
     /// The headers; `ce-*` ones among them make it CloudEvents binary mode.
     pub headers: &'a HeaderMap,
-    /// The tenant named by the transport (`X-Tenant`), for events that name none; it is one by the rules of names.
+    /// The tenant named by the transport (`X-Tenant`), for events that name none.
     pub tenant: Option<&'a str>,
 }
 

@@ -172,19 +172,25 @@ impl<'a> Reader<'a> {
             return Ok(self.shared(&tenant));
         }
         if let Some(tenant) = self.header_tenant {
-            return Ok(self.shared(tenant));
+            return match rules::why_not_a_name(tenant) {
+                None => Ok(self.shared(tenant)),
+                Some(why) => Err(self.tenant_fault(format!("the header X-Tenant {why}"))),
+            };
         }
         settings.default_tenant.clone().ok_or_else(|| self.no_tenant())
     }
 
-    /// Laid at the door of the attribute that should have named it.
     fn no_tenant(&self) -> Fault {
         let names: Vec<_> = self.settings.tenant_attributes.iter().map(|name| format!("`{name}`")).collect();
         let mut ways = vec!["the header X-Tenant".to_owned(), "a configured default tenant".to_owned()];
         if !names.is_empty() {
             ways.insert(0, format!("the attribute {}", names.join(" or ")));
         }
-        let detail = format!("no tenant: it comes from {}", ways.join(", "));
+        self.tenant_fault(format!("no tenant: it comes from {}", ways.join(", ")))
+    }
+
+    /// A fault of the tenant, laid at the door of the attribute that should have named it.
+    fn tenant_fault(&self, detail: String) -> Fault {
         let pointer = self.settings.tenant_attributes.first().map(|name| rules::pointer(name));
         Fault { pointer: pointer.unwrap_or_default(), detail }
     }

@@ -253,6 +253,21 @@ fn without_any_tenant_every_way_is_named() {
     assert_eq!((invalid.id.as_deref(), invalid.tenant), (Some("e"), None));
 }
 
+#[rstest]
+#[case("", "the header X-Tenant must not be empty")]
+#[case("a\tb", "the header X-Tenant holds a control character")]
+fn a_bad_tenant_header_is_no_tenant(#[case] header: &str, #[case] detail: &str) {
+    let incoming = Incoming {
+        body: r#"[{"type":"t"},{"type":"t","tenant":"fine"}]"#.into(),
+        content_type: Some(JSON),
+        headers: &HeaderMap::new(),
+        tenant: Some(header),
+    };
+    let batch = parse(&incoming, &settings()).unwrap();
+    assert_eq!(batch.items[0].result.as_ref().unwrap_err().detail, detail);
+    assert!(batch.items[1].result.is_ok());
+}
+
 #[test]
 fn an_id_can_be_required() {
     // holds: 5
