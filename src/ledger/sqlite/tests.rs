@@ -77,7 +77,7 @@ impl Clock for StandingClock {
 }
 
 /// A store with a lane, and the directory it lies in.
-async fn store() -> (SqliteStore, Arc<Lane>, tempfile::TempDir) {
+async fn opened() -> (Opened<SqliteStore>, tempfile::TempDir) {
     let directory = tempfile::TempDir::new().expect("a directory");
     let options = LedgerOptions {
         url: format!("sqlite:{}", directory.path().join("ledger.db").display()),
@@ -86,7 +86,11 @@ async fn store() -> (SqliteStore, Arc<Lane>, tempfile::TempDir) {
         recent_bytes: 0,
     };
     let clock: Arc<dyn Clock> = Arc::new(StandingClock);
-    let opened = open(&options, &clock).await.expect("it opens");
+    (open(&options, &clock).await.expect("it opens"), directory)
+}
+
+async fn store() -> (SqliteStore, Arc<Lane>, tempfile::TempDir) {
+    let (opened, directory) = opened().await;
     let destination = Arc::new(Destination::Svix { app: "acme".into() });
     let lane = Lane { id: LaneId(1), destination, tenant: "acme".into() };
     (opened.store, Arc::new(lane), directory)
@@ -223,6 +227,19 @@ async fn commit_many(
     };
     let plan = plan::plan(&requests, &Known::default(), Timestamp::from_millis(first), numbers);
     store.commit(&plan, &[]).await
+}
+
+#[tokio::test]
+async fn only_what_can_be_done_again_does_not_wait_for_the_disk() {
+    const FULL: i64 = 2;
+    const NORMAL: i64 = 1;
+    let (opened, _directory) = opened().await;
+    let Database::Sqlite { writes, redoable, .. } = opened.database else { panic!("a SQLite file") };
+    let level = async |pool: &SqlitePool| {
+        let (level,): (i64,) = sqlx::query_as("PRAGMA synchronous").fetch_one(pool).await.expect("a level");
+        level
+    };
+    assert_eq!((level(&writes).await, level(&redoable).await), (FULL, NORMAL));
 }
 
 #[tokio::test]
