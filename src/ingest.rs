@@ -23,6 +23,7 @@ use crate::domain::event::{Event, Fingerprint, Identity};
 use crate::domain::key::derived_event_id;
 use crate::domain::parse::{
     self, Batch, Draft, Incoming, Invalid, Item, MessageIdentity, ParseError, ParseSettings, Shape,
+    why_not_a_name,
 };
 use crate::domain::tenant::{DefaultRoute, Destination, Lane};
 use crate::ledger::{Accepted, ItemVerdict, Ledger, LedgerError, NewEvent, NewRejected, RequestKey};
@@ -105,6 +106,10 @@ pub enum IngestError {
     /// A Pub/Sub push that does not show where it comes from.
     #[error("a Pub/Sub push must show where it comes from: see [ingest.pubsub_push]")]
     UnverifiedPush,
+    /// The header names what can be no tenant, whether an event needs it or not. Never for a Pub/Sub push, whose events are
+    /// kept with what is wrong with them.
+    #[error("the header X-Tenant {0}")]
+    BadTenantHeader(&'static str),
     /// The request's `Idempotency-Key` was used with another body.
     #[error("this Idempotency-Key was used with another body within the last day")]
     KeyReused,
@@ -265,7 +270,11 @@ impl Ingest {
         match pusher {
             Pusher::Unverified if is_push => Err(IngestError::UnverifiedPush),
             Pusher::Verified if !is_push => Ok(parse::parse_unwrapped(incoming, &self.rules.parse)),
-            _ => Ok(parsed?),
+            _ if is_push => Ok(parsed?),
+            _ => match incoming.tenant.and_then(why_not_a_name) {
+                Some(why) => Err(IngestError::BadTenantHeader(why)),
+                None => Ok(parsed?),
+            },
         }
     }
 

@@ -21,7 +21,7 @@ use super::patience::BodyTimeout;
 use super::problem::Problem;
 use super::push::Producer;
 use super::state::HttpState;
-use crate::domain::parse::{Incoming, Shape, why_not_a_name};
+use crate::domain::parse::{Incoming, Shape};
 use crate::ingest::{Handling, ItemResult, Receipt, Status};
 
 /// Longest `Idempotency-Key`, in bytes.
@@ -96,7 +96,7 @@ async fn record(state: &HttpState, producer: &Producer, request: Request) -> Res
     let (parts, body) = request.into_parts();
     let lenient = prefers_lenient(&parts.headers);
     let request_key = request_key(&parts.headers)?;
-    let tenant = named_tenant(&parts.headers)?;
+    let tenant = header(&parts.headers, "x-tenant")?;
     if let Some(tenant) = tenant {
         caller.require_tenant(tenant)?;
     }
@@ -204,18 +204,6 @@ fn request_key(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
         return Err(Problem::new(StatusCode::BAD_REQUEST, "bad_header", detail));
     }
     Ok(key)
-}
-
-/// The tenant of `X-Tenant`. One that can be none spoils the request, even where no event needs it.
-fn named_tenant(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
-    let tenant = header(headers, "x-tenant")?;
-    match tenant.and_then(why_not_a_name) {
-        None => Ok(tenant),
-        Some(why) => {
-            let detail = format!("the header X-Tenant {why}");
-            Err(Problem::new(StatusCode::BAD_REQUEST, "bad_header", detail))
-        }
-    }
 }
 
 /// A header as text; a value that is none is refused rather than passed over.

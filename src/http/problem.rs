@@ -107,6 +107,7 @@ impl Problem {
                 (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_type")
             }
             IngestError::ForeignTenant { .. } => (StatusCode::FORBIDDEN, "foreign_tenant"),
+            IngestError::BadTenantHeader(_) => (StatusCode::BAD_REQUEST, "bad_header"),
             IngestError::UnverifiedPush => (StatusCode::UNAUTHORIZED, "unauthorized"),
             IngestError::KeyReused => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused"),
         };

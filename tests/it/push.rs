@@ -302,6 +302,11 @@ async fn whatever_a_verified_push_brings_is_recorded_or_kept() {
             assert_eq!((answer.status.as_u16(), answer.statuses()), (202, vec![status.to_owned()]));
             assert_eq!(answer.json()["results"][0]["tenant"], "globex");
         }
+        // An attribute that can be no tenant: the message is kept, or it would come for ever.
+        let headers =
+            [("authorization", bearer.as_str()), ("x-goog-pubsub-message-id", "10"), ("x-tenant", "")];
+        assert_eq!(at.relay.post_with(&headers, r#"{"type":"unwrapped"}"#).await.status, 204);
+        assert_eq!(rejected_messages(&at.relay).await.len(), kept.len() + 1);
         at.relay.finish().await;
         assert_eq!(at.svix.message_count(), 1);
     })

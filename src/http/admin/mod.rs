@@ -30,8 +30,9 @@ use utoipa_axum::routes;
 use super::problem::{FieldError, Problem};
 use super::state::HttpState;
 use crate::domain::object::JsonObject;
+use crate::domain::parse::why_not_a_name;
 use crate::domain::partner::SettingFault;
-use crate::domain::tenant::{NAME_LIMIT_BYTES, svix_name_is_valid};
+use crate::domain::tenant::svix_name_is_valid;
 use crate::ledger::{LedgerError, Put};
 
 /// Every route under `/v1`, with its description.
@@ -142,7 +143,7 @@ fn not_found(what: &str, id: &str) -> Problem {
 }
 
 fn check_tenant(tenant: &str) -> Result<(), Problem> {
-    if tenant.is_empty() || tenant.len() > NAME_LIMIT_BYTES || tenant.contains(char::is_control) {
+    if why_not_a_name(tenant).is_some() {
         return Err(bad_field("/tenant", "a tenant has 1 to 256 bytes and no control characters"));
     }
     Ok(())
@@ -159,14 +160,16 @@ fn check_id(pointer: &str, what: &str, id: &str) -> Result<(), Problem> {
 
 /// What a body says, which must be an object.
 fn read<T>(body: Result<Json<JsonObject<T>>, JsonRejection>) -> Result<T, Problem> {
-    body.map(|Json(JsonObject(body))| body).map_err(|rejection| {
-        let code = match rejection.status() {
-            StatusCode::UNSUPPORTED_MEDIA_TYPE => "unsupported_type",
-            StatusCode::PAYLOAD_TOO_LARGE => "body_too_large",
-            _ => "invalid_body",
-        };
-        Problem::new(rejection.status(), code, rejection.body_text())
-    })
+    body.map(|Json(JsonObject(body))| body).map_err(|rejection| unreadable(&rejection))
+}
+
+fn unreadable(rejection: &JsonRejection) -> Problem {
+    let code = match rejection.status() {
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => "unsupported_type",
+        StatusCode::PAYLOAD_TOO_LARGE => "body_too_large",
+        _ => "invalid_body",
+    };
+    Problem::new(rejection.status(), code, rejection.body_text())
 }
 
 /// A body as JSON text, digits, order and all. Whether it is JSON is for whoever reads it to say.

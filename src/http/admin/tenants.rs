@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use super::{bad_field, check_tenant, faults, ledger, read, reload};
+use super::{bad_field, check_tenant, faults, ledger, read, reload, unreadable};
 use crate::domain::object::{self, JsonObject};
 use crate::domain::partner::RateLimit;
 use crate::domain::tenant::{DEFAULT_WEIGHT, Route, WEIGHTS, svix_name_is_valid};
@@ -248,12 +248,7 @@ pub(super) async fn open_portal(
     let wish: Option<JsonObject<PortalBody>> = if body.is_empty() {
         None
     } else {
-        // As everywhere: 400 where it is no JSON, 422 where it is JSON that does not fit.
-        serde_json::from_slice(&body).map_err(|error| {
-            let status =
-                if error.is_data() { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::BAD_REQUEST };
-            Problem::new(status, "invalid_body", error.to_string())
-        })?
+        Json::from_bytes(&body).map_err(|rejection| unreadable(&rejection))?.0
     };
     let wish = wish.map(|JsonObject(wish)| wish).unwrap_or_default();
     let expiry_s = wish.expiry_s.unwrap_or(*PORTAL_EXPIRIES.start());

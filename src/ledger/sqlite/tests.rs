@@ -76,7 +76,7 @@ impl Clock for StandingClock {
     }
 }
 
-/// A store with a lane, and the directory it lies in.
+/// A ledger, and the directory it lies in.
 async fn opened() -> (Opened<SqliteStore>, tempfile::TempDir) {
     let directory = tempfile::TempDir::new().expect("a directory");
     let options = LedgerOptions {
@@ -89,6 +89,7 @@ async fn opened() -> (Opened<SqliteStore>, tempfile::TempDir) {
     (open(&options, &clock).await.expect("it opens"), directory)
 }
 
+/// A store with a lane, and the directory it lies in.
 async fn store() -> (SqliteStore, Arc<Lane>, tempfile::TempDir) {
     let (opened, directory) = opened().await;
     let destination = Arc::new(Destination::Svix { app: "acme".into() });
