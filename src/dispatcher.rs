@@ -419,6 +419,10 @@ impl Outlet for Handoff {
         }
     }
 
+    fn is_sending(&self) -> bool {
+        self.0.upgrade().is_some_and(|shared| shared.scheduler().in_flight() > 0)
+    }
+
     fn wake(&self, lane: &Arc<Lane>, class: Class, due_at: Timestamp) {
         if let Some(shared) = self.0.upgrade() {
             shared.scheduler().wake(lane, class, due_at, shared.clock.now());

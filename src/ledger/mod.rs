@@ -65,7 +65,7 @@ pub use self::sql::{Database, OutcomeRow, Progress};
 pub use self::sqlite::{database_file, lock_holder};
 pub use self::stats::{StatRow, WaitingRow};
 pub use self::steering::Steered;
-use self::writer::{Command, Writer};
+use self::writer::{Command, Desk, Writer};
 use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::delivery::{Class, Delivery, DeliveryId, Settlement};
 use crate::domain::event::Identity;
@@ -139,6 +139,8 @@ pub trait Outlet: Send + Sync {
     fn deliver(&self, delivery: Delivery, permit: Permit);
     /// The commit failed: the place is free again.
     fn give_back(&self, lane: &Arc<Lane>, permit: Permit);
+    /// Whether sends are under way, whose settlements will come.
+    fn is_sending(&self) -> bool;
     /// The ledger holds work of this lane and class that falls due at `due_at`.
     fn wake(&self, lane: &Arc<Lane>, class: Class, due_at: Timestamp);
 }
@@ -240,7 +242,7 @@ pub struct Ledger {
 struct Shared {
     store: Arc<dyn Store>,
     database: Database,
-    commands: tokio::sync::mpsc::Sender<Command>,
+    desk: Desk,
     writer: Mutex<Option<tokio::task::JoinHandle<()>>>,
     backlog: Arc<Backlog>,
     outlet: Arc<OnceLock<Box<dyn Outlet>>>,
@@ -276,7 +278,7 @@ impl Ledger {
         let (outlet, meter) = (Arc::new(OnceLock::new()), Arc::new(OnceLock::new()));
         let repeats = Arc::new(Repeats::default());
         let (health_sender, health) = tokio::sync::watch::channel(None);
-        let (commands, queue) = tokio::sync::mpsc::channel(writer::QUEUE_LIMIT);
+        let (desk, inbox) = Desk::new();
         let writer = Writer {
             store: store.clone(),
             sequence,
@@ -289,14 +291,14 @@ impl Ledger {
             last_beat: clock.moment(),
             clock: clock.clone(),
         };
-        let writer = Mutex::new(Some(tokio::spawn(writer.run(queue))));
+        let writer = Mutex::new(Some(tokio::spawn(writer.run(inbox))));
         let lanes = Mutex::default();
         let lease = options.lease;
         let ledger = Self {
             shared: Arc::new(Shared {
                 store,
                 database,
-                commands,
+                desk,
                 writer,
                 backlog,
                 outlet,
@@ -353,7 +355,7 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError::Unavailable`] where the ledger is closed.
     pub async fn settle(&self, settlement: Settlement) -> Result<()> {
-        self.command(Command::Settle(settlement)).await
+        self.shared.desk.settlements.send(settlement).await.map_err(|_| stopped())
     }
 
     /// Claims due deliveries for the lease that the ledger was opened with.
@@ -463,7 +465,7 @@ impl Ledger {
     /// Commits what is queued and closes the ledger. Calls after this fail.
     pub async fn close(&self) {
         // The writer ends when it reads this; what came before is committed.
-        let _ = self.shared.commands.send(Command::Close).await;
+        let _ = self.shared.desk.commands.send(Command::Close).await;
         let writer = self.shared.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(writer) = writer {
             let _ = writer.await;
@@ -476,7 +478,7 @@ impl Ledger {
     }
 
     async fn command(&self, command: Command) -> Result<()> {
-        self.shared.commands.send(command).await.map_err(|_| stopped())
+        self.shared.desk.commands.send(command).await.map_err(|_| stopped())
     }
 }
 

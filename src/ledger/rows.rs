@@ -126,8 +126,10 @@ impl<'a> OutcomeColumns<'a> {
         })
     }
 
-    pub fn is_delivered(&self) -> bool {
-        self.state == DELIVERED
+    /// Delivered at the first attempt, without a doubt.
+    pub fn is_plainly_delivered(&self) -> bool {
+        let plainly = (self.attempts, self.failures, self.dispatch_unconfirmed) == (1, 0, 0);
+        self.state == DELIVERED && plainly
     }
 }
 

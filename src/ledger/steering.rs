@@ -141,7 +141,7 @@ impl Ledger {
             next: next.clone(),
         };
         self.settle(settlement).await?;
-        // What the writer takes comes in order: once it answers this, that is committed.
+        // With a request the writer takes all settlements from before it: once it answers this, that is committed.
         let (answer, committed) = oneshot::channel();
         let request = AcceptRequest { events: Vec::new(), strict: false, request_key: None };
         self.command(Command::Accept { request, answer }).await?;

@@ -23,21 +23,45 @@ use crate::failpoint::failpoint;
 use crate::reconnect::Pauses;
 use crate::telemetry::CommitMetrics;
 
-/// Most commands that wait; senders wait beyond it.
-pub(super) const QUEUE_LIMIT: usize = 4_096;
-/// About how many rows a commit takes, and how many bytes of bodies: Postgres refuses a statement of 1 GiB.
+/// Most commands that wait, and most settlements.
+const QUEUE_LIMIT: usize = 4_096;
+/// About how many events a commit takes.
 const GROUP_ROWS: usize = 2_000;
+/// How many bytes of bodies: Postgres refuses a statement of 1 GiB.
 const GROUP_BYTES: usize = 32 << 20;
 /// How often a plan may clash with other nodes before its requests are told to come back.
 const CLASH_LIMIT: usize = 8;
 /// How often the ledger is asked for a sign of life. While it is down, sooner.
 const HEARTBEAT: Duration = Duration::from_secs(10);
+/// How long settlements alone wait for others, where more are under way. Nobody waits for them, and a commit for each few
+/// costs more than what it writes: once producers pause, a busy node would make hundreds a second.
+const SETTLE_TOGETHER: Duration = Duration::from_millis(10);
 
 /// What the writer is asked to do.
 pub(super) enum Command {
     Accept { request: AcceptRequest, answer: oneshot::Sender<Result<Accepted>> },
-    Settle(Settlement),
     Close,
+}
+
+/// Two ways to the writer, so that it may wait for one without waking for the other. Senders wait beyond [`QUEUE_LIMIT`].
+pub(super) struct Desk {
+    pub commands: mpsc::Sender<Command>,
+    pub settlements: mpsc::Sender<Settlement>,
+}
+
+/// What comes in by them.
+pub(super) struct Inbox {
+    commands: mpsc::Receiver<Command>,
+    settlements: mpsc::Receiver<Settlement>,
+}
+
+impl Desk {
+    pub fn new() -> (Self, Inbox) {
+        let (commands, command_queue) = mpsc::channel(QUEUE_LIMIT);
+        let (settlements, settlement_queue) = mpsc::channel(QUEUE_LIMIT);
+        let inbox = Inbox { commands: command_queue, settlements: settlement_queue };
+        (Self { commands, settlements }, inbox)
+    }
 }
 
 /// A request and who waits for its answer.
@@ -63,46 +87,89 @@ pub(super) struct Writer {
     pub clock: Arc<dyn Clock>,
 }
 
+/// What is written together, beside settlements.
+#[derive(Default)]
+struct Group {
+    accepts: Vec<Pending>,
+    rows: usize,
+    bytes: usize,
+    /// The last one: the writer was told to end, or nobody is left to ask it.
+    last: bool,
+}
+
+impl Group {
+    fn take(&mut self, command: Option<Command>) {
+        match command {
+            Some(Command::Accept { request, answer }) => {
+                self.rows += request.events.len();
+                self.bytes += request.events.iter().map(|new| new.event.body.len()).sum::<usize>();
+                self.accepts.push(Pending { request, answer });
+            }
+            Some(Command::Close) | None => self.last = true,
+        }
+    }
+
+    const fn has_room(&self) -> bool {
+        self.rows < GROUP_ROWS && self.bytes < GROUP_BYTES && !self.last
+    }
+}
+
+impl Inbox {
+    /// Takes what else has come: requests as far as the group has room, and of the settlements all, so that none is
+    /// committed later than a request that was handed in after it.
+    fn take(&mut self, group: &mut Group, unsettled: &mut Vec<Settlement>) {
+        while group.has_room()
+            && let Ok(command) = self.commands.try_recv()
+        {
+            group.take(Some(command));
+        }
+        if has_room(unsettled) {
+            let waiting = self.settlements.len();
+            unsettled.extend((0..waiting).map_while(|_| self.settlements.try_recv().ok()));
+        }
+    }
+}
+
+/// Whether more settlements are taken. While they can't be written, they are kept, and then their senders wait.
+const fn has_room(unsettled: &Vec<Settlement>) -> bool {
+    unsettled.len() < QUEUE_LIMIT
+}
+
 impl Writer {
     /// Writes until it reads [`Command::Close`] or nobody is left to ask.
-    pub async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+    pub async fn run(mut self, mut inbox: Inbox) {
         let mut unsettled: Vec<Settlement> = Vec::new();
         let mut pauses = Pauses::new();
         let mut open = true;
         while open {
-            let mut accepts = Vec::new();
+            let mut group = Group::default();
             let down = self.health.borrow().is_some();
             if !down {
                 pauses.reset();
             }
             let wait = if down { pauses.pause() } else { HEARTBEAT };
-            let first = tokio::time::timeout(wait, commands.recv()).await;
-            let idle = first.is_err();
-            let (mut rows, mut bytes) = (0, 0);
-            let mut next = first.unwrap_or_default();
-            // While settlements can't be written, no more are taken than a group holds: their senders wait.
-            while let Some(command) = next.take() {
-                match command {
-                    Command::Accept { request, answer } => {
-                        rows += request.events.len();
-                        bytes += request.events.iter().map(|new| new.event.body.len()).sum::<usize>();
-                        accepts.push(Pending { request, answer });
-                    }
-                    Command::Settle(settlement) => {
-                        rows += 1;
-                        unsettled.push(settlement);
-                    }
-                    Command::Close => open = false,
+            let idle = tokio::select! {
+                command = inbox.commands.recv() => {
+                    group.take(command);
+                    false
                 }
-                let room = rows < GROUP_ROWS && bytes < GROUP_BYTES && unsettled.len() < 2 * GROUP_ROWS;
-                if open && room {
-                    next = commands.try_recv().ok();
+                Some(settlement) = inbox.settlements.recv(), if has_room(&unsettled) => {
+                    unsettled.push(settlement);
+                    false
                 }
+                () = tokio::time::sleep(wait) => true,
+            };
+            let more_to_come = || self.outlet().is_some_and(Outlet::is_sending);
+            if !idle && !down && group.accepts.is_empty() && !group.last && more_to_come() {
+                let command = tokio::time::timeout(SETTLE_TOGETHER, inbox.commands.recv()).await;
+                // Time is up: what has come meanwhile is enough.
+                command.into_iter().for_each(|command| group.take(command));
             }
-            open &= !(commands.is_closed() && commands.is_empty());
+            inbox.take(&mut group, &mut unsettled);
+            open = !group.last;
             let alive = self.heartbeat(idle).await;
-            if !accepts.is_empty() || !unsettled.is_empty() {
-                self.write(alive, accepts, &mut unsettled).await;
+            if !group.accepts.is_empty() || !unsettled.is_empty() {
+                self.write(alive, group.accepts, &mut unsettled).await;
             }
         }
     }
@@ -412,7 +479,7 @@ mod tests {
             last_beat: Moment::default(),
             clock: Arc::new(StandingClock),
         };
-        let (sender, queue) = mpsc::channel(QUEUE_LIMIT);
+        let (desk, inbox) = Desk::new();
         for request in 0..requests {
             let event = |n: usize| Event {
                 identity: Identity {
@@ -429,10 +496,10 @@ mod tests {
             let events = (0..events).map(|n| NewEvent { event: event(n), lanes: Vec::new() }).collect();
             let request = AcceptRequest { events, strict: true, request_key: None };
             let accept = Command::Accept { request, answer: oneshot::channel().0 };
-            sender.send(accept).await.unwrap_or_else(|_| panic!("the queue is open"));
+            desk.commands.send(accept).await.unwrap_or_else(|_| panic!("the queue is open"));
         }
-        drop(sender);
-        writer.run(queue).await;
+        drop(desk);
+        writer.run(inbox).await;
         store.0.lock().unwrap().clone()
     }
 

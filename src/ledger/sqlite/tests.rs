@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::super::plan::{self, AcceptRequest, NewEvent};
 use super::super::sql::BUSY_LANES;
-use super::write::{CHUNKS, TAKE_OUT};
+use super::write::{CHUNKS, TAKE_OUT, TAKE_OUT_TOGETHER};
 use super::*;
 use crate::domain::clock::Moment;
 use crate::domain::event::Event;
@@ -41,8 +41,10 @@ async fn what_a_claim_carries_is_found_by_number() {
 
 #[tokio::test]
 async fn what_is_settled_is_found_by_its_key() {
-    for size in CHUNKS {
-        let plan = plan_of(&TAKE_OUT.text(size)).await;
+    for (size, statement) in
+        CHUNKS.into_iter().flat_map(|size| [(size, &TAKE_OUT), (size, &TAKE_OUT_TOGETHER)])
+    {
+        let plan = plan_of(&statement.text(size)).await;
         let search = "SEARCH queue USING PRIMARY KEY (lane=? AND retry=? AND due_at=? AND event=?)";
         assert!(plan.contains(search) && !plan.contains("SCAN queue"), "{size}: {plan}");
     }

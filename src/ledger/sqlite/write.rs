@@ -1,6 +1,6 @@
 //! What a commit writes: one statement for many rows.
 
-use std::sync::{Arc, LazyLock, OnceLock};
+use std::sync::{Arc, OnceLock};
 
 use sqlx::sqlite::SqliteArguments;
 use sqlx::{Arguments as _, AssertSqlSafe, Encode, Sqlite, SqliteConnection, Type};
@@ -23,6 +23,12 @@ pub(super) struct Rows {
 /// Takes rows out of the queue, by their key.
 pub(super) static TAKE_OUT: Rows =
     Rows::new("DELETE FROM queue WHERE (lane, retry, due_at, event) IN (VALUES", "(?,?,?,?)", ")");
+/// Takes rows of one lane and moment out of the queue: a third of the time of [`TAKE_OUT`], where SQLite first gathers what
+/// to take out, twice. Events of a commit fall due in one moment, so nearly all go this way.
+pub(super) static TAKE_OUT_TOGETHER: Rows =
+    Rows::new("DELETE FROM queue WHERE lane = ? AND retry = ? AND due_at = ? AND event IN (", "?", ")");
+/// From so many rows on a statement of their own is worth its round trip.
+const TOGETHER: usize = 8;
 /// Puts back into the queue what has been tried.
 static PUT_BACK: Rows = Rows::new(
     "INSERT INTO queue (lane, retry, due_at, event, attempt, failures, uncertain, replay) VALUES",
@@ -57,11 +63,11 @@ static TRACED_EVENTS: Rows = Rows::new(
     "(?,?,?,?,?,?,?,?,?,?,?)",
     "",
 );
-/// Nearly all outcomes: with less to bind than [`OUTCOMES`].
+/// Nearly all outcomes: delivered at the first attempt, with less to bind than [`OUTCOMES`].
 static DELIVERED: Rows = Rows::new(
     "INSERT INTO outcome (event, lane, state, at, attempts, failures, latency_ms, status, remote_id, \
      dispatch_unconfirmed) VALUES",
-    "(?,?,'delivered',?,?,?,?,?,?,?)",
+    "(?,?,'delivered',?,1,0,?,?,?,0)",
     "",
 );
 static OUTCOMES: Rows = Rows::new(
@@ -109,15 +115,29 @@ impl Rows {
         rows: &[T],
         bind: impl Fn(&mut Values, &T) -> sqlx::Result<()>,
     ) -> Result<u64> {
+        self.write_after(connection, |_| Ok(()), rows, bind).await
+    }
+
+    /// The same with values that stand before the rows.
+    async fn write_after<T>(
+        &self,
+        connection: &mut SqliteConnection,
+        bind_first: impl Fn(&mut Values) -> sqlx::Result<()>,
+        rows: &[T],
+        bind: impl Fn(&mut Values, &T) -> sqlx::Result<()>,
+    ) -> Result<u64> {
         let mut changed = 0;
         let mut rest = rows;
         while let Some((chunk, left)) = next_chunk(rest) {
-            let mut values = Values(SqliteArguments::default());
-            values.0.reserve(chunk.len() * self.row.matches('?').count(), 0);
+            let mut values = Values::default();
+            values
+                .arguments
+                .reserve(self.head.matches('?').count() + chunk.len() * self.row.matches('?').count(), 0);
+            bind_first(&mut values)?;
             for row in chunk {
                 bind(&mut values, row)?;
             }
-            let query = sqlx::query_with(AssertSqlSafe(self.text(chunk.len())), values.0);
+            let query = sqlx::query_with(AssertSqlSafe(self.text(chunk.len())), values.arguments);
             changed += query.execute(&mut *connection).await?.rows_affected();
             rest = left;
         }
@@ -126,18 +146,34 @@ impl Rows {
 }
 
 /// What is bound to a statement, in order.
-pub(super) struct Values(SqliteArguments);
+#[derive(Default)]
+pub(super) struct Values {
+    arguments: SqliteArguments,
+    /// The last of each column whose texts mostly repeat from row to row.
+    repeated: [Arc<str>; 2],
+}
+
+/// Such columns: places in [`Values::repeated`].
+const SOURCE: usize = 0;
+const TYPE: usize = 1;
 
 impl Values {
     fn add<'v>(&mut self, value: impl Encode<'v, Sqlite> + Type<Sqlite>) -> sqlx::Result<&mut Self> {
-        self.0.add(value).map_err(sqlx::Error::Encode)?;
+        self.arguments.add(value).map_err(sqlx::Error::Encode)?;
         Ok(self)
     }
 
     /// A text. Shared with the connection's thread, it is one piece of memory; a `&str` would become two.
     fn text(&mut self, text: &str) -> sqlx::Result<&mut Self> {
-        static EMPTY: LazyLock<Arc<str>> = LazyLock::new(Arc::default);
-        self.add(if text.is_empty() { Arc::clone(&EMPTY) } else { text.into() })
+        self.add(Arc::<str>::from(text))
+    }
+
+    /// A text that the row before mostly had, too: then it is the same memory.
+    fn repeated(&mut self, column: usize, text: &str) -> sqlx::Result<&mut Self> {
+        if *self.repeated[column] != *text {
+            self.repeated[column] = text.into();
+        }
+        self.add(self.repeated[column].clone())
     }
 }
 
@@ -146,7 +182,7 @@ pub(super) async fn insert_plan(connection: &mut SqliteConnection, plan: &Plan<'
     let keys: Vec<_> = plan.sorted().collect();
     let written = EVENT_KEYS.write(connection, &keys, |values, insert| {
         let identity = &insert.new.event.identity;
-        values.add(identity.tenant.clone())?.text(&identity.source)?.text(&identity.id)?;
+        values.add(identity.tenant.clone())?.repeated(SOURCE, &identity.source)?.text(&identity.id)?;
         values.add(&insert.new.event.fingerprint.0[..])?.add(insert.seq.0).map(drop)
     });
     if written.await? < keys.len() as u64 {
@@ -168,8 +204,9 @@ pub(super) async fn insert_plan(connection: &mut SqliteConnection, plan: &Plan<'
     let written = events.write(connection, &plan.inserts, |values, insert| {
         let event = &insert.new.event;
         let (start, end) = rows::range_columns(event.data.as_ref());
-        values.add(insert.seq.0)?.add(event.identity.tenant.clone())?.text(&event.identity.source)?;
-        values.text(&event.identity.id)?.text(&event.event_type)?.add(plan.now.as_millis())?;
+        values.add(insert.seq.0)?.add(event.identity.tenant.clone())?;
+        values.repeated(SOURCE, &event.identity.source)?.text(&event.identity.id)?;
+        values.repeated(TYPE, &event.event_type)?.add(plan.now.as_millis())?;
         values.add(rows::count(insert.new.lanes.len()))?.add(&event.body[..])?.add(start)?.add(end)?;
         if traced {
             values.add(event.trace.as_ref().map(ToString::to_string))?;
@@ -184,6 +221,32 @@ pub(super) async fn insert_plan(connection: &mut SqliteConnection, plan: &Plan<'
     Ok(true)
 }
 
+/// Lane, class and moment: with the event a settled delivery's key in the queue.
+fn queue_of(settlement: &Settlement) -> (i64, i64, i64) {
+    (settlement.id.lane.0, rows::class_column(settlement.class), settlement.due_at.as_millis())
+}
+
+/// Takes settled deliveries out of the queue, in the order of their keys; how many were there.
+async fn take_out(connection: &mut SqliteConnection, moved: &[&Settlement]) -> Result<u64> {
+    let mut gone = 0;
+    let mut apart = Vec::new();
+    for together in moved.chunk_by(|one, next| queue_of(one) == queue_of(next)) {
+        // The few that are left over wait for those of others.
+        let (together, few) = together.split_at(together.len() - together.len() % TOGETHER);
+        apart.extend(few);
+        let Some(first) = together.first() else { continue };
+        let (lane, retry, due_at) = queue_of(first);
+        let key = |values: &mut Values| values.add(lane)?.add(retry)?.add(due_at).map(drop);
+        let event = |values: &mut Values, one: &&Settlement| values.add(one.id.event.0).map(drop);
+        gone += TAKE_OUT_TOGETHER.write_after(connection, key, together, event).await?;
+    }
+    let taken = TAKE_OUT.write(connection, &apart, |values, settlement: &&Settlement| {
+        let (lane, retry, due_at) = queue_of(settlement);
+        values.add(lane)?.add(retry)?.add(due_at)?.add(settlement.id.event.0).map(drop)
+    });
+    Ok(gone + taken.await?)
+}
+
 /// Takes settled deliveries out of the queue and writes what they lead to.
 pub(super) async fn settle_rows(
     connection: &mut SqliteConnection,
@@ -191,11 +254,8 @@ pub(super) async fn settle_rows(
 ) -> Result<()> {
     let mut moved = settlements.to_vec();
     moved.retain(|settlement| settlement.next != NextState::Released);
-    let gone = TAKE_OUT.write(connection, &moved, |values, settlement| {
-        values.add(settlement.id.lane.0)?.add(rows::class_column(settlement.class))?;
-        values.add(settlement.due_at.as_millis())?.add(settlement.id.event.0).map(drop)
-    });
-    let gone = gone.await?;
+    moved.sort_unstable_by_key(|settlement| (queue_of(settlement), settlement.id.event));
+    let gone = take_out(connection, &moved).await?;
     if gone != moved.len() as u64 {
         // Nobody else writes this file: a claimed row can't be gone.
         let missing = moved.len() as u64 - gone;
@@ -208,11 +268,10 @@ pub(super) async fn settle_rows(
     });
     written.await?;
     let done = moved.iter().filter_map(|settlement| OutcomeColumns::of(settlement));
-    let (delivered, done): (Vec<_>, Vec<_>) = done.partition(OutcomeColumns::is_delivered);
+    let (delivered, done): (Vec<_>, Vec<_>) = done.partition(OutcomeColumns::is_plainly_delivered);
     let written = DELIVERED.write(connection, &delivered, |values, row| {
-        values.add(row.event)?.add(row.lane)?.add(row.at)?.add(row.attempts)?.add(row.failures)?;
-        values.add(row.latency_ms)?.add(row.status)?.add(row.remote_id.as_deref().map(Arc::<str>::from))?;
-        values.add(row.dispatch_unconfirmed).map(drop)
+        values.add(row.event)?.add(row.lane)?.add(row.at)?.add(row.latency_ms)?.add(row.status)?;
+        values.add(row.remote_id.as_deref().map(Arc::<str>::from)).map(drop)
     });
     written.await?;
     let written = OUTCOMES.write(connection, &done, |values, row| {

@@ -102,6 +102,10 @@ impl Outlet for Desk {
         self.0.given_back.fetch_add(1, Ordering::SeqCst);
     }
 
+    fn is_sending(&self) -> bool {
+        false
+    }
+
     fn wake(&self, lane: &Arc<Lane>, class: Class, due_at: Timestamp) {
         self.0.woken.lock().unwrap().push((lane.id, class, due_at));
     }
