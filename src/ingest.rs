@@ -41,7 +41,8 @@ pub struct ItemResult {
     pub id: Option<String>,
     /// Its tenant. Absent where an invalid event names none.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub tenant: Option<String>,
+    #[schema(value_type = Option<String>)]
+    pub tenant: Option<Arc<str>>,
     /// What became of it.
     pub status: Status,
     /// Where it goes.
@@ -278,16 +279,19 @@ impl Ingest {
         }
     }
 
-    /// Verdicts so far, in order; what may be recorded; and every item's bytes. Asks nobody.
+    /// Verdicts so far, in order; what may be recorded; and of a push every item's bytes. Asks nobody.
     fn screen(
         &self,
         items: Vec<Item>,
         bound_tenant: Option<&str>,
         pushed: bool,
     ) -> Result<(Vec<ItemResult>, Drafts, Vec<bytes::Bytes>), IngestError> {
-        let (mut results, mut drafts, mut raw) = (Vec::new(), Drafts::new(), Vec::new());
+        let (mut results, mut drafts) = (Vec::with_capacity(items.len()), Drafts::with_capacity(items.len()));
+        let mut raw = Vec::with_capacity(if pushed { items.len() } else { 0 });
         for (index, item) in items.into_iter().enumerate() {
-            raw.push(item.raw);
+            if pushed {
+                raw.push(item.raw);
+            }
             let draft = match item.result {
                 Ok(draft) => draft,
                 Err(invalid) => {
@@ -307,14 +311,14 @@ impl Ingest {
                 results.push(refused(index, Invalid { pointer, detail, id: draft.id, tenant: Some(tenant) }));
                 continue;
             }
-            let tenant = Some(draft.tenant.to_string());
             if let Some(detail) = self.unwanted_type(&draft.event_type) {
+                let tenant = Some(draft.tenant.to_string());
                 let invalid = Invalid { pointer: "/type".into(), detail, id: draft.id, tenant };
                 results.push(refused(index, invalid));
                 continue;
             }
             let (status, detail, pointer) = (Status::Accepted, None, String::new());
-            let (id, routed) = (draft.id.clone(), Routed::Unknown);
+            let (id, tenant, routed) = (draft.id.clone(), Some(draft.tenant.clone()), Routed::Unknown);
             results.push(ItemResult { index, id, tenant, status, routed, detail, pointer });
             drafts.push((index, draft));
         }
@@ -360,7 +364,7 @@ impl Ingest {
         for (index, draft) in drafts {
             let event = draft.into_event(|| self.make_id(request_key, index));
             let result = &mut results[index];
-            result.id = Some(event.identity.id.clone());
+            result.id.get_or_insert_with(|| event.identity.id.clone());
             match lanes.of(&event.identity.tenant, &event.event_type).await? {
                 Ok(lanes) => {
                     result.routed = Routed::of(&lanes);
@@ -504,7 +508,7 @@ fn refused(index: usize, invalid: Invalid) -> ItemResult {
     ItemResult {
         index,
         id: invalid.id,
-        tenant: invalid.tenant,
+        tenant: invalid.tenant.map(Into::into),
         status: Status::Invalid,
         routed: Routed::Unknown,
         detail: Some(invalid.detail),

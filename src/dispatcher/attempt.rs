@@ -29,7 +29,7 @@ impl Shared {
         let ended = self.clock.moment();
         // The gate first, and at once: nothing may start between the answer that closes it and its closing.
         let signal = Signal::of(&outcome, &delivery.lane.destination);
-        let change = self.scheduler().finish(&delivery.lane, permit, signal, ended, self.clock.chance());
+        let change = self.scheduler().finish(&delivery.lane, permit, signal, ended, self.chance(&outcome));
         if let Change::Closed { until, reason } = change {
             Box::pin(self.gate_closed(&delivery.lane, until, reason, &outcome)).await;
         } else if change == Change::Opened {
@@ -38,8 +38,13 @@ impl Shared {
         self.observer.measure(&delivery, &outcome, began.until(ended));
         self.observer.observe(&delivery, &outcome).await;
         let timing =
-            Timing { at: self.clock.now(), latency: began.until(ended), chance: self.clock.chance() };
+            Timing { at: self.clock.now(), latency: began.until(ended), chance: self.chance(&outcome) };
         self.settle(delivery, permit, outcome, timing).await;
+    }
+
+    /// For the jitter of a wait, which a success does not need: the generator costs more than the rest of a settlement.
+    fn chance(&self, outcome: &Outcome) -> f64 {
+        if matches!(outcome, Outcome::Delivered { .. }) { 0.0 } else { self.clock.chance() }
     }
 
     async fn settle(&self, delivery: Delivery, permit: Permit, outcome: Outcome, timing: Timing) {

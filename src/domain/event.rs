@@ -60,41 +60,48 @@ fn significant(json: &str) -> impl Iterator<Item = &[u8]> {
 
 /// How far `text`, which begins outside of strings, goes without insignificant whitespace.
 fn run_length(text: &[u8]) -> usize {
+    /// So many bytes are looked at in a few instructions, where the loop over them has no way out.
+    const CHUNK: usize = 32;
+    let mut state = Lexer::default();
     let mut at = 0;
-    while let Some(byte) = text.get(at) {
-        match byte {
-            b'"' => at += 1 + string_length(&text[at + 1..]),
-            byte if is_space(*byte) => break,
-            _ => at += 1,
+    for chunk in text.chunks(CHUNK) {
+        // Without whitespace and backslashes, each quote opens a string or closes it.
+        let telling = |byte: &u8| *byte <= b' ' || *byte == b'\\';
+        let is_plain = !chunk.iter().fold(state.escaped, |found, byte| found | telling(byte));
+        if is_plain {
+            let quotes: u8 = chunk.iter().map(|byte| u8::from(*byte == b'"')).sum();
+            state.in_string ^= quotes % 2 == 1;
+        } else if let Some(space) = chunk.iter().position(|byte| state.is_insignificant(*byte)) {
+            return at + space;
         }
+        at += chunk.len();
     }
     at
 }
 
-/// How far a string goes of whose opening quote `text` is what follows, its closing one included.
-fn string_length(text: &[u8]) -> usize {
-    let mut at = 0;
-    loop {
-        at += plain_length(&text[at..]);
-        match text.get(at) {
-            // Whatever is escaped does not end it.
-            Some(b'\\') => at = (at + 2).min(text.len()),
-            Some(_) => return at + 1,
-            None => return at,
-        }
-    }
+/// Where in a JSON text a byte stands.
+#[derive(Default)]
+struct Lexer {
+    in_string: bool,
+    /// Behind a backslash in a string.
+    escaped: bool,
 }
 
-/// How far `text` goes without a quote or a backslash.
-fn plain_length(text: &[u8]) -> usize {
-    /// So many bytes are looked at in one instruction or two, where the loop over them has no way out.
-    const CHUNK: usize = 16;
-    let is_end = |byte: u8| byte == b'"' || byte == b'\\';
-    let is_plain = |chunk: &&[u8; CHUNK]| !chunk.iter().fold(false, |found, byte| found | is_end(*byte));
-    let (chunks, _) = text.as_chunks::<CHUNK>();
-    let plain = CHUNK * chunks.iter().take_while(is_plain).count();
-    let rest = &text[plain..];
-    plain + rest.iter().position(|byte| is_end(*byte)).unwrap_or(rest.len())
+impl Lexer {
+    /// Whether the next byte is whitespace outside of strings.
+    const fn is_insignificant(&mut self, byte: u8) -> bool {
+        if !self.in_string {
+            self.in_string = byte == b'"';
+            return is_space(byte);
+        }
+        if self.escaped {
+            self.escaped = false;
+        } else {
+            self.escaped = byte == b'\\';
+            self.in_string = byte != b'"';
+        }
+        false
+    }
 }
 
 const fn is_space(byte: u8) -> bool {

@@ -289,6 +289,7 @@ impl Ledger {
             bell: notices.as_ref().map(|notices| notices.bell().clone()),
             health: health_sender,
             last_beat: clock.moment(),
+            settle_together: writer::SETTLE_TOGETHER,
             clock: clock.clone(),
         };
         let writer = Mutex::new(Some(tokio::spawn(writer.run(inbox))));

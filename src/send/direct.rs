@@ -238,8 +238,8 @@ impl DirectSender {
             signature::sign(&endpoint.scheme, &secrets, webhook_id, now.as_millis() / 1_000, &payload)
                 .map_err(|error| Failure::transport("not_signed", error, false))?;
         let mut request = Request::post(endpoint.url.clone())
-            .header(CONTENT_TYPE, "application/json")
-            .header(USER_AGENT, AGENT);
+            .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
+            .header(USER_AGENT, HeaderValue::from_static(AGENT));
         for (name, value) in endpoint.headers.iter().cloned().chain(signature) {
             request = request.header(name, value);
         }

@@ -18,7 +18,8 @@ use ::svix::api::{MessageGetOptions, Svix, SvixOptions as SdkOptions};
 use ::svix::error::Error as SvixError;
 use ::svix::models::{ApplicationIn, MessageOut};
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, USER_AGENT};
-use axum::http::{HeaderMap, Method, Request, StatusCode};
+use axum::http::uri::{self, PathAndQuery};
+use axum::http::{HeaderMap, HeaderName, Request, StatusCode, Uri};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_rustls::HttpsConnector;
@@ -44,6 +45,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// More of an answer is not read.
 const ANSWER_LIMIT_BYTES: usize = 64 << 10;
 const AGENT: &str = concat!("posthaste/", env!("CARGO_PKG_VERSION"));
+static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// How Svix is reached.
 #[derive(Debug, Clone)]
@@ -73,6 +75,7 @@ pub struct SvixSender {
     options: SvixOptions,
     http: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     authorization: HeaderValue,
+    server: Uri,
     api: Svix,
     /// Applications this process has made sure of. Held while one is made, so that a burst makes it once.
     applications: tokio::sync::Mutex<HashSet<String>>,
@@ -98,7 +101,7 @@ impl SvixSender {
     /// A sender with its own pool of connections.
     ///
     /// # Errors
-    /// A token that is no header value, or a machine without CA certificates: one clear line.
+    /// A token that is no header value, a server that is no URL, or a machine without CA certificates: one clear line.
     pub fn new(
         options: SvixOptions,
         endpoints: Arc<dyn Endpoints>,
@@ -131,10 +134,13 @@ impl SvixSender {
                 ..SdkOptions::default()
             }),
         );
+        let server = api.server_url();
+        let server = server.parse().map_err(|error| format!("svix.server_url {server} is none: {error}"))?;
         Ok(Self {
             options,
             http,
             authorization,
+            server,
             api,
             applications: tokio::sync::Mutex::default(),
             endpoints,
@@ -293,15 +299,13 @@ impl SvixSender {
 
     async fn post(&self, message: &Message<'_>, event_id: &str) -> Result<Answer, Outcome> {
         let body = message_body(&message.delivery.event_type, event_id, message.payload);
-        let mut request = Request::builder()
-            .method(Method::POST)
-            .uri(format!("{}/api/v1/app/{}/msg/?with_content=false", self.api.server_url(), message.app))
+        let mut request = Request::post(self.messages_of(message.app)?)
             .header(AUTHORIZATION, self.authorization.clone())
-            .header(CONTENT_TYPE, "application/json")
-            .header(USER_AGENT, AGENT)
-            .header("idempotency-key", message.key)
+            .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
+            .header(USER_AGENT, HeaderValue::from_static(AGENT))
+            .header(IDEMPOTENCY_KEY.clone(), message.key)
             .body(Full::new(body))
-            .map_err(|error| rejected(Failure::transport("bad_request", error, false)))?;
+            .map_err(bad_request)?;
         super::add_trace(request.headers_mut(), message.trace);
         // In its place: a time-out would move it.
         let exchange = pin!(async {
@@ -316,6 +320,18 @@ impl SvixSender {
             let detail = format!("no answer within {} ms", self.options.timeout.as_millis());
             Err(Outcome::Failed(Failure::transport("timeout", detail, true)))
         })
+    }
+
+    /// Where an application's messages are created. The server's part was read once.
+    fn messages_of(&self, app: &str) -> Result<Uri, Outcome> {
+        let path =
+            [self.server.path().trim_end_matches('/'), "/api/v1/app/", app, "/msg/?with_content=false"];
+        let mut parts = uri::Parts::default();
+        parts.scheme = self.server.scheme().cloned();
+        parts.authority = self.server.authority().cloned();
+        parts.path_and_query =
+            Some(PathAndQuery::from_maybe_shared(Bytes::from(path.concat())).map_err(bad_request)?);
+        Uri::from_parts(parts).map_err(bad_request)
     }
 
     async fn look_up(&self, app: &str, event_id: &str) -> Result<Option<MessageOut>, Outcome> {
@@ -383,6 +399,11 @@ impl Message<'_> {
 
 fn delivered(status: StatusCode, remote_id: Option<String>, dispatch_unconfirmed: bool) -> Outcome {
     Outcome::Delivered { status: status.as_u16(), remote_id, dispatch_unconfirmed }
+}
+
+/// What can't be put into a request.
+fn bad_request(error: impl fmt::Display) -> Outcome {
+    rejected(Failure::transport("bad_request", error, false))
 }
 
 const fn rejected(failure: Failure) -> Outcome {
