@@ -42,7 +42,7 @@ impl Shared {
         self.settle(delivery, permit, outcome, timing).await;
     }
 
-    /// For the jitter of a wait, which a success does not need: the generator costs more than the rest of a settlement.
+    /// For the jitter of a wait, which a success does not need.
     fn chance(&self, outcome: &Outcome) -> f64 {
         if matches!(outcome, Outcome::Delivered { .. }) { 0.0 } else { self.clock.chance() }
     }
