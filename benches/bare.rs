@@ -10,6 +10,9 @@
 //! cargo bench --bench bare -- --events 200000 --batch 100 --producers 32 --prefill 2000000
 //! cargo bench --bench bare -- --database postgres://postgres@127.0.0.1:5432/postgres --format json
 //! ```
+//!
+//! With `--serve SINK` it is a relay alone, for `posthaste bench --url URL --sink SINK`: then producers and sink are the very
+//! same for both. It prints its URL, posts to the sink's message call, and runs until its input ends.
 
 #[path = "bare/event.rs"]
 mod event;
@@ -79,6 +82,9 @@ struct Args {
     /// How the result is printed.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
+    /// Relay to this address, and nothing else, for a load from outside.
+    #[arg(long, value_name = "ADDRESS")]
+    serve: Option<std::net::SocketAddr>,
     /// What this process is, where it was started by another.
     #[arg(long, value_enum, hide = true)]
     part: Option<Part>,
@@ -114,8 +120,25 @@ async fn main() -> anyhow::Result<()> {
     match args.part {
         Some(Part::Relay) => relay::run(&args).await,
         Some(Part::Client) => relay::run_client(&args).await,
-        None => measure(&args).await,
+        None => match args.serve {
+            Some(sink) => serve(&args, sink).await,
+            None => measure(&args).await,
+        },
     }
+}
+
+/// A relay over a new ledger, until its input ends.
+async fn serve(args: &Args, sink: std::net::SocketAddr) -> anyhow::Result<()> {
+    let place = Place::new(args.database.as_deref(), args.cache_kib, 0)?;
+    place.create().await?;
+    prefill::prefill(&place, args.prefill).await?;
+    let mut relay = Process::start(args, Part::Relay, &place, &format!("{sink}/api/v1/app/acme/msg"))?;
+    let address = relay.line().context("the relay did not start")?;
+    println!("http://{address} {}", relay.child.id());
+    // Waits for the end of its input on a thread of its own.
+    tokio::task::spawn_blocking(|| std::io::copy(&mut std::io::stdin(), &mut std::io::sink())).await??;
+    drop(relay);
+    place.remove().await
 }
 
 async fn measure(args: &Args) -> anyhow::Result<()> {

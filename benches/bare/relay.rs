@@ -108,6 +108,7 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
             "/settled",
             get(async |State(relay): State<Arc<Relay>>| relay.settled.load(Ordering::Relaxed).to_string()),
         )
+        .route("/health/ready", get(async || StatusCode::OK))
         .with_state(relay);
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     println!("{}", listener.local_addr()?);
@@ -192,7 +193,7 @@ async fn accept(State(relay): State<Arc<Relay>>, body: Bytes) -> (StatusCode, St
 struct Attributes<'a> {
     #[serde(borrow)]
     id: Cow<'a, str>,
-    #[serde(borrow)]
+    #[serde(borrow, default)]
     source: Cow<'a, str>,
     #[serde(borrow)]
     tenant: Cow<'a, str>,
