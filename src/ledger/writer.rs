@@ -134,7 +134,7 @@ impl Inbox {
 }
 
 /// Whether more settlements are taken. While they can't be written, they are kept, and then their senders wait.
-const fn has_room(unsettled: &Vec<Settlement>) -> bool {
+const fn has_room(unsettled: &[Settlement]) -> bool {
     unsettled.len() < QUEUE_LIMIT
 }
 
