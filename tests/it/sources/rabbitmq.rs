@@ -68,7 +68,8 @@ impl Queue for RabbitmqQueue {
             confirms.push(sent.await.expect("sent"));
         }
         for confirm in confirms {
-            assert!(matches!(confirm.await.expect("an answer"), Confirmation::Ack(None)), "stored");
+            let answer = confirm.await.expect("an answer");
+            assert!(matches!(answer, Confirmation::Ack(None)), "not stored: {answer:?}");
         }
     }
 
