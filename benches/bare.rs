@@ -12,7 +12,8 @@
 //! ```
 //!
 //! With `--serve SINK` it is a relay alone, for `posthaste bench --url URL --sink SINK`: then producers and sink are the very
-//! same for both. It prints its URL, posts to the sink's message call, and runs until its input ends.
+//! same for both. It prints its URL and the relaying process's id, posts to the sink's message call, and runs until its input
+//! ends.
 
 #[path = "bare/event.rs"]
 mod event;

@@ -48,13 +48,13 @@ fn hash(parts: &[&str]) -> [u8; 32] {
 /// Lower-case hex digits of `bytes` behind `prefix`.
 pub fn prefixed_hex(prefix: &str, bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut text = Vec::with_capacity(prefix.len() + 2 * bytes.len());
-    text.extend_from_slice(prefix.as_bytes());
+    let mut text = String::with_capacity(prefix.len() + 2 * bytes.len());
+    text.push_str(prefix);
     for byte in bytes {
-        text.extend_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 0xf)]]);
+        text.push(char::from(DIGITS[usize::from(byte >> 4)]));
+        text.push(char::from(DIGITS[usize::from(byte & 0xf)]));
     }
-    // A text behind a text is one.
-    String::from_utf8(text).unwrap_or_default()
+    text
 }
 
 #[cfg(test)]
