@@ -63,7 +63,7 @@ struct Dead {
     count: u64,
     reasons: BTreeMap<&'static str, u64>,
     /// Tenant and id of the first of them.
-    events: Vec<(Arc<str>, String)>,
+    events: Vec<(Arc<str>, Arc<str>)>,
     since: Option<Timestamp>,
 }
 
@@ -72,6 +72,22 @@ struct Closing {
     reason: CloseReason,
     wait: Duration,
     at: Timestamp,
+}
+
+impl News {
+    /// The gate is open again. However short a closing was, it is announced where nothing but the next look was awaited; one
+    /// that waited for its minute is past by then, and worth nobody's attention.
+    fn opened(&mut self, now: Moment) {
+        self.is_closed = false;
+        if !is_due(self.closing_announced, now) {
+            self.closing = None;
+        }
+    }
+}
+
+/// Whether enough time has passed since the last announcement.
+fn is_due(last: Option<Moment>, now: Moment) -> bool {
+    last.is_none_or(|last| last + QUIET <= now)
 }
 
 impl Announcer {
@@ -109,9 +125,9 @@ impl Announcer {
 
     /// A gate is open again: its next closing is another.
     pub fn gate_opened(&self, gate: &GateId) {
+        let now = self.shared.clock.moment();
         if let Some(news) = self.shared.destinations().get_mut(gate) {
-            news.is_closed = false;
-            news.closing = None;
+            news.opened(now);
         }
     }
 
@@ -157,7 +173,7 @@ impl Shared {
 
     /// What it is time to announce, and forgets destinations about which there is nothing to remember.
     fn take_due(&self, now: Moment, all: bool) -> Vec<(GateId, &'static str, Value)> {
-        let is_due = |last: Option<Moment>| all || last.is_none_or(|last| last + QUIET <= now);
+        let is_due = |last| all || is_due(last, now);
         let mut due = Vec::new();
         let mut destinations = self.destinations();
         for (gate, news) in &mut *destinations {
@@ -183,7 +199,7 @@ impl Shared {
     }
 
     fn dead_data(&self, gate: &GateId, dead: &Dead) -> Value {
-        let event = |(tenant, id): &(Arc<str>, String)| json!({ "tenant": &**tenant, "id": id });
+        let event = |(tenant, id): &(Arc<str>, Arc<str>)| json!({ "tenant": &**tenant, "id": &**id });
         let mut data = self.about(gate);
         data["count"] = dead.count.into();
         data["reasons"] = json!(dead.reasons);
@@ -209,5 +225,30 @@ impl Shared {
         };
         let partner = endpoint.and_then(|id| self.directory.snapshot().partner_of(id));
         json!({ "destination": gate.as_str(), "endpoint": endpoint, "partner": partner.as_deref() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_closing_is_told_however_short_it_was_but_not_once_it_is_past() {
+        let now = Moment::default() + QUIET;
+        let closing = || Closing {
+            reason: CloseReason::Throttled,
+            wait: Duration::from_secs(1),
+            at: Timestamp::from_millis(0),
+        };
+        let told_before = |closing_announced| {
+            let mut news =
+                News { is_closed: true, closing: Some(closing()), closing_announced, ..News::default() };
+            news.opened(now);
+            assert!(!news.is_closed);
+            news.closing.is_some()
+        };
+        assert!(told_before(None));
+        assert!(told_before(Some(Moment::default())));
+        assert!(!told_before(Some(now)));
     }
 }
