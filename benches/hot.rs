@@ -3,7 +3,7 @@
 //! The ledger's pieces run on a SQLite file in the build directory, and on Postgres too where
 //! `POSTHASTE_TEST_POSTGRES_URL` names a server (a database of its own is made there, and dropped).
 
-#[path = "bare/event.rs"]
+#[path = "hot/event.rs"]
 mod event;
 #[path = "hot/ledger.rs"]
 mod ledger;
@@ -102,7 +102,7 @@ fn route_among_10_000_endpoints(bencher: Bencher<'_, '_>) {
 
 #[divan::bench]
 fn idempotency_key_of_a_delivery(bencher: Bencher<'_, '_>) {
-    let identity = Identity { tenant: "acme".into(), source: "/shop".to_owned(), id: id(1) };
+    let identity = Identity { tenant: "acme".into(), source: "/shop".into(), id: id(1).into() };
     bencher
         .counter(ItemsCount::new(1_u32))
         .bench_local(|| idempotency_key("production", black_box("svix:acme"), black_box(&identity)));
@@ -114,7 +114,7 @@ fn sign_500_bytes(bencher: Bencher<'_, '_>) {
     let secret =
         EndpointSecret::parse(&SignatureScheme::StandardWebhooks, "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD");
     let secrets = [secret.expect("a secret")];
-    let identity = Identity { tenant: "acme".into(), source: "/shop".to_owned(), id: id(1) };
+    let identity = Identity { tenant: "acme".into(), source: "/shop".into(), id: id(1).into() };
     let key = idempotency_key("production", "ep_1", &identity);
     let body = event(&id(1));
     bencher.counter(ItemsCount::new(1_u32)).bench_local(|| {

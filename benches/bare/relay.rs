@@ -1,8 +1,7 @@
-//! The relaying process: parse, group commit, answer, POST, settle. And the client alone.
+//! The relaying process: parse, group commit, answer, POST, settle.
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -15,6 +14,7 @@ use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
 use posthaste::app::SystemClock;
 use posthaste::domain::clock::Clock;
 use serde::Deserialize;
@@ -22,11 +22,9 @@ use serde_json::value::RawValue;
 use sqlx::{Connection as _, SqliteConnection};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::task::JoinSet;
 
-use crate::event::event;
+use crate::Args;
 use crate::store::{Place, Store};
-use crate::{Args, load};
 
 /// Most commands in one commit.
 const GROUP: usize = 2_000;
@@ -75,7 +73,6 @@ struct Outgoing {
 
 struct Relay {
     commands: mpsc::UnboundedSender<Command>,
-    settled: AtomicU64,
     written: Notify,
     clock: SystemClock,
 }
@@ -84,13 +81,8 @@ struct Relay {
 pub async fn run(args: &Args) -> anyhow::Result<()> {
     let place = place_of(args)?;
     let (commands, queue) = mpsc::unbounded_channel();
-    let relay = Arc::new(Relay {
-        commands,
-        settled: AtomicU64::default(),
-        written: Notify::new(),
-        clock: SystemClock::new(),
-    });
-    let client = load::client();
+    let relay = Arc::new(Relay { commands, written: Notify::new(), clock: SystemClock::new() });
+    let client = client();
     let senders = (0..args.in_flight.max(1)).map(|_| {
         let (sender, outgoing) = mpsc::unbounded_channel();
         tokio::spawn(send(outgoing, client.clone(), uri(args), relay.clone()));
@@ -104,10 +96,6 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
     tokio::spawn(write(queue, store, senders, relay.clone()));
     let router = Router::new()
         .route("/notifications", post(accept))
-        .route(
-            "/settled",
-            get(async |State(relay): State<Arc<Relay>>| relay.settled.load(Ordering::Relaxed).to_string()),
-        )
         .route("/health/ready", get(async || StatusCode::OK))
         .with_state(relay);
     let listener = TcpListener::bind("127.0.0.1:0").await?;
@@ -138,35 +126,18 @@ fn end_with_input() {
     });
 }
 
-/// Sends as many events as it was told, and nothing else.
-pub async fn run_client(args: &Args) -> anyhow::Result<()> {
-    let client = load::client();
-    let next = Arc::new(AtomicU64::new(0));
-    println!("ready");
-    let mut senders = JoinSet::new();
-    for _ in 0..args.in_flight.max(1) {
-        let (client, next, uri, events) = (client.clone(), next.clone(), uri(args), args.events);
-        senders.spawn(async move {
-            loop {
-                let number = next.fetch_add(1, Ordering::Relaxed);
-                if number >= events {
-                    return;
-                }
-                let id = format!("evt_{number:032x}-{number}");
-                let body = Bytes::from(event(&id));
-                post_event(&client, &uri, &id, body).await;
-            }
-        });
-    }
-    while senders.join_next().await.is_some() {}
-    Ok(())
+/// A client as Posthaste's senders have it.
+fn client() -> Client<HttpConnector, Full<Bytes>> {
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    Client::builder(TokioExecutor::new()).build(connector)
 }
 
 /// One event to the sink; what it answered, 0 where it did not.
 async fn post_event(client: &Client<HttpConnector, Full<Bytes>>, uri: &str, id: &str, body: Bytes) -> i64 {
     let request = Request::post(uri)
         .header("content-type", "application/json")
-        .header(load::EVENT_ID, id)
+        .header("event-id", id)
         .body(Full::from(body));
     let Ok(request) = request else { return 0 };
     let Ok(answer) = client.request(request).await else { return 0 };
@@ -274,7 +245,6 @@ async fn write(
         for (outgoing, sender) in outgoing.zip(senders.iter().cycle()) {
             sender.send(outgoing)?;
         }
-        relay.settled.fetch_add(settled.len() as u64, Ordering::Relaxed);
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ use sqlx::{AssertSqlSafe, Connection as _, Sqlite};
 use crate::relay::{Event, Settled};
 
 /// The one lane of all deliveries.
-pub const LANE: i64 = 1;
+const LANE: i64 = 1;
 /// Pages in the WAL at which a commit checkpoints by itself, as with Posthaste.
 const AUTOCHECKPOINT_PAGES: u32 = 16_000;
 /// Rows in one statement: large chunks of a few sizes, and what is left in one, so that texts are known after a while.
@@ -39,7 +39,7 @@ const POSTGRES_TABLES: &str = r#"
     CREATE TABLE outcome (event BIGINT NOT NULL, lane BIGINT NOT NULL, at BIGINT NOT NULL,
         latency_ms BIGINT NOT NULL, status BIGINT NOT NULL, PRIMARY KEY (event, lane));"#;
 
-/// Where a run's ledger is.
+/// Where the ledger is.
 #[derive(Debug)]
 pub struct Place {
     /// `sqlite:PATH` or `postgres://…`.
@@ -51,9 +51,9 @@ pub struct Place {
 }
 
 impl Place {
-    /// The place of a run.
-    pub fn new(database: Option<&str>, cache_kib: u32, run: u32) -> anyhow::Result<Self> {
-        let name = format!("posthaste_bare_{}_{run}", std::process::id());
+    /// A new place.
+    pub fn new(database: Option<&str>, cache_kib: u32) -> anyhow::Result<Self> {
+        let name = format!("posthaste_bare_{}", std::process::id());
         let url = match database {
             Some(url) => url.to_owned(),
             None => format!("sqlite:{}/{name}.db", env!("CARGO_TARGET_TMPDIR")),

@@ -108,7 +108,8 @@ impl LedgerBench {
             _ => runtime.block_on(new_postgres()),
         };
         let backlog = BacklogLimits { tenant: 10_000_000, total: 10_000_000 };
-        let options = LedgerOptions { url, lease: Duration::from_secs(600), backlog, recent_bytes: 32 << 20 };
+        let options =
+            LedgerOptions { url, lease: Duration::from_secs(600), backlog, recent_bytes: 128 << 20 };
         let (ledger, lane) = runtime.block_on(async {
             let ledger = Ledger::open(&options, clock.clone()).await.expect("a ledger");
             let destination = Arc::new(Destination::Svix { app: "acme".to_owned() });

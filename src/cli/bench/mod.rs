@@ -102,9 +102,12 @@ pub(super) struct BenchArgs {
     /// Folder for temporary ledgers, on the disk that is meant [default: the system's temporary folder]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// A relay that runs already, instead of one of our own: it needs `--sink`, and tells nothing of its process
+    /// A relay that runs already, instead of one of our own: it needs `--sink`
     #[arg(long, value_name = "URL", requires = "sink")]
     url: Option<String>,
+    /// That relay's process, where it is on this machine: tells its CPU time and memory
+    #[arg(long, value_name = "PID", requires = "url")]
+    pid: Option<u32>,
     /// API key with scope `admin` of that relay
     #[arg(long, env = "POSTHASTE_API_KEY", value_name = "KEY", hide_env_values = true)]
     api_key: Option<String>,

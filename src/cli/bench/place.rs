@@ -187,6 +187,8 @@ fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
 pub(super) struct Host {
     pub client: Client,
     relay: Option<Relay>,
+    /// Of the relay that was there before, where it was named.
+    pid: Option<u32>,
     /// After the start of our own.
     pub first_202: Option<Duration>,
 }
@@ -201,7 +203,11 @@ impl Host {
         let Bench { args, config, sink, clock, .. } = bench;
         let Some(database_url) = database_url else {
             let Place::Remote(client) = place else { anyhow::bail!("there is no ledger") };
-            return Ok(Self { client: Client::clone(client), relay: None, first_202: None });
+            if let Some(pid) = args.pid {
+                let is_told = Usage::of(pid).cpu_s.is_some();
+                anyhow::ensure!(is_told, "the system tells nothing of a process {pid}");
+            }
+            return Ok(Self { client: Client::clone(client), relay: None, pid: args.pid, first_202: None });
         };
         if let Some(folder) = database_file(database_url).and_then(|file| file.parent().map(Path::to_owned)) {
             fs::create_dir_all(&folder).with_context(|| format!("can't make {}", folder.display()))?;
@@ -214,12 +220,12 @@ impl Host {
         let client = warm.of(relay.url());
         let tenant = format!("{PREFIX}0");
         let first_202 = relay.first_202(&client, &tenant, &**clock).await?;
-        Ok(Self { client, relay: Some(relay), first_202: Some(first_202) })
+        Ok(Self { client, relay: Some(relay), pid: None, first_202: Some(first_202) })
     }
 
-    /// What our own relay has used so far.
+    /// What the relay's process has used so far, where we know it.
     pub fn usage(&self) -> Option<Usage> {
-        self.relay.as_ref().map(Relay::usage)
+        self.relay.as_ref().map(Relay::usage).or_else(|| self.pid.map(Usage::of))
     }
 
     /// # Errors

@@ -152,7 +152,8 @@ impl Drop for Relay {
 }
 
 impl Usage {
-    fn of(pid: u32) -> Self {
+    /// What a process has used so far.
+    pub fn of(pid: u32) -> Self {
         let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
         let (stat, status, io) = (read("stat"), read("status"), read("io"));
         Self {

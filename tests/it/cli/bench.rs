@@ -226,6 +226,17 @@ async fn a_relay_that_runs_already_is_measured_from_outside() {
     for absent in ["/relay/cpu_s", "/relay/peak_rss_bytes", "/idle/rss_bytes", "/start_to_first_202_ms"] {
         assert_eq!(report["median"].pointer(absent), Some(&Value::Null), "{absent}");
     }
+    let pid = relay.id().to_string();
+    let watched = small(&["--url", &url, "--sink", &sink, "--pid", &pid]).await;
+    has_arrived_once(&watched);
+    for told in ["/relay/cpu_s", "/relay/peak_rss_bytes", "/idle/rss_bytes"] {
+        assert!(watched["median"].pointer(told).is_some_and(Value::is_number), "{told}");
+    }
+    // No process has this number: it is above what Linux gives.
+    let nobody = ["bench", "--url", &url, "--sink", &sink, "--pid", "4194305"];
+    let refused = run(&nobody, &[]).await;
+    assert_eq!((refused.code, refused.out.as_str()), (Some(1), ""));
+    assert!(refused.err.contains("4194305"), "{}", refused.err);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,4 +1,4 @@
-//! What both benchmarks send.
+//! What is measured with.
 
 /// Length of an event in bytes.
 const EVENT_BYTES: usize = 500;
