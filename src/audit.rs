@@ -235,8 +235,8 @@ impl Audit<'_> {
     ) -> Result<Result<bool, Throttled>, AuditError> {
         let identity = Identity {
             tenant: lane.tenant.clone(),
-            source: delivery.source.clone(),
-            id: delivery.id.clone(),
+            source: delivery.source.as_str().into(),
+            id: delivery.id.as_str().into(),
         };
         let names = match &delivery.remote_id {
             Some(remote_id) => vec![remote_id.clone()],

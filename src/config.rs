@@ -268,7 +268,7 @@ impl Default for SvixConfig {
 
 impl Default for LedgerConfig {
     fn default() -> Self {
-        Self { tenant_backlog_max: 2_000_000, backlog_max: 10_000_000, recent_max_bytes: 32 << 20 }
+        Self { tenant_backlog_max: 2_000_000, backlog_max: 10_000_000, recent_max_bytes: 128 << 20 }
     }
 }
 

@@ -38,7 +38,8 @@ pub struct ItemResult {
     pub index: usize,
     /// Its id: the producer's, or the one made for it. Absent where an invalid event has none.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub id: Option<String>,
+    #[schema(value_type = Option<String>)]
+    pub id: Option<Arc<str>>,
     /// Its tenant. Absent where an invalid event names none.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
@@ -308,12 +309,14 @@ impl Ingest {
                 // A refusal would only make it come again.
                 let (pointer, detail, tenant) =
                     (String::new(), foreign.to_string(), draft.tenant.to_string());
-                results.push(refused(index, Invalid { pointer, detail, id: draft.id, tenant: Some(tenant) }));
+                let id = draft.id.map(|id| id.to_string());
+                results.push(refused(index, Invalid { pointer, detail, id, tenant: Some(tenant) }));
                 continue;
             }
             if let Some(detail) = self.unwanted_type(&draft.event_type) {
                 let tenant = Some(draft.tenant.to_string());
-                let invalid = Invalid { pointer: "/type".into(), detail, id: draft.id, tenant };
+                let id = draft.id.map(|id| id.to_string());
+                let invalid = Invalid { pointer: "/type".into(), detail, id, tenant };
                 results.push(refused(index, invalid));
                 continue;
             }
@@ -414,8 +417,8 @@ impl Ingest {
         let head = format!("{},\"data\":", &head[..head.len() - 1]);
         let range = head.len()..head.len() + data.len();
         let event = Event {
-            identity: Identity { tenant: tenant.clone(), source: String::new(), id },
-            event_type: event_type.to_owned(),
+            identity: Identity { tenant: tenant.clone(), source: Arc::default(), id: id.into() },
+            event_type: event_type.into(),
             fingerprint,
             body: format!("{head}{data}}}").into(),
             data: Some(range),
@@ -481,13 +484,13 @@ type LanesFound = Result<Vec<Arc<Lane>>, String>;
 /// The lanes of each tenant and event type in a request, asked for once.
 struct Lanes<'a> {
     ingest: &'a Ingest,
-    known: HashMap<(Arc<str>, String), LanesFound>,
+    known: HashMap<(Arc<str>, Arc<str>), LanesFound>,
 }
 
 impl Lanes<'_> {
     /// The lanes that such events go to now, or why there are none to be had.
-    async fn of(&mut self, tenant: &Arc<str>, event_type: &str) -> Result<LanesFound, LedgerError> {
-        let name = (tenant.clone(), event_type.to_owned());
+    async fn of(&mut self, tenant: &Arc<str>, event_type: &Arc<str>) -> Result<LanesFound, LedgerError> {
+        let name = (tenant.clone(), event_type.clone());
         if let Some(lanes) = self.known.get(&name) {
             return Ok(lanes.clone());
         }
@@ -507,7 +510,7 @@ impl Lanes<'_> {
 fn refused(index: usize, invalid: Invalid) -> ItemResult {
     ItemResult {
         index,
-        id: invalid.id,
+        id: invalid.id.map(Into::into),
         tenant: invalid.tenant.map(Into::into),
         status: Status::Invalid,
         routed: Routed::Unknown,

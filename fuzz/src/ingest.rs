@@ -196,7 +196,7 @@ fn agrees_with_serde(draft: &Draft, body: &str, data: Option<&str>) {
     let string = |name: &str| object.get(name).and_then(serde_json::Value::as_str);
     let event_type = string("type").or_else(|| string("eventType"));
     assert_eq!(event_type, Some(&*draft.event_type));
-    assert_eq!(string("source").unwrap_or_default(), draft.source);
+    assert_eq!(string("source").unwrap_or_default(), &*draft.source);
     let id = if string("type").is_some() { string("id") } else { string("eventId").or_else(|| string("id")) };
     if let Some(id) = id {
         assert_eq!(Some(id), draft.id.as_deref());

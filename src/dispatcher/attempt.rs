@@ -131,7 +131,7 @@ fn failure_of(outcome: &Outcome) -> Option<&Failure> {
 fn tell(delivery: &Delivery, settlement: &delivery::Settlement) {
     use delivery::NextState;
 
-    let (tenant, event) = (&*delivery.identity.tenant, delivery.identity.id.as_str());
+    let (tenant, event) = (&*delivery.identity.tenant, &*delivery.identity.id);
     let code = settlement.failure.as_ref().map_or("", |failure| failure.code.as_str());
     let detail = settlement.failure.as_ref().map_or("", |failure| failure.detail.as_str());
     match &settlement.next {

@@ -109,7 +109,7 @@ pub struct Delivery {
     /// The event's identity.
     pub identity: Identity,
     /// The event's type.
-    pub event_type: String,
+    pub event_type: Arc<str>,
     /// When the event was recorded.
     pub received_at: Timestamp,
     /// The whole event as it came.
@@ -430,7 +430,7 @@ mod tests {
             uncertain: false,
             class: Class::of(failures),
             replay: ReplayNumber::default(),
-            identity: Identity { tenant: "acme".into(), source: String::new(), id: "evt_1".into() },
+            identity: Identity { tenant: "acme".into(), source: "".into(), id: "evt_1".into() },
             event_type: "order.created".into(),
             received_at: Timestamp::from_millis(1_000),
             body: Bytes::from_static(b"{}"),

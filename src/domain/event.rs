@@ -18,9 +18,9 @@ pub struct Identity {
     /// Whose event it is.
     pub tenant: Arc<str>,
     /// The CloudEvents `source`, or empty.
-    pub source: String,
+    pub source: Arc<str>,
     /// The producer's id, or the one made for it.
-    pub id: String,
+    pub id: Arc<str>,
 }
 
 /// SHA-256 over the type and the `data` text without insignificant whitespace.
@@ -114,7 +114,7 @@ pub struct Event {
     /// Tenant, source and id.
     pub identity: Identity,
     /// The event's type, e.g. `order.created`.
-    pub event_type: String,
+    pub event_type: Arc<str>,
     /// What tells a duplicate from a conflict.
     pub fingerprint: Fingerprint,
     /// The whole event as it came, byte for byte: a JSON object.

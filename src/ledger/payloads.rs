@@ -29,9 +29,9 @@ const OVERHEAD_BYTES: usize = 256;
 /// What a delivery needs of its event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Payload {
-    pub source: String,
-    pub id: String,
-    pub event_type: String,
+    pub source: Arc<str>,
+    pub id: Arc<str>,
+    pub event_type: Arc<str>,
     pub received_at: i64,
     pub body: Bytes,
     pub data: Option<Range<usize>>,
@@ -231,7 +231,7 @@ mod tests {
     /// Keeps events with these numbers, each with a body of `size` and a delivery in each of `lanes`.
     fn keep(recent: &Recent, numbers: Range<i64>, lanes: &[i64], size: usize, now: Moment) {
         let event = |number: i64| Event {
-            identity: Identity { tenant: "acme".into(), source: String::new(), id: number.to_string() },
+            identity: Identity { tenant: "acme".into(), source: "".into(), id: number.to_string().into() },
             event_type: "t".into(),
             fingerprint: Fingerprint([0; 32]),
             body: vec![b'x'; size].into(),

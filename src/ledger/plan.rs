@@ -229,7 +229,7 @@ fn by_identity(inserts: &[Insert<'_>]) -> Vec<usize> {
             _ => known.binary_search(&scope).unwrap_or_default(),
         };
         last = Some((scope, place));
-        let id = insert.new.event.identity.id.as_str();
+        let id = &*insert.new.event.identity.id;
         SortKey { scope: place, head: head(id), id, index }
     });
     let mut keys: Vec<_> = keys.collect();
@@ -299,7 +299,7 @@ mod tests {
     fn event(id: &str, data: &str) -> NewEvent {
         NewEvent {
             event: Event {
-                identity: Identity { tenant: "acme".into(), source: String::new(), id: id.into() },
+                identity: Identity { tenant: "acme".into(), source: "".into(), id: id.into() },
                 event_type: "t".into(),
                 fingerprint: Fingerprint::of("t", Some(data)),
                 body: Bytes::from_static(b"{}"),
@@ -322,8 +322,8 @@ mod tests {
         })
     }
 
-    fn ids(plan: &Plan<'_>) -> Vec<String> {
-        plan.inserts.iter().map(|insert| insert.new.event.identity.id.clone()).collect()
+    fn ids<'a>(plan: &Plan<'a>) -> Vec<&'a str> {
+        plan.inserts.iter().map(|insert| &*insert.new.event.identity.id).collect()
     }
 
     #[test]
@@ -390,7 +390,7 @@ mod tests {
             let mut new = event(id, "1");
             let scope = number / ids.len();
             new.event.identity.tenant = ["acme", "acm", "zoo", "acme", "b"][scope].into();
-            new.event.identity.source = ["s", "", "", "r", "s"][scope].to_owned();
+            new.event.identity.source = ["s", "", "", "r", "s"][scope].into();
             events.push(new);
         }
         let requests = [request(false, events)];
@@ -404,7 +404,7 @@ mod tests {
     fn identities_are_sorted_for_the_insert() {
         let requests = [request(false, vec![event("b", "1"), event("c", "1"), event("a", "1")])];
         let plan = planned(&requests, &Known::default());
-        let sorted: Vec<_> = plan.sorted().map(|insert| insert.new.event.identity.id.as_str()).collect();
+        let sorted: Vec<_> = plan.sorted().map(|insert| &*insert.new.event.identity.id).collect();
         assert_eq!(sorted, ["a", "b", "c"]);
         assert_eq!(plan.inserts.iter().map(|insert| insert.seq.0).collect::<Vec<_>>(), [1, 2, 3]);
     }

@@ -246,6 +246,7 @@ impl PostgresStore {
         let payload = |(number, source, id, event_type, received_at, body, start, end, trace): PayloadRow| {
             let (body, data) = (Bytes::from(body), rows::range(start, end));
             let trace = rows::trace(trace.as_deref());
+            let (source, id, event_type) = (source.into(), id.into(), event_type.into());
             (number, Payload { source, id, event_type, received_at, body, data, trace })
         };
         Ok(rows.into_iter().map(payload).collect())
@@ -371,7 +372,7 @@ impl PostgresStore {
         .fetch_all(&self.pool)
         .await?;
         for (tenant, source, id, fingerprint) in events {
-            let identity = Identity { tenant: tenant.into(), source, id };
+            let identity = Identity { tenant: tenant.into(), source: source.into(), id: id.into() };
             known.events.insert(identity, Fingerprint(rows::digest(&fingerprint)?));
         }
         let requests: Vec<(String, String, Vec<u8>)> = sqlx::query_as(

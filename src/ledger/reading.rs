@@ -117,7 +117,7 @@ fn event_row(
 ) -> EventRow {
     EventRow {
         seq: EventSeq(seq),
-        identity: Identity { tenant: tenant.into(), source, id },
+        identity: Identity { tenant: tenant.into(), source: source.into(), id: id.into() },
         event_type,
         received_at: Timestamp::from_millis(received_at),
         state: EventState::parse(&state).unwrap_or(EventState::Pending),

@@ -57,7 +57,7 @@ impl Repeats {
             if repeat.conflict {
                 count.conflicts += 1;
                 count.conflict_at = Some(now);
-                count.conflict_type = Some(repeat.event.event_type.clone());
+                count.conflict_type = Some(repeat.event.event_type.to_string());
             } else {
                 count.duplicates += 1;
                 count.duplicate_at = Some(now);

@@ -406,7 +406,7 @@ impl Store for SqliteStore {
                 query = query.bind(&*identity.tenant).bind(&identity.source).bind(&identity.id);
             }
             for (tenant, source, id, fingerprint) in query.fetch_all(&self.reads).await? {
-                let identity = Identity { tenant: tenant.into(), source, id };
+                let identity = Identity { tenant: tenant.into(), source: source.into(), id: id.into() };
                 known.events.insert(identity, Fingerprint(rows::digest(&fingerprint)?));
             }
             rest = left;

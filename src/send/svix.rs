@@ -177,7 +177,7 @@ impl SvixSender {
         if delivery.replay.nth > 0 {
             return Box::pin(self.send_again(delivery, app, &key, trace)).await;
         }
-        let event_id = if event_id_is_valid(&delivery.identity.id) { &delivery.identity.id } else { &key };
+        let event_id = Some(&*delivery.identity.id).filter(|id| event_id_is_valid(id)).unwrap_or(&key);
         let payload = match self.payload(delivery) {
             Ok(payload) => payload,
             Err(failure) => return Outcome::Rejected(DeadReason::TransformFailed, failure),
@@ -386,7 +386,7 @@ impl Message<'_> {
     /// Whether a message at Svix is this one: same type and payload. Both payloads are compared as values, because
     /// Svix gives one back with its keys sorted and its whitespace gone.
     fn is_same(&self, found: &MessageOut) -> bool {
-        if found.event_type != self.delivery.event_type {
+        if found.event_type != *self.delivery.event_type {
             return false;
         }
         // What Svix says where it no longer has the payload: the type is all there is to compare.

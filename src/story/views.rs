@@ -215,8 +215,8 @@ impl EventSummary {
     pub(super) fn new(row: &EventRow) -> Self {
         Self {
             tenant: row.identity.tenant.to_string(),
-            source: row.identity.source.clone(),
-            id: row.identity.id.clone(),
+            source: row.identity.source.to_string(),
+            id: row.identity.id.to_string(),
             event_type: row.event_type.clone(),
             received_at: row.received_at,
             state: row.state,
@@ -245,8 +245,8 @@ impl Stories {
         let mut summary = DeliverySummary {
             id: row.id.to_string(),
             tenant: row.event.tenant.to_string(),
-            source: row.event.source.clone(),
-            event_id: row.event.id.clone(),
+            source: row.event.source.to_string(),
+            event_id: row.event.id.to_string(),
             event_type: row.event_type.clone(),
             received_at: row.received_at,
             destination: self.destination_view(&destination(row)),

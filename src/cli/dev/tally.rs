@@ -70,8 +70,8 @@ impl Tally {
     fn webhook_id(&self, sample: &Sample) -> String {
         let identity = Identity {
             tenant: sample.tenant.into(),
-            source: sample.source.to_owned(),
-            id: sample.id.clone(),
+            source: sample.source.into(),
+            id: sample.id.as_str().into(),
         };
         idempotency_key(&self.environment, &self.endpoint, &identity)
     }

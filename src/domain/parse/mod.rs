@@ -108,11 +108,11 @@ pub struct Draft {
     /// Whose event it is. Not authorised yet.
     pub tenant: Arc<str>,
     /// The CloudEvents `source`, or empty.
-    pub source: String,
+    pub source: Arc<str>,
     /// The producer's id, or the one derived from a Pub/Sub message; `None` where one must be made.
-    pub id: Option<String>,
+    pub id: Option<Arc<str>>,
     /// The event's type.
-    pub event_type: String,
+    pub event_type: Arc<str>,
     /// What tells a duplicate from a conflict.
     pub fingerprint: Fingerprint,
     /// The whole event, a JSON object.
@@ -126,7 +126,7 @@ pub struct Draft {
 impl Draft {
     /// The event, with `make_id` asked for an id where it has none.
     pub fn into_event(self, make_id: impl FnOnce() -> String) -> Event {
-        let id = self.id.unwrap_or_else(make_id);
+        let id = self.id.unwrap_or_else(|| make_id().into());
         Event {
             identity: Identity { tenant: self.tenant, source: self.source, id },
             event_type: self.event_type,

@@ -23,13 +23,24 @@ pub(super) struct Reader<'a> {
     pub(super) only_tenant: Option<&'a str>,
     /// The trace that the transport or the message names.
     pub(super) trace: Option<Arc<TraceContext>>,
-    /// The tenant of the event before: most batches are one tenant's.
-    last_tenant: Option<Arc<str>>,
+    /// What the event before had: most batches are one tenant's, and of one source and type.
+    last_tenant: Shared,
+    last_source: Shared,
+    last_type: Shared,
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn new(settings: &'a ParseSettings, header_tenant: Option<&'a str>) -> Self {
-        Self { settings, header_tenant, carrier: None, only_tenant: None, trace: None, last_tenant: None }
+        Self {
+            settings,
+            header_tenant,
+            carrier: None,
+            only_tenant: None,
+            trace: None,
+            last_tenant: Shared::default(),
+            last_source: Shared::default(),
+            last_type: Shared::default(),
+        }
     }
 
     /// The same for the events of a message that may not live as long.
@@ -131,23 +142,24 @@ impl<'a> Reader<'a> {
         attributes.check_once()?;
         let event_type = attributes.event_type()?;
         let id = match attributes.id()? {
-            Some(id) => Some(id.into_owned()),
+            Some(id) => Some(Arc::from(id)),
             None if self.settings.require_id => return Err(Fault::at(attributes.id_name(), "is required")),
             None => self
                 .carrier
                 .as_ref()
                 .map(|carrier| carrier.event_id(attributes.id_name(), index))
-                .transpose()?,
+                .transpose()?
+                .map(Into::into),
         };
         let source = attributes.source()?;
         attributes.check_context()?;
         let data = attributes.data()?;
         Ok(Draft {
             tenant: self.tenant(attributes)?,
-            source: source.into_owned(),
+            source: self.last_source.or(&source),
             id,
             fingerprint: Fingerprint::of(&event_type, data),
-            event_type: event_type.into_owned(),
+            event_type: self.last_type.or(&event_type),
             body: body.clone(),
             trace: attributes.trace().map(Arc::new).or_else(|| self.trace.clone()),
             data: data.map(|data| {
@@ -161,19 +173,19 @@ impl<'a> Reader<'a> {
     fn tenant(&mut self, attributes: &Attributes<'_>) -> Result<Arc<str>, Fault> {
         let settings = self.settings;
         if let Some(tenant) = self.only_tenant {
-            return Ok(self.shared(tenant));
+            return Ok(self.last_tenant.or(tenant));
         }
         if let Some((place, raw)) = attributes.tenant() {
             let tenant = rules::name(&settings.tenant_attributes[place], raw)?;
-            return Ok(self.shared(&tenant));
+            return Ok(self.last_tenant.or(&tenant));
         }
         if let Some(tenant) = self.carrier.as_ref().and_then(Carrier::tenant) {
             let tenant = tenant?.into_owned();
-            return Ok(self.shared(&tenant));
+            return Ok(self.last_tenant.or(&tenant));
         }
         if let Some(tenant) = self.header_tenant {
             return match rules::why_not_a_name(tenant) {
-                None => Ok(self.shared(tenant)),
+                None => Ok(self.last_tenant.or(tenant)),
                 Some(why) => Err(self.tenant_fault(format!("the header X-Tenant {why}"))),
             };
         }
@@ -194,12 +206,19 @@ impl<'a> Reader<'a> {
         let pointer = self.settings.tenant_attributes.first().map(|name| rules::pointer(name));
         Fault { pointer: pointer.unwrap_or_default(), detail }
     }
+}
 
-    fn shared(&mut self, tenant: &str) -> Arc<str> {
-        match &self.last_tenant {
-            Some(last) if **last == *tenant => Arc::clone(last),
-            _ => Arc::clone(self.last_tenant.insert(Arc::from(tenant))),
+/// A text that mostly is the one before.
+#[derive(Default)]
+struct Shared(Arc<str>);
+
+impl Shared {
+    /// `text`, in the memory of the one before where it is the same.
+    fn or(&mut self, text: &str) -> Arc<str> {
+        if *self.0 != *text {
+            self.0 = text.into();
         }
+        Arc::clone(&self.0)
     }
 }
 
@@ -207,7 +226,7 @@ impl Item {
     /// The same element with `fault` as its reason.
     pub(super) fn faulted(self, fault: Fault) -> Self {
         let (id, tenant) = match self.result {
-            Ok(draft) => (draft.id, Some(draft.tenant.as_ref().to_owned())),
+            Ok(draft) => (draft.id.map(|id| id.to_string()), Some(draft.tenant.as_ref().to_owned())),
             Err(invalid) => (invalid.id, invalid.tenant),
         };
         let result = Err(Invalid { pointer: fault.pointer, detail: fault.detail, id, tenant });

@@ -102,7 +102,7 @@ async fn store() -> (SqliteStore, Arc<Lane>, tempfile::TempDir) {
 /// Records an event with this number, due at the same number of milliseconds.
 async fn record(store: &SqliteStore, lane: &Arc<Lane>, number: i64) {
     let event = Event {
-        identity: Identity { tenant: "acme".into(), source: String::new(), id: number.to_string() },
+        identity: Identity { tenant: "acme".into(), source: "".into(), id: number.to_string().into() },
         event_type: "t".into(),
         fingerprint: Fingerprint([0; 32]),
         body: Bytes::from_static(b"{}"),
@@ -213,7 +213,7 @@ async fn commit_many(
     body: usize,
 ) -> Result<Committed> {
     let event = |number: i64| Event {
-        identity: Identity { tenant: "acme".into(), source: String::new(), id: number.to_string() },
+        identity: Identity { tenant: "acme".into(), source: "".into(), id: number.to_string().into() },
         event_type: "t".into(),
         fingerprint: Fingerprint([0; 32]),
         body: vec![b' '; body].into(),

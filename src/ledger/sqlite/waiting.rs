@@ -4,6 +4,8 @@
 //! columns a delivery cost more than finding, sending and settling it. Joined into one text by the database they cost a
 //! copy. Lengths stand before what they measure, so that nothing in it can be taken for an end.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use sqlx::error::DatabaseError;
 
@@ -97,8 +99,8 @@ fn take_bytes<'a>(rest: &mut &'a [u8], length: i64) -> Option<&'a [u8]> {
     Some(taken)
 }
 
-fn take_text(rest: &mut &[u8], length: i64) -> Option<String> {
-    String::from_utf8(take_bytes(rest, length)?.to_vec()).ok()
+fn take_text(rest: &mut &[u8], length: i64) -> Option<Arc<str>> {
+    std::str::from_utf8(take_bytes(rest, length)?).ok().map(Into::into)
 }
 
 #[cfg(test)]

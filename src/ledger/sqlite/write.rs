@@ -149,13 +149,7 @@ impl Rows {
 #[derive(Default)]
 pub(super) struct Values {
     arguments: SqliteArguments,
-    /// The last of each column whose texts mostly repeat from row to row.
-    repeated: [Arc<str>; 2],
 }
-
-/// Such columns: places in [`Values::repeated`].
-const SOURCE: usize = 0;
-const TYPE: usize = 1;
 
 impl Values {
     fn add<'v>(&mut self, value: impl Encode<'v, Sqlite> + Type<Sqlite>) -> sqlx::Result<&mut Self> {
@@ -163,17 +157,9 @@ impl Values {
         Ok(self)
     }
 
-    /// A text. Shared with the connection's thread, it is one piece of memory; a `&str` would become two.
-    fn text(&mut self, text: &str) -> sqlx::Result<&mut Self> {
-        self.add(Arc::<str>::from(text))
-    }
-
-    /// A text that the row before mostly had, too: then it is the same memory.
-    fn repeated(&mut self, column: usize, text: &str) -> sqlx::Result<&mut Self> {
-        if *self.repeated[column] != *text {
-            self.repeated[column] = text.into();
-        }
-        self.add(self.repeated[column].clone())
+    /// A text, shared with the connection's thread: a `&str` would be copied.
+    fn text(&mut self, text: &Arc<str>) -> sqlx::Result<&mut Self> {
+        self.add(text.clone())
     }
 }
 
@@ -182,7 +168,7 @@ pub(super) async fn insert_plan(connection: &mut SqliteConnection, plan: &Plan<'
     let keys: Vec<_> = plan.sorted().collect();
     let written = EVENT_KEYS.write(connection, &keys, |values, insert| {
         let identity = &insert.new.event.identity;
-        values.add(identity.tenant.clone())?.repeated(SOURCE, &identity.source)?.text(&identity.id)?;
+        values.text(&identity.tenant)?.text(&identity.source)?.text(&identity.id)?;
         values.add(&insert.new.event.fingerprint.0[..])?.add(insert.seq.0).map(drop)
     });
     if written.await? < keys.len() as u64 {
@@ -204,9 +190,8 @@ pub(super) async fn insert_plan(connection: &mut SqliteConnection, plan: &Plan<'
     let written = events.write(connection, &plan.inserts, |values, insert| {
         let event = &insert.new.event;
         let (start, end) = rows::range_columns(event.data.as_ref());
-        values.add(insert.seq.0)?.add(event.identity.tenant.clone())?;
-        values.repeated(SOURCE, &event.identity.source)?.text(&event.identity.id)?;
-        values.repeated(TYPE, &event.event_type)?.add(plan.now.as_millis())?;
+        values.add(insert.seq.0)?.text(&event.identity.tenant)?.text(&event.identity.source)?;
+        values.text(&event.identity.id)?.text(&event.event_type)?.add(plan.now.as_millis())?;
         values.add(rows::count(insert.new.lanes.len()))?.add(&event.body[..])?.add(start)?.add(end)?;
         if traced {
             values.add(event.trace.as_ref().map(ToString::to_string))?;

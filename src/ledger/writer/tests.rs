@@ -130,7 +130,7 @@ fn settlement(event: i64) -> Settlement {
 /// A request of so many events with such bodies; nobody waits for its answer.
 fn request(number: usize, events: usize, body: &Bytes) -> Command {
     let event = |n: usize| Event {
-        identity: Identity { tenant: "acme".into(), source: String::new(), id: format!("{number}-{n}") },
+        identity: Identity { tenant: "acme".into(), source: "".into(), id: format!("{number}-{n}").into() },
         event_type: "t".into(),
         fingerprint: Fingerprint([0; 32]),
         body: body.clone(),

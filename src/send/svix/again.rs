@@ -32,7 +32,7 @@ impl SvixSender {
         let own_key = replayed_key(key, delivery.replay.nth);
         let message = Message { delivery, app, payload: &payload, key: &own_key, trace };
         // It may stand under its id, or under the first key where the id was another event's.
-        let id = Some(delivery.identity.id.as_str()).filter(|id| event_id_is_valid(id));
+        let id = Some(&*delivery.identity.id).filter(|id| event_id_is_valid(id));
         for event_id in id.into_iter().chain([key]) {
             match self.look_up(app, event_id).await {
                 Ok(Some(found)) if message.is_same(&found) => return self.resend(&message, found).await,

@@ -107,7 +107,7 @@ impl SvixSender {
     /// The names that the message of a delivery may have at Svix.
     pub fn names_of(&self, destination: &Destination, identity: &Identity) -> Vec<String> {
         let key = idempotency_key(&self.options.environment, &destination.to_string(), identity);
-        let id = Some(identity.id.clone()).filter(|id| event_id_is_valid(id));
+        let id = Some(identity.id.to_string()).filter(|id| event_id_is_valid(id));
         id.into_iter().chain([key]).collect()
     }
 

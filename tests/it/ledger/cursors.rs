@@ -32,7 +32,7 @@ async fn a_retry_comes_back_behind_what_was_claimed(database: TestDatabase) {
         let claimed = claim(&ledger, &lane, 4).await;
         assert_eq!(claimed.remaining, Remaining::Due);
         let retried = &claimed.deliveries[0];
-        assert_eq!((retried.identity.id.as_str(), retried.attempt), ("e0", round));
+        assert_eq!((&*retried.identity.id, retried.attempt), ("e0", round));
         // Due before all that is claimed and all that is left; a probe's, whose failure costs nothing.
         let due_at = Timestamp::from_millis(recorded_ms - round);
         let mut retry = settlement(retried, super::failed(), &clock);
@@ -47,7 +47,7 @@ async fn a_retry_comes_back_behind_what_was_claimed(database: TestDatabase) {
     let rest = claim(&ledger, &lane, DEEP).await;
     assert_eq!((rest.deliveries.len(), rest.remaining), (DEEP - 9, Remaining::Nothing));
     let last = rest.deliveries.last().expect("the retry");
-    assert_eq!((last.identity.id.as_str(), last.attempt, last.uncertain), ("e0", 5, true));
+    assert_eq!((&*last.identity.id, last.attempt, last.uncertain), ("e0", 5, true));
 }
 
 async fn a_throttled_delivery_keeps_its_place(database: TestDatabase) {

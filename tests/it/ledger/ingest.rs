@@ -253,7 +253,7 @@ async fn odd_text_comes_back_as_it_was(database: TestDatabase) {
         assert_eq!(stored.as_deref(), Some(&*body), "{text:?}");
         let claimed = claim(&ledger, &lane, 2).await.deliveries;
         assert_eq!(claimed.len(), 1);
-        assert_eq!((&claimed[0].identity, claimed[0].event_type.as_str()), (&identity, text));
+        assert_eq!((&claimed[0].identity, &*claimed[0].event_type), (&identity, text));
         let fingerprint = Fingerprint::of(&claimed[0].event_type, Some(r#"{"total":1.10}"#));
         assert_eq!(fingerprint, new.event.fingerprint);
     }

@@ -71,7 +71,7 @@ async fn claim_class(ledger: &Ledger, lane: &Arc<Lane>, class: Class, limit: usi
 
 /// Event ids, in order.
 fn ids(deliveries: &[Delivery]) -> Vec<&str> {
-    deliveries.iter().map(|delivery| delivery.identity.id.as_str()).collect()
+    deliveries.iter().map(|delivery| &*delivery.identity.id).collect()
 }
 
 /// The waits after the first and the second failure; then it is dead.

@@ -25,13 +25,13 @@ async fn a_page_looks_at_a_bounded_part_and_goes_on(database: TestDatabase) {
     assert!(page.rows.is_empty() && page.next.is_some(), "short, and there is more");
     let page = ledger.events(&filter, page.next, 10).await.expect("a page");
     assert_eq!((page.rows.len(), page.next), (1, None));
-    assert_eq!(page.rows[0].identity.id, "first0");
+    assert_eq!(&*page.rows[0].identity.id, "first0");
     // In the midst of it all, one event is found at once.
     let (found, all) = ledger.find_event("acme", None, "first0").await.expect("an answer");
     assert!(all);
     assert_eq!(found.len(), 1);
     let all = ledger.events(&EventFilter::default(), None, 200).await.expect("a page");
-    assert_eq!(all.rows[0].identity.id, "deep-60000");
+    assert_eq!(&*all.rows[0].identity.id, "deep-60000");
     let middle = &all.rows[100];
     let waiting = ledger.deliveries_of(middle).await.expect("an answer");
     assert!(
@@ -80,7 +80,7 @@ async fn dead_deliveries_are_found_among_many(database: TestDatabase) {
     let filter = DeliveryFilter { state: Some(DeliveryState::Dead), ..DeliveryFilter::default() };
     let first = ledger.deliveries(&filter, None, 3).await.expect("a page");
     let second = ledger.deliveries(&filter, first.next, 3).await.expect("a page");
-    let ids: Vec<_> = first.rows.iter().chain(&second.rows).map(|row| row.event.id.as_str()).collect();
+    let ids: Vec<_> = first.rows.iter().chain(&second.rows).map(|row| &*row.event.id).collect();
     assert_eq!((ids, second.next), (vec!["e33", "e23", "e13", "e3"], None));
     let filter = EventFilter { state: Some(EventState::Dead), ..EventFilter::default() };
     let events = ledger.events(&filter, None, 10).await.expect("a page");

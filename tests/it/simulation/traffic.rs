@@ -92,7 +92,7 @@ impl World {
     fn delivery(&self, row: usize, attempt: i64) -> Delivery {
         let known = &self.ledger.rows[row];
         let lane = self.lanes[known.lane].lane.clone();
-        let identity = Identity { tenant: lane.tenant.clone(), source: String::new(), id: String::new() };
+        let identity = Identity { tenant: lane.tenant.clone(), source: "".into(), id: "".into() };
         Delivery {
             id: DeliveryId { event: EventSeq(i64::try_from(row).expect("small")), lane: lane.id },
             lane,
@@ -103,7 +103,7 @@ impl World {
             class: known.class,
             replay: ReplayNumber::default(),
             identity,
-            event_type: String::new(),
+            event_type: "".into(),
             received_at: Timestamp::from_millis(known.due_at),
             body: Bytes::new(),
             data: None,

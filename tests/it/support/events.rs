@@ -70,8 +70,8 @@ impl EventBuilder {
         let data = head.len()..head.len() + self.data.len();
         let event = Event {
             fingerprint: Fingerprint::of(&self.event_type, Some(&self.data)),
-            identity: Identity { tenant: self.tenant.into(), source: self.source, id: self.id },
-            event_type: self.event_type,
+            identity: Identity { tenant: self.tenant.into(), source: self.source.into(), id: self.id.into() },
+            event_type: self.event_type.into(),
             body: format!("{head}{}}}", self.data).into(),
             data: Some(data),
             trace: None,

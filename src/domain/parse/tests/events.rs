@@ -33,7 +33,7 @@ fn elements_are_slices_of_the_body_in_order() {
             let draft = item.result.unwrap();
             // Not a byte was copied.
             assert!(bounds.contains(&draft.body.as_ptr()) && bounds.contains(&item.raw.as_ptr()));
-            (draft.event_type.clone(), data(&draft).map(str::to_owned))
+            (draft.event_type.to_string(), data(&draft).map(str::to_owned))
         })
         .collect();
     let expected = [("a", Some("1")), ("b", None), ("c", Some("[]"))];

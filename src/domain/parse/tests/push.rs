@@ -22,8 +22,8 @@ fn push(text: impl Into<Bytes>) -> Batch {
     batch
 }
 
-fn derived(index: usize) -> Option<String> {
-    Some(derived_event_id("pubsub", &[SUBSCRIPTION, "m-1"], index))
+fn derived(index: usize) -> Option<Arc<str>> {
+    Some(derived_event_id("pubsub", &[SUBSCRIPTION, "m-1"], index).into())
 }
 
 #[test]
@@ -42,7 +42,7 @@ fn ids_are_derived_from_message_and_place() {
     let inner = r#"[{"type":"a"},{"eventType":"b","eventId":"own"},{"type":"c"}]"#;
     let ids = |batch: Batch| batch.items.into_iter().map(|item| item.result.unwrap().id).collect::<Vec<_>>();
     let first = ids(push(envelope("{}", inner.as_bytes())));
-    assert_eq!(first, [derived(0), Some("own".to_owned()), derived(2)]);
+    assert_eq!(first, [derived(0), Some("own".into()), derived(2)]);
     assert_eq!(first, ids(push(envelope("{}", inner.as_bytes()))));
     assert_eq!(ids(push(envelope("null", b"{\"type\":\"a\"}"))), [derived(0)]);
 }

@@ -20,7 +20,7 @@ fn metadata_give_an_id_and_attributes_a_tenant() {
     let draft = batch.items[0].result.as_ref().expect("an event");
     assert_eq!(&*draft.tenant, "acme");
     let expected = derived_event_id("pubsub", &["projects/p/subscriptions/s", "7"], 0);
-    assert_eq!(draft.id.as_ref(), Some(&expected));
+    assert_eq!(draft.id.as_deref(), Some(&*expected));
     assert_eq!(batch.shape, Shape::PubSubPush);
 }
 
@@ -47,5 +47,5 @@ fn headers_may_be_the_events_attributes() {
         r#"{"total":1.10}"#,
     );
     let draft = batch.items[0].result.as_ref().expect("an event");
-    assert_eq!((draft.id.as_deref(), draft.event_type.as_str()), (Some("9"), "a b"));
+    assert_eq!((draft.id.as_deref(), &*draft.event_type), (Some("9"), "a b"));
 }

@@ -87,7 +87,7 @@ fn the_default_is_the_empty_one() {
 
 #[test]
 fn an_events_context_is_taken_from_its_identity() {
-    let identity = Identity { tenant: "acme".into(), source: "/shop".to_owned(), id: "evt \"7\"".to_owned() };
+    let identity = Identity { tenant: "acme".into(), source: "/shop".into(), id: "evt \"7\"".into() };
     let received_at = Timestamp::from_millis(1_769_903_999_007);
     assert_eq!(Context::new(&identity, "order.paid", received_at), context());
 }
