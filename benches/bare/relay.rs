@@ -174,30 +174,41 @@ struct Attributes<'a> {
     _data: &'a RawValue,
 }
 
-/// The events of an array, each read once and kept as it came.
+/// The events of an array, or the one that stands alone, each read once and kept as it came.
 fn parse(body: &Bytes) -> anyhow::Result<Vec<Event>> {
-    let mut rest = std::str::from_utf8(body)?.trim_start().strip_prefix('[').context("no array")?;
+    let text = std::str::from_utf8(body)?.trim();
+    let Some(mut rest) = text.strip_prefix('[') else {
+        let (event, behind) = leading_event(body, text)?;
+        anyhow::ensure!(behind.is_empty(), "something behind the event");
+        return Ok(vec![event]);
+    };
     let mut events = Vec::new();
     loop {
-        rest = rest.trim_start();
-        let mut stream = serde_json::Deserializer::from_str(rest).into_iter::<Attributes<'_>>();
-        let attributes = stream.next().context("no event")??;
-        let (event, behind) = rest.split_at(stream.byte_offset());
-        events.push(Event {
-            seq: 0,
-            received_at: 0,
-            tenant: attributes.tenant.into(),
-            source: attributes.source.into(),
-            id: attributes.id.into(),
-            event_type: attributes.event_type.into(),
-            body: body.slice_ref(event.as_bytes()),
-        });
+        let (event, behind) = leading_event(body, rest.trim_start())?;
+        events.push(event);
         match behind.trim_start().split_at_checked(1) {
             Some((",", behind)) => rest = behind,
             Some(("]", _)) => return Ok(events),
             _ => anyhow::bail!("no end of the array"),
         }
     }
+}
+
+/// The event that `text`, a part of `body`, begins with, and what stands behind it.
+fn leading_event<'a>(body: &Bytes, text: &'a str) -> anyhow::Result<(Event, &'a str)> {
+    let mut stream = serde_json::Deserializer::from_str(text).into_iter::<Attributes<'_>>();
+    let attributes = stream.next().context("no event")??;
+    let (event, behind) = text.split_at(stream.byte_offset());
+    let event = Event {
+        seq: 0,
+        received_at: 0,
+        tenant: attributes.tenant.into(),
+        source: attributes.source.into(),
+        id: attributes.id.into(),
+        event_type: attributes.event_type.into(),
+        body: body.slice_ref(event.as_bytes()),
+    };
+    Ok((event, behind))
 }
 
 /// Commits together what waits; then answers, and hands events to the senders.

@@ -59,6 +59,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const READERS: u32 = 4;
 /// Pages in the WAL at which a commit itself checkpoints. High, because that commit pays for it.
 const AUTOCHECKPOINT_PAGES: u32 = 16_000;
+/// Prepared statements that a connection keeps: those for many rows in all their sizes, and the others.
+const STATEMENTS: usize = 500;
 /// What a WAL that grew beyond it, behind a slow reader, is cut back to when it begins anew.
 const WAL_LIMIT_BYTES: u32 = 60 << 20;
 /// What must find room before events are taken again.
@@ -96,7 +98,7 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
         .pragma("wal_autocheckpoint", AUTOCHECKPOINT_PAGES.to_string())
         .pragma("journal_size_limit", WAL_LIMIT_BYTES.to_string())
         .pragma("temp_store", "MEMORY")
-        .statement_cache_capacity(200);
+        .statement_cache_capacity(STATEMENTS);
     let unreachable = |error: sqlx::Error| {
         LedgerError::Unavailable(format!("can't open the SQLite file {}: {error}", path.display()))
     };

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::super::plan::{self, AcceptRequest, NewEvent};
 use super::super::sql::BUSY_LANES;
-use super::write::{CHUNKS, TAKE_OUT, TAKE_OUT_TOGETHER};
+use super::write::{TAKE_OUT, TAKE_OUT_TOGETHER, sizes};
 use super::*;
 use crate::domain::clock::Moment;
 use crate::domain::event::Event;
@@ -41,9 +41,7 @@ async fn what_a_claim_carries_is_found_by_number() {
 
 #[tokio::test]
 async fn what_is_settled_is_found_by_its_key() {
-    for (size, statement) in
-        CHUNKS.into_iter().flat_map(|size| [(size, &TAKE_OUT), (size, &TAKE_OUT_TOGETHER)])
-    {
+    for (size, statement) in sizes().flat_map(|size| [(size, &TAKE_OUT), (size, &TAKE_OUT_TOGETHER)]) {
         let plan = plan_of(&statement.text(size)).await;
         let search = "SEARCH queue USING PRIMARY KEY (lane=? AND retry=? AND due_at=? AND event=?)";
         assert!(plan.contains(search) && !plan.contains("SCAN queue"), "{size}: {plan}");

@@ -16,8 +16,8 @@ pub(super) struct Rows {
     /// One row, with a `?` for each value that differs.
     row: &'static str,
     tail: &'static str,
-    /// The text for each of [`CHUNKS`], once it was needed.
-    texts: [OnceLock<Arc<str>>; CHUNKS.len()],
+    /// The text for each of the sizes, those of [`LARGE`] first, once it was needed.
+    texts: [OnceLock<Arc<str>>; LARGE.len() + FEW],
 }
 
 /// Takes rows out of the queue, by their key.
@@ -81,13 +81,22 @@ static ATTEMPTS: Rows = Rows::new(
     "(?,?,?,?,?,?,?,?,?)",
     " ON CONFLICT DO NOTHING",
 );
-/// Rows in one statement. A few fixed sizes, so that SQLite's statement cache knows the text; powers of two, so that any
-/// count takes few statements: each is a round trip to the connection's thread.
-pub(super) const CHUNKS: [usize; 10] = [512, 256, 128, 64, 32, 16, 8, 4, 2, 1];
+/// Rows in one statement, each of which is a round trip to the connection's thread. Fixed sizes, so that its cache knows the
+/// text: up to [`FEW`] rows are one statement, and most commits of a node that takes events one by one have no more of a kind;
+/// above, powers of two.
+const LARGE: [usize; 4] = [512, 256, 128, 64];
+const FEW: usize = 32;
 
-/// The largest fixed chunk that `rows` fills, and the rest.
+/// All sizes.
+#[cfg(test)]
+pub(super) fn sizes() -> impl Iterator<Item = usize> {
+    LARGE.into_iter().chain(1..=FEW)
+}
+
+/// As many rows as go into one statement, and the rest.
 pub(super) fn next_chunk<T>(rows: &[T]) -> Option<(&[T], &[T])> {
-    CHUNKS.iter().find(|size| **size <= rows.len()).map(|size| rows.split_at(*size))
+    let size = LARGE.into_iter().find(|size| *size <= rows.len()).unwrap_or(rows.len().min(FEW));
+    (size > 0).then(|| rows.split_at(size))
 }
 
 /// `(?,?),(?,?)` for so many rows of so many columns.
@@ -98,14 +107,15 @@ pub(super) fn placeholders(rows: usize, columns: usize) -> String {
 
 impl Rows {
     const fn new(head: &'static str, row: &'static str, tail: &'static str) -> Self {
-        Self { head, row, tail, texts: [const { OnceLock::new() }; CHUNKS.len()] }
+        Self { head, row, tail, texts: [const { OnceLock::new() }; LARGE.len() + FEW] }
     }
 
-    /// The statement for so many rows: one of [`CHUNKS`].
+    /// The statement for so many rows.
     pub fn text(&self, rows: usize) -> Arc<str> {
         let text = || format!("{} {}{}", self.head, vec![self.row; rows].join(","), self.tail).into();
-        let known = CHUNKS.iter().position(|size| *size == rows).and_then(|place| self.texts.get(place));
-        known.map_or_else(text, |known| known.get_or_init(text).clone())
+        let large = LARGE.iter().position(|size| *size == rows);
+        let place = large.unwrap_or((LARGE.len() + rows).saturating_sub(1));
+        self.texts.get(place).map_or_else(text, |known| known.get_or_init(text).clone())
     }
 
     /// Runs it over all rows, a chunk at a time; how many rows were changed.
@@ -216,10 +226,11 @@ async fn take_out(connection: &mut SqliteConnection, moved: &[&Settlement]) -> R
     let mut gone = 0;
     let mut apart = Vec::new();
     for together in moved.chunk_by(|one, next| queue_of(one) == queue_of(next)) {
-        // The few that are left over wait for those of others.
-        let (together, few) = together.split_at(together.len() - together.len() % TOGETHER);
-        apart.extend(few);
-        let Some(first) = together.first() else { continue };
+        let [first, ..] = together else { continue };
+        if together.len() < TOGETHER {
+            apart.extend(together);
+            continue;
+        }
         let (lane, retry, due_at) = queue_of(first);
         let key = |values: &mut Values| values.add(lane)?.add(retry)?.add(due_at).map(drop);
         let event = |values: &mut Values, one: &&Settlement| values.add(one.id.event.0).map(drop);
