@@ -3,6 +3,7 @@
 //! Leases are a column, on the database's clock. A claim changes only columns without an index, which Postgres does
 //! without touching one (a heap-only update); `SKIP LOCKED` keeps two nodes from waiting for each other.
 
+mod heads;
 mod settle;
 
 use std::collections::HashMap;
@@ -15,6 +16,7 @@ use bytes::Bytes;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Executor as _, PgConnection, PgPool};
 
+use self::heads::{FRONT, Heads};
 use super::notices::Notices;
 use super::payloads::{self, ClaimedPlaces, Payload, Place, Recent};
 use super::plan::{Known, Plan, RequestKey};
@@ -64,6 +66,7 @@ const NODE_TRIES: usize = 32;
 pub(super) struct PostgresStore {
     pool: PgPool,
     recent: Recent,
+    heads: Heads,
     lease_ms: i64,
     node: i64,
     /// Tells this process from others that had its number before.
@@ -109,6 +112,7 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
     let store = PostgresStore {
         pool,
         recent: Recent::new(options.recent_bytes),
+        heads: Heads::default(),
         lease_ms,
         node,
         epoch,
@@ -189,18 +193,20 @@ impl PostgresStore {
         Ok(true)
     }
 
-    /// Takes due deliveries out for the lease, in no order.
-    async fn lease(&self, claims: &[LaneClaim], now: Timestamp) -> Result<Vec<QueueRow>> {
+    /// Takes due deliveries out for the lease, in no order. Each claim looks from its place in `heads` on.
+    async fn lease(&self, claims: &[LaneClaim], heads: &[i64], now: Timestamp) -> Result<Vec<QueueRow>> {
         let rows = sqlx::query_as(
             // By their place in the table: a join with what was picked, whose number the planner can only guess, became
             // a scan of a large queue. The clock is read in a query of its own, or it would be for each row passed.
             "UPDATE queue SET attempt = attempt + 1,
                  lease_until = (SELECT (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint) + $4
              WHERE ctid = ANY (ARRAY(
-                 SELECT head.place FROM UNNEST($1::bigint[], $2::bigint[], $5::bigint[]) AS wanted (lane, n, retry)
+                 SELECT head.place
+                 FROM UNNEST($1::bigint[], $2::bigint[], $5::bigint[], $6::bigint[]) AS wanted (lane, n, retry, head)
                  CROSS JOIN LATERAL (
                      SELECT queue.ctid AS place FROM queue
-                     WHERE queue.lane = wanted.lane AND queue.retry = wanted.retry AND queue.due_at <= $3
+                     WHERE queue.lane = wanted.lane AND queue.retry = wanted.retry
+                       AND queue.due_at >= wanted.head AND queue.due_at <= $3
                        AND queue.lease_until <= (SELECT (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint)
                      ORDER BY queue.due_at, queue.event LIMIT wanted.n FOR UPDATE SKIP LOCKED
                  ) AS head
@@ -212,9 +218,31 @@ impl PostgresStore {
         .bind(now.as_millis())
         .bind(self.lease_ms)
         .bind(column(claims, |claim| rows::class_column(claim.class)))
+        .bind(heads)
         .fetch_all(&self.pool)
         .await?;
         Ok(rows)
+    }
+
+    /// Claims what is due, in the order it falls due: of a deep queue from where the claim before has ended.
+    async fn claim_places(&self, claims: &[LaneClaim], now: Timestamp) -> Result<Vec<ClaimedPlaces>> {
+        let moment = self.clock.moment();
+        let mut heads = self.heads.of(claims, moment);
+        let mut rows = self.lease(claims, &heads, now).await?;
+        let mut claimed = by_claim(claims, &rows);
+        // What waits further in front, where that was not all that is wanted.
+        let wanting = claims.iter().zip(&mut heads).zip(&claimed).filter_map(|((claim, head), found)| {
+            let limit = claim.limit - found.places.len();
+            let was_front = std::mem::replace(head, if limit > 0 { FRONT } else { *head }) == FRONT;
+            (!was_front && limit > 0).then(|| LaneClaim { limit, ..claim.clone() })
+        });
+        let wanting: Vec<_> = wanting.collect();
+        if !wanting.is_empty() {
+            rows.extend(self.lease(&wanting, &vec![FRONT; wanting.len()], now).await?);
+            claimed = by_claim(claims, &rows);
+        }
+        self.heads.found(claims, &heads, &claimed, moment);
+        Ok(claimed)
     }
 
     /// When the next delivery falls due behind what is due now, for each of these claims that has one.
@@ -356,6 +384,7 @@ impl PostgresStore {
         failpoint!("accept_committed", !plan.inserts.is_empty());
         failpoint!("settle_committed", !settlements.is_empty());
         self.recent.keep(plan, self.clock.moment());
+        self.heads.committed(plan, settlements);
         Ok(Committed::Done { stale })
     }
 
@@ -390,8 +419,7 @@ impl PostgresStore {
     }
 
     async fn claim_lanes(&self, claims: &[LaneClaim], now: Timestamp) -> Result<Vec<ClaimedLane>> {
-        let rows = self.lease(claims, now).await?;
-        let mut claimed = by_claim(claims, rows);
+        let mut claimed = self.claim_places(claims, now).await?;
         // A full answer says by itself that more may be due.
         if claimed.iter().any(|lane| lane.remaining == Remaining::Nothing) {
             let later = self.later(claims, now).await?;
@@ -443,7 +471,9 @@ impl Store for PostgresStore {
     }
 
     async fn release(&self, held: &[Held]) -> Result<()> {
-        in_time(settle::release(&self.pool, held)).await
+        in_time(settle::release(&self.pool, held)).await?;
+        self.heads.released(held);
+        Ok(())
     }
 
     async fn claim_one(&self, place: &Held) -> Result<Option<i64>> {
@@ -475,9 +505,9 @@ type QueueRow = (i64, i64, i64, i64, i64, i64, i64, i64);
 type PayloadRow = (i64, String, String, String, i64, Vec<u8>, Option<i64>, Option<i64>, Option<String>);
 
 /// One answer for each claim, each of a queue of its own.
-fn by_claim(claims: &[LaneClaim], rows: Vec<QueueRow>) -> Vec<ClaimedPlaces> {
+fn by_claim(claims: &[LaneClaim], rows: &[QueueRow]) -> Vec<ClaimedPlaces> {
     let mut queues: HashMap<_, Vec<Place>> = HashMap::with_capacity(claims.len());
-    for (lane, retry, due_at, event, attempt, failures, uncertain, replay) in rows {
+    for &(lane, retry, due_at, event, attempt, failures, uncertain, replay) in rows {
         let place = Place { due_at, event, attempt, failures, uncertain, replay };
         queues.entry((lane, retry)).or_default().push(place);
     }

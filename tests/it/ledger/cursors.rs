@@ -1,6 +1,6 @@
 //! Deep lanes, claimed bit by bit: nothing that comes back behind the last claim is passed over.
 //!
-//! SQLite remembers where in a lane the next claim goes on; Postgres passes these without it.
+//! Both stores remember where in a deep lane the next claim goes on.
 
 use std::time::Duration;
 
