@@ -24,12 +24,12 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, Stdio};
 
 use anyhow::Context as _;
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 
 use self::store::Place;
 
 /// The bare combined path.
-#[derive(Debug, Clone, Parser)]
+#[derive(Debug, Parser)]
 #[command(name = "bare")]
 struct Args {
     /// Requests under way to the sink at once.
@@ -48,9 +48,9 @@ struct Args {
     /// Options of `posthaste bench`.
     #[arg(last = true)]
     options: Vec<String>,
-    /// What this process is, where it was started by another.
-    #[arg(long, value_enum, hide = true)]
-    part: Option<Part>,
+    /// It is the relaying process, started by another.
+    #[arg(long, hide = true)]
+    relay: bool,
     /// The schema of such a process.
     #[arg(long, default_value = "", hide = true)]
     schema: String,
@@ -62,17 +62,10 @@ struct Args {
     bench: bool,
 }
 
-/// A process of ours.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Part {
-    /// Takes events, records them, sends them on.
-    Relay,
-}
-
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
     let args = Args::parse();
-    if args.part == Some(Part::Relay) {
+    if args.relay {
         relay::run(&args).await?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -106,7 +99,7 @@ impl Relay {
     fn start(args: &Args, place: &Place, sink: SocketAddr) -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("this program's own path")?;
         let mut command = Command::new(program);
-        command.args(["--part", "relay", "--database", &place.url, "--schema", &place.schema]);
+        command.args(["--relay", "--database", &place.url, "--schema", &place.schema]);
         command.args(["--sink", &format!("{sink}/api/v1/app/bare/msg")]);
         command.args(["--cache-kib", &args.cache_kib.to_string()]);
         command.args(["--in-flight", &args.in_flight.to_string()]);

@@ -231,12 +231,14 @@ impl PostgresStore {
         let mut rows = self.lease(claims, &heads, now).await?;
         let mut claimed = by_claim(claims, &rows);
         // What waits further in front, where that was not all that is wanted.
-        let wanting = claims.iter().zip(&mut heads).zip(&claimed).filter_map(|((claim, head), found)| {
+        let mut wanting = Vec::new();
+        for ((claim, head), found) in claims.iter().zip(&mut heads).zip(&claimed) {
             let limit = claim.limit - found.places.len();
-            let was_front = std::mem::replace(head, if limit > 0 { FRONT } else { *head }) == FRONT;
-            (!was_front && limit > 0).then(|| LaneClaim { limit, ..claim.clone() })
-        });
-        let wanting: Vec<_> = wanting.collect();
+            if limit > 0 && *head != FRONT {
+                *head = FRONT;
+                wanting.push(LaneClaim { limit, ..claim.clone() });
+            }
+        }
         if !wanting.is_empty() {
             rows.extend(self.lease(&wanting, &vec![FRONT; wanting.len()], now).await?);
             claimed = by_claim(claims, &rows);
