@@ -26,6 +26,46 @@ macro_rules! failpoint {
 
 pub(crate) use failpoint;
 
+/// How many milliseconds the wall clock is off: always none without the feature.
+#[cfg(not(feature = "failpoints"))]
+pub(crate) const fn clock_offset_ms() -> i64 {
+    0
+}
+
+#[cfg(feature = "failpoints")]
+pub(crate) use wrong_clock::clock_offset_ms;
+
+/// A wall clock that tests can set wrong: `POSTHASTE_TEST_CLOCK_OFFSET` is a number of milliseconds, or the path of a file
+/// that holds one, which may change while the process runs.
+#[cfg(feature = "failpoints")]
+mod wrong_clock {
+    use std::sync::LazyLock;
+
+    const VARIABLE: &str = "POSTHASTE_TEST_CLOCK_OFFSET";
+
+    enum Offset {
+        Fixed(i64),
+        InFile(String),
+    }
+
+    static OFFSET: LazyLock<Option<Offset>> = LazyLock::new(|| {
+        let text = std::env::var(VARIABLE).ok()?;
+        Some(text.parse().map_or(Offset::InFile(text), Offset::Fixed))
+    });
+
+    /// The offset of this moment. A file that is missing or holds no number is an offset of zero.
+    pub(crate) fn clock_offset_ms() -> i64 {
+        match &*OFFSET {
+            None => 0,
+            Some(Offset::Fixed(millis)) => *millis,
+            Some(Offset::InFile(path)) => std::fs::read_to_string(path)
+                .ok()
+                .and_then(|text| text.trim().parse().ok())
+                .unwrap_or_default(),
+        }
+    }
+}
+
 #[cfg(feature = "failpoints")]
 pub(crate) use armed::pass;
 
