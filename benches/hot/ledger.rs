@@ -16,7 +16,7 @@ use posthaste::domain::parse::{Incoming, parse};
 use posthaste::domain::retry::RetrySchedule;
 use posthaste::domain::scheduler::LaneClaim;
 use posthaste::domain::tenant::{Destination, Lane};
-use posthaste::ledger::{Accepted, BacklogLimits, Ledger, LedgerOptions, NewEvent};
+use posthaste::ledger::{Accepted, BacklogLimits, Connections, Ledger, LedgerOptions, NewEvent};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -108,8 +108,13 @@ impl LedgerBench {
             _ => runtime.block_on(new_postgres()),
         };
         let backlog = BacklogLimits { tenant: 10_000_000, total: 10_000_000 };
-        let options =
-            LedgerOptions { url, lease: Duration::from_secs(600), backlog, recent_bytes: 128 << 20 };
+        let options = LedgerOptions {
+            url,
+            lease: Duration::from_secs(600),
+            backlog,
+            recent_bytes: 128 << 20,
+            connections: Connections::default(),
+        };
         let (ledger, lane) = runtime.block_on(async {
             let ledger = Ledger::open(&options, clock.clone()).await.expect("a ledger");
             let destination = Arc::new(Destination::Svix { app: "acme".to_owned() });

@@ -6,10 +6,15 @@ use super::ConfigError;
 use super::redact::shown;
 
 const PREFIX: &str = "POSTHASTE_";
-/// Variables with the prefix that are not settings of the server: the command line's own, and where its tests find a
-/// Postgres.
-const NOT_SETTINGS: &[&str] =
-    &["POSTHASTE_CONFIG", "POSTHASTE_URL", "POSTHASTE_API_KEY", "POSTHASTE_TEST_POSTGRES_URL"];
+/// Variables with the prefix that are not settings of the server: those of the command line, and where its tests find
+/// Postgres and pgbouncer.
+const NOT_SETTINGS: &[&str] = &[
+    "POSTHASTE_CONFIG",
+    "POSTHASTE_URL",
+    "POSTHASTE_API_KEY",
+    "POSTHASTE_TEST_POSTGRES_URL",
+    "POSTHASTE_TEST_PGBOUNCER",
+];
 
 /// What a variable is to the configuration.
 pub(super) enum Variable {

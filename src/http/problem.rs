@@ -121,6 +121,7 @@ impl Problem {
                 (StatusCode::TOO_MANY_REQUESTS, "tenant_backlog_full")
             }
             LedgerError::BacklogFull { .. } => (StatusCode::SERVICE_UNAVAILABLE, "backlog_full"),
+            LedgerError::TooSlow => (StatusCode::SERVICE_UNAVAILABLE, "read_timeout"),
             LedgerError::Taken(_) => return Self::new(StatusCode::CONFLICT, "taken", error.to_string()),
             LedgerError::Unavailable(_) | LedgerError::Refused(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "ledger_unavailable")

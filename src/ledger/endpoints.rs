@@ -221,7 +221,7 @@ impl Database {
     /// # Errors
     /// [`LedgerError::Unavailable`].
     pub async fn all_endpoints(&self) -> Result<Vec<EndpointRow>> {
-        let found: Vec<Tuple> = on!(self, reads, pool => {
+        let found: Vec<Tuple> = on!(self, hot_reads, pool => {
             sqlx::query_as(select!("ORDER BY id")).fetch_all(pool).await?
         });
         Ok(found.into_iter().map(row).collect())
@@ -233,7 +233,7 @@ impl Database {
     /// # Errors
     /// [`LedgerError::Unavailable`].
     pub async fn endpoints_since(&self, version: i64) -> Result<Vec<EndpointRow>> {
-        let found: Vec<Tuple> = on!(self, reads, pool => {
+        let found: Vec<Tuple> = on!(self, hot_reads, pool => {
             sqlx::query_as(select!("WHERE version > $1 ORDER BY id")).bind(version).fetch_all(pool).await?
         });
         Ok(found.into_iter().map(row).collect())
@@ -244,7 +244,7 @@ impl Database {
     /// # Errors
     /// [`LedgerError::Unavailable`].
     pub async fn endpoint_marks(&self) -> Result<Vec<EndpointMark>> {
-        let found: Vec<(String, i64, Option<i64>, Option<i64>)> = on!(self, reads, pool => {
+        let found: Vec<(String, i64, Option<i64>, Option<i64>)> = on!(self, hot_reads, pool => {
             sqlx::query_as("SELECT id, version, failing_since, proven_at FROM endpoint").fetch_all(pool).await?
         });
         let at = |millis: Option<i64>| millis.map(Timestamp::from_millis);
@@ -365,7 +365,7 @@ impl Database {
     /// [`LedgerError::Unavailable`].
     pub async fn set_failing_since(&self, id: &str, since: Option<Timestamp>) -> Result<bool> {
         // No revision: it is no setting, and a flapping endpoint must not make every node read everything again.
-        on!(self, writes, pool => {
+        on!(self, hot_writes, pool => {
             let changed = sqlx::query(
                 "UPDATE endpoint SET failing_since = $2
                  WHERE id = $1 AND (failing_since IS NULL) <> ($2 IS NULL)",
@@ -401,7 +401,7 @@ impl Database {
     /// # Errors
     /// [`LedgerError::Unavailable`].
     pub async fn waiting_by_destination(&self) -> Result<Vec<(String, i64)>> {
-        on!(self, reads, pool => {
+        on!(self, chore_reads, pool => {
             Ok(sqlx::query_as(
                 "SELECT lane.destination, COUNT(*) FROM queue JOIN lane ON lane.id = queue.lane
                  GROUP BY lane.destination ORDER BY lane.destination",

@@ -85,16 +85,16 @@ impl Database {
     pub(super) async fn now(&self, clock: &dyn Clock) -> Result<Timestamp> {
         match self {
             Self::Sqlite { .. } => Ok(clock.now()),
-            Self::Postgres(pool) => {
+            Self::Postgres(pools) => {
                 let millis = "SELECT (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint";
-                let (now,): (i64,) = sqlx::query_as(millis).fetch_one(pool).await?;
+                let (now,): (i64,) = sqlx::query_as(millis).fetch_one(&pools.hot).await?;
                 Ok(Timestamp::from_millis(now))
             }
         }
     }
 
     async fn save_gate(&self, gate: &str, reason: CloseReason, until: Timestamp, node: i64) -> Result<()> {
-        on!(self, writes, pool => {
+        on!(self, hot_writes, pool => {
             sqlx::query(
                 "INSERT INTO gate (id, reason, closed_until, node) VALUES ($1, $2, $3, $4)
                  ON CONFLICT (id) DO UPDATE SET reason = excluded.reason, closed_until = excluded.closed_until,
@@ -113,7 +113,7 @@ impl Database {
 
     /// Whether there was something to forget.
     async fn forget_gate(&self, gate: &str, now: Timestamp) -> Result<bool> {
-        on!(self, writes, pool => {
+        on!(self, hot_writes, pool => {
             let forgotten = sqlx::query("DELETE FROM gate WHERE id = $1 AND (reason <> $2 OR closed_until <= $3)")
                 .bind(gate)
                 .bind(CloseReason::Throttled.as_str())
@@ -125,7 +125,7 @@ impl Database {
     }
 
     async fn closed_gates(&self, now: Timestamp) -> Result<Vec<(String, String, i64, i64)>> {
-        on!(self, reads, pool => {
+        on!(self, hot_reads, pool => {
             Ok(sqlx::query_as("SELECT id, reason, closed_until, node FROM gate WHERE closed_until > $1")
                 .bind(now.as_millis())
                 .fetch_all(pool)

@@ -48,6 +48,7 @@ use self::notices::Notices;
 pub use self::partners::{EventTypeRow, PartnerRow, Put};
 use self::plan::{AcceptRequest, Known, Plan};
 pub use self::plan::{Accepted, ItemVerdict, NewEvent, RequestKey};
+pub use self::postgres::PostgresPools;
 pub use self::prune::{Doomed, KeptIdentity};
 pub use self::reading::{
     AttemptRow, DeliveryCursor, DeliveryFilter, DeliveryRow, DeliveryState, Done, EventDetail, EventFilter,
@@ -62,7 +63,7 @@ pub use self::replays::svix::{SvixDelivery, SvixWindow};
 pub use self::replays::{NewReplay, ReplayRow, ReplayStep, ReplayWork};
 pub use self::sessions::{ConsoleSession, SESSIONS_PER_KEY};
 pub use self::sql::{Database, OutcomeRow, Progress};
-pub use self::sqlite::{database_file, lock_holder};
+pub use self::sqlite::{LimitedReads, database_file, lock_holder};
 pub use self::stats::{StatRow, WaitingRow};
 pub use self::steering::Steered;
 use self::writer::{Command, Desk, Writer};
@@ -83,6 +84,12 @@ pub enum LedgerError {
     /// The ledger can't be opened as it is: durability off, too old, owned by another process.
     #[error("{0}")]
     Refused(String),
+    /// An operator's read took longer than it may.
+    #[error(
+        "the read took longer than ledger.read_timeout_ms allows and was ended; narrow its filter or its time range, or \
+         raise the limit"
+    )]
+    TooSlow,
     /// A name that must be unique is taken.
     #[error("{0}")]
     Taken(String),
@@ -102,7 +109,12 @@ pub enum LedgerError {
 
 impl From<sqlx::Error> for LedgerError {
     fn from(error: sqlx::Error) -> Self {
-        Self::Unavailable(error.to_string())
+        let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+        match code.as_deref() {
+            // Postgres: query_canceled, by `statement_timeout`. SQLite: SQLITE_INTERRUPT, by the progress handler.
+            Some("57014" | "9") => Self::TooSlow,
+            _ => Self::Unavailable(error.to_string()),
+        }
     }
 }
 
@@ -120,6 +132,44 @@ pub struct LedgerOptions {
     pub backlog: BacklogLimits,
     /// How many bytes of what was just recorded are kept in memory until it is claimed, about.
     pub recent_bytes: usize,
+    /// How the database is reached, and how long reads may take.
+    pub connections: Connections,
+}
+
+/// How the database is reached, and how long operators' reads may take.
+#[derive(Debug, Clone)]
+pub struct Connections {
+    /// Longest time that a statement of an operator's read may take.
+    pub read_timeout: Duration,
+    /// What stands between this process and Postgres.
+    pub pooler: Pooler,
+    /// A URL of Postgres that leads past the pooler, to hear other nodes. Without one behind a pooler, the ledger is
+    /// polled.
+    pub listen_url: Option<String>,
+    /// A URL of a read replica, for lists that may lag.
+    pub replica_url: Option<String>,
+}
+
+impl Default for Connections {
+    fn default() -> Self {
+        Self {
+            read_timeout: Duration::from_secs(10),
+            pooler: Pooler::None,
+            listen_url: None,
+            replica_url: None,
+        }
+    }
+}
+
+/// What stands between this process and Postgres.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pooler {
+    /// Nothing that shares sessions: each connection has its own.
+    None,
+    /// A pooler that gives a session to a client for a transaction at a time, such as pgbouncer with
+    /// `pool_mode = transaction`.
+    Transaction,
 }
 
 /// What a claim yields for one lane.
@@ -522,9 +572,23 @@ fn migrator(migrations: Migrations) -> Migrator {
     Migrator::with_migrations(migrations.collect())
 }
 
-/// Brings the schema to this version's.
+/// Brings the schema to this version's, alone: others wait for a lock of the session.
 async fn migrate(connection: &mut impl Migrate, migrations: Migrations) -> Result<()> {
-    let migrator = migrator(migrations);
+    run_migrations(connection, migrations, &migrator(migrations)).await
+}
+
+/// The same for a caller that holds a lock.
+async fn migrate_locked(connection: &mut impl Migrate, migrations: Migrations) -> Result<()> {
+    let mut migrator = migrator(migrations);
+    migrator.set_locking(false);
+    run_migrations(connection, migrations, &migrator).await
+}
+
+async fn run_migrations(
+    connection: &mut impl Migrate,
+    migrations: Migrations,
+    migrator: &Migrator,
+) -> Result<()> {
     let last = migrations.last().map_or(0, |(version, ..)| *version);
     // With failpoints there is a stop after each, where one may be killed.
     let stops = migrations.iter().map(|(version, ..)| *version);

@@ -10,11 +10,11 @@ use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use tokio::sync::{Notify, broadcast};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::postgres::Sessions;
 use crate::domain::tenant::LaneId;
 use crate::reconnect::Pauses;
 
@@ -30,6 +30,9 @@ const UNREAD_LIMIT: usize = 1_024;
 /// How often a silent connection is asked whether it is still there, and how long it may take to answer.
 const PING_EVERY: Duration = Duration::from_secs(15);
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+
+/// How often the ledger is polled where there is no session to listen on.
+const POLL_EVERY: Duration = Duration::from_secs(1);
 
 /// What another node has told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,7 +51,8 @@ pub enum Notice {
 pub(super) struct Notices {
     node: i64,
     bell: Arc<Bell>,
-    connect: PgConnectOptions,
+    /// `None` where there is no session to listen on.
+    connect: Option<PgConnectOptions>,
     heard: broadcast::Sender<Notice>,
     /// Begins with the first who wants to hear: the command line has no use for a connection of its own.
     listener: OnceLock<AbortOnDropHandle<()>>,
@@ -56,14 +60,15 @@ pub(super) struct Notices {
 }
 
 impl Notices {
-    /// Tells by `pool` and hears by a connection of its own, made with `connect`.
-    pub fn new(node: i64, pool: PgPool, connect: &PgConnectOptions) -> Self {
+    /// Notifies by `pool`, and listens on a connection of its own, made with `connect`. Without one, every notice is
+    /// assumed about once a second: receivers then poll the ledger.
+    pub fn new(node: i64, pool: Sessions, connect: Option<PgConnectOptions>) -> Self {
         let bell = Arc::new(Bell::default());
         let ringer = tokio::spawn(ring(bell.clone(), node, pool));
         Self {
             node,
             bell,
-            connect: connect.clone().application_name(LISTENER),
+            connect: connect.map(|connect| connect.application_name(LISTENER)),
             heard: broadcast::Sender::new(UNREAD_LIMIT),
             listener: OnceLock::new(),
             ringer: AbortOnDropHandle::new(ringer),
@@ -87,8 +92,11 @@ impl Notices {
     pub fn subscribe(&self) -> broadcast::Receiver<Notice> {
         let receiver = self.heard.subscribe();
         self.listener.get_or_init(|| {
-            let listening = listen(self.connect.clone(), self.node, self.heard.clone());
-            AbortOnDropHandle::new(tokio::spawn(listening))
+            let heard = self.heard.clone();
+            AbortOnDropHandle::new(match self.connect.clone() {
+                Some(connect) => tokio::spawn(listen(connect, self.node, heard)),
+                None => tokio::spawn(poll(heard)),
+            })
         });
         receiver
     }
@@ -200,7 +208,7 @@ fn parse(payload: &str) -> Option<(i64, Vec<Notice>)> {
 }
 
 /// Tells the others what is gathered, again and again.
-async fn ring(bell: Arc<Bell>, node: i64, pool: PgPool) {
+async fn ring(bell: Arc<Bell>, node: i64, pool: Sessions) {
     loop {
         bell.rung.notified().await;
         let gathered = std::mem::take(&mut *bell.gathered());
@@ -226,15 +234,28 @@ async fn listen(connect: PgConnectOptions, node: i64, heard: broadcast::Sender<N
             Ok(mut listener) => {
                 pauses.reset();
                 // What was told while nobody listened.
-                for notice in [Notice::Gates, Notice::Revision, Notice::Look] {
-                    let _ = heard.send(notice);
-                }
+                assume_all(&heard);
                 hear(&mut listener, node, &heard).await
             }
             Err(error) => error,
         };
         tracing::debug!(error = %broken, "other nodes are not heard; the ledger is looked at from time to time");
         tokio::time::sleep(pauses.pause()).await;
+    }
+}
+
+/// Lets receivers look at everything again and again.
+async fn poll(heard: broadcast::Sender<Notice>) {
+    loop {
+        tokio::time::sleep(POLL_EVERY).await;
+        assume_all(&heard);
+    }
+}
+
+fn assume_all(heard: &broadcast::Sender<Notice>) {
+    for notice in [Notice::Gates, Notice::Revision, Notice::Look] {
+        // Nobody listens while the process ends.
+        let _ = heard.send(notice);
     }
 }
 

@@ -138,7 +138,7 @@ impl Database {
     /// # Errors
     /// [`LedgerError::Unavailable`].
     pub async fn all_partners(&self) -> Result<Vec<PartnerRow>> {
-        let rows: Vec<PartnerTuple> = on!(self, reads, pool => {
+        let rows: Vec<PartnerTuple> = on!(self, hot_reads, pool => {
             sqlx::query_as("SELECT id, settings, version, created_at FROM partner").fetch_all(pool).await?
         });
         rows.into_iter().map(partner).collect()
@@ -249,7 +249,7 @@ impl Database {
     /// # Errors
     /// [`LedgerError::Unavailable`].
     pub async fn event_type_names(&self) -> Result<Vec<String>> {
-        let rows: Vec<(String,)> = on!(self, reads, pool => {
+        let rows: Vec<(String,)> = on!(self, hot_reads, pool => {
             sqlx::query_as("SELECT name FROM event_type").fetch_all(pool).await?
         });
         Ok(rows.into_iter().map(|(name,)| name).collect())
@@ -260,7 +260,7 @@ impl Database {
     /// # Errors
     /// [`LedgerError::Unavailable`].
     pub async fn unsynced_event_types(&self, limit: u32) -> Result<Vec<EventTypeRow>> {
-        let rows: Vec<EventTypeTuple> = on!(self, reads, pool => {
+        let rows: Vec<EventTypeTuple> = on!(self, chore_reads, pool => {
             sqlx::query_as(
                 "SELECT name, settings, version, synced, created_at FROM event_type
                  WHERE synced < version ORDER BY version LIMIT $1",

@@ -4,6 +4,8 @@
 //! without touching one (a heap-only update); `SKIP LOCKED` keeps two nodes from waiting for each other.
 
 mod heads;
+mod pooler;
+mod pools;
 mod settle;
 
 use std::collections::HashMap;
@@ -13,17 +15,21 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{Executor as _, PgConnection, PgPool};
+use sqlx::postgres::PgConnectOptions;
 
 use self::heads::{FRONT, Heads};
+pub use self::pools::PostgresPools;
+pub(super) use self::pools::{Session, Sessions};
 use super::notices::Notices;
 use super::payloads::{self, ClaimedPlaces, Payload, Place, Recent};
 use super::plan::{Known, Plan, RequestKey};
 use super::rows;
-use super::silence::{answers, in_time};
+use super::silence::in_time;
 use super::sql::Database;
-use super::{ClaimedLane, Committed, Held, LedgerError, LedgerOptions, Migrations, Opened, Result, Store};
+use super::{
+    ClaimedLane, Committed, Connections, Held, LedgerError, LedgerOptions, Migrations, Opened, Pooler,
+    Result, Store,
+};
 use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::delivery::Settlement;
 use crate::domain::event::{Event, Fingerprint, Identity};
@@ -45,16 +51,6 @@ const MIGRATIONS: Migrations = &[
     (10, "console", include_str!("../../migrations/postgres/0010_console.sql")),
     (11, "steered_by", include_str!("../../migrations/postgres/0011_steered_by.sql")),
 ];
-const CONNECTIONS: u32 = 8;
-/// Every statement of ours has an index to go by. A plan that is kept from when a table was small, or a guess from old
-/// statistics, would scan a deep queue for each claim instead. What has to scan all the same is made to look so dear by
-/// that, that the server would compile it first, or start processes to share the work.
-const BY_INDEX: &str = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off; \
-                        SET max_parallel_workers_per_gather = 0";
-/// A transaction of ours never waits for us. One that a node was cut off from would keep its rows locked, and whoever sends
-/// the same events again waiting, until the server missed the node.
-const NOT_FOR_LONG: &str = "SET idle_in_transaction_session_timeout = '10s'";
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a start waits for the database.
 const START_PATIENCE: Duration = Duration::from_secs(5);
 /// A node that has not been seen for so long has lost its number.
@@ -64,7 +60,7 @@ const NODE_TRIES: usize = 32;
 
 /// See the module's own words.
 pub(super) struct PostgresStore {
-    pool: PgPool,
+    pool: Sessions,
     recent: Recent,
     heads: Heads,
     lease_ms: i64,
@@ -81,36 +77,24 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
         let words = "the database URL is neither `sqlite:PATH` nor `postgres://…`";
         return Err(LedgerError::Refused(words.into()));
     }
-    let connect = PgConnectOptions::from_str(&options.url)
-        .map_err(|error| LedgerError::Refused(format!("the database URL is not a Postgres one: {error}")))?
-        .application_name("posthaste");
-    let pool = || {
-        PgPoolOptions::new()
-            .max_connections(CONNECTIONS)
-            .acquire_timeout(CONNECT_TIMEOUT)
-            .after_connect(|connection, _| {
-                Box::pin(async move {
-                    connection.execute(BY_INDEX).await?;
-                    connection.execute(NOT_FOR_LONG).await.map(drop)
-                })
-            })
-            .after_release(|connection, _| Box::pin(answers(connection)))
-            .connect_with(connect.clone())
-    };
-    // A database that has just been started may need a moment; a wrong password stays wrong.
-    let pool = reconnect::reach(START_PATIENCE, pool, is_final)
-        .await
-        .map_err(|error| LedgerError::Unavailable(format!("can't reach Postgres: {error}")))?;
-    check(&pool).await?;
-    super::migrate(&mut *pool.acquire().await?, MIGRATIONS).await?;
-    let database = Database::Postgres(pool.clone());
+    let connections = &options.connections;
+    let primary = parsed(&options.url, "the database URL", connections)?;
+    let replica = connections.replica_url.as_deref();
+    let replica = replica.map(|url| parsed(url, "ledger.replica_url", connections)).transpose()?;
+    let pools = connect(&primary, replica.as_ref(), connections).await?;
+    check(&pools.hot).await?;
+    match connections.pooler {
+        Pooler::None => super::migrate(&mut *pools.hot.session().await?, MIGRATIONS).await?,
+        Pooler::Transaction => pooler::migrate(&primary).await?,
+    }
+    let database = Database::Postgres(pools.clone());
     let epoch = format!("{:032x}", clock.random());
-    let node = take_node(&pool, &epoch).await?;
+    let node = take_node(&pools.hot, &epoch).await?;
     let largest = database.largest_seq().await?;
     let lease_ms = i64::try_from(options.lease.as_millis()).unwrap_or(i64::MAX);
-    let notices = Some(Notices::new(node, pool.clone(), &connect));
+    let notices = Some(Notices::new(node, pools.hot.clone(), listened_at(&primary, connections)?));
     let store = PostgresStore {
-        pool,
+        pool: pools.hot,
         recent: Recent::new(options.recent_bytes),
         heads: Heads::default(),
         lease_ms,
@@ -121,6 +105,55 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
     Ok(Opened { store, database, sequence: Sequence::new(node, largest), node, notices })
 }
 
+/// The options of a URL, which itself may hold a password and is not repeated.
+fn parsed(url: &str, name: &str, connections: &Connections) -> Result<PgConnectOptions> {
+    let options = PgConnectOptions::from_str(url)
+        .map_err(|error| LedgerError::Refused(format!("{name} is not a Postgres one: {error}")))?
+        .application_name("posthaste");
+    Ok(match connections.pooler {
+        Pooler::None => options,
+        // A pooler knows few settings of a session, and refuses the others.
+        Pooler::Transaction => options.extra_float_digits(None),
+    })
+}
+
+/// Where notices of other nodes are heard; `None` where only a pooler is known, which has no session to listen on.
+fn listened_at(primary: &PgConnectOptions, connections: &Connections) -> Result<Option<PgConnectOptions>> {
+    match (&connections.listen_url, connections.pooler) {
+        (Some(url), _) => {
+            let direct = Connections { pooler: Pooler::None, ..connections.clone() };
+            parsed(url, "ledger.listen_url", &direct).map(Some)
+        }
+        (None, Pooler::None) => Ok(Some(primary.clone())),
+        (None, Pooler::Transaction) => Ok(None),
+    }
+}
+
+/// Opens the pools, once the server can be reached.
+async fn connect(
+    primary: &PgConnectOptions,
+    replica: Option<&PgConnectOptions>,
+    connections: &Connections,
+) -> Result<PostgresPools> {
+    let pooled = connections.pooler == Pooler::Transaction;
+    let unreachable = |error: sqlx::Error| {
+        if !pooled && pooler::looks_pooled(&error) {
+            return pooler::not_configured(&error.to_string());
+        }
+        LedgerError::Unavailable(format!("can't reach Postgres: {error}"))
+    };
+    if !pooled {
+        let shared = || pooler::is_in_front_of(primary);
+        // A database that has just been started may need a moment; a wrong password stays wrong.
+        let shared = reconnect::reach(START_PATIENCE, shared, is_final).await.map_err(unreachable)?;
+        if shared {
+            return Err(pooler::not_configured("connections share their sessions"));
+        }
+    }
+    let pools = || PostgresPools::connect(primary, replica, pooled, connections.read_timeout);
+    reconnect::reach(START_PATIENCE, pools, is_final).await.map_err(unreachable)
+}
+
 /// Whether waiting does not help: the server answered, and it is not just starting (57P03) or crowded (53300).
 fn is_final(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
@@ -128,7 +161,7 @@ fn is_final(error: &sqlx::Error) -> bool {
 }
 
 /// Refuses what would not keep an acknowledged event.
-async fn check(pool: &PgPool) -> Result<()> {
+async fn check(pool: &Sessions) -> Result<()> {
     for setting in ["fsync", "synchronous_commit", "full_page_writes"] {
         let (value,): (String,) =
             sqlx::query_as("SELECT current_setting($1)").bind(setting).fetch_one(pool).await?;
@@ -142,7 +175,7 @@ async fn check(pool: &PgPool) -> Result<()> {
 }
 
 /// Takes the lowest node number that nobody holds, by the database's clock: no node's own clock may expire another.
-async fn take_node(pool: &PgPool, epoch: &str) -> Result<i64> {
+async fn take_node(pool: &Sessions, epoch: &str) -> Result<i64> {
     let expiry_ms = i64::try_from(NODE_EXPIRY.as_millis()).unwrap_or(i64::MAX);
     for _ in 0..NODE_TRIES {
         let row: Option<(i64,)> = sqlx::query_as(
@@ -169,7 +202,7 @@ async fn take_node(pool: &PgPool, epoch: &str) -> Result<i64> {
 }
 
 impl PostgresStore {
-    async fn insert_plan(&self, connection: &mut PgConnection, plan: &Plan<'_>) -> Result<bool> {
+    async fn insert_plan(&self, connection: &mut Session, plan: &Plan<'_>) -> Result<bool> {
         if !insert_keys(connection, plan).await? {
             return Ok(false);
         }
@@ -284,7 +317,7 @@ impl PostgresStore {
 }
 
 /// Writes a plan's keys; false where some are taken.
-async fn insert_keys(connection: &mut PgConnection, plan: &Plan<'_>) -> Result<bool> {
+async fn insert_keys(connection: &mut Session, plan: &Plan<'_>) -> Result<bool> {
     let keys: Vec<_> = plan.sorted().collect();
     if !keys.is_empty() {
         let identities = || keys.iter().map(|insert| &insert.new.event.identity);
@@ -341,7 +374,7 @@ const INSERT_TRACED: &str =
                  $8::bigint[], $10::bigint[], $11::text[])
          AS t (seq, tenant, source, id, type, destinations, body, data_start, data_end, trace)";
 
-async fn insert_events(connection: &mut PgConnection, plan: &Plan<'_>) -> Result<()> {
+async fn insert_events(connection: &mut Session, plan: &Plan<'_>) -> Result<()> {
     if plan.inserts.is_empty() {
         return Ok(());
     }

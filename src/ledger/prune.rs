@@ -57,7 +57,7 @@ impl Ledger {
             now.as_millis().saturating_sub(i64::try_from(every.as_millis()).unwrap_or(i64::MAX));
         let (node, until) = (self.node(), now + lease);
         let database = self.database();
-        let known: Option<(i64, i64, i64)> = on!(database, reads, pool => {
+        let known: Option<(i64, i64, i64)> = on!(database, chore_reads, pool => {
             sqlx::query_as("SELECT worker, worker_until, done_at FROM chore WHERE name = $1")
                 .bind(name)
                 .fetch_optional(pool)
@@ -69,7 +69,6 @@ impl Ledger {
         {
             return Ok(false);
         }
-        let _turn = database.turn().await;
         on!(database, writes, pool => {
             let taken = sqlx::query(
                 "INSERT INTO chore (name, worker, worker_until, done_at) VALUES ($1, $2, $3, 0)
@@ -107,7 +106,6 @@ impl Ledger {
 
     async fn set_chore(&self, name: &str, until: Timestamp, done_at: Option<Timestamp>) -> Result<bool> {
         let database = self.database();
-        let _turn = database.turn().await;
         on!(database, writes, pool => {
             let kept = sqlx::query(
                 "UPDATE chore SET worker_until = $3, done_at = COALESCE($4, done_at) WHERE name = $1 AND worker = $2",
@@ -130,7 +128,7 @@ impl Database {
     /// # Errors
     /// [`super::LedgerError::Unavailable`].
     pub async fn done_events(&self, after: i64, last: i64, rows: u32) -> Result<Vec<Doomed>> {
-        let found: Vec<(i64, String, i64, i64, i64, i64)> = on!(self, reads, pool => {
+        let found: Vec<(i64, String, i64, i64, i64, i64)> = on!(self, chore_reads, pool => {
             sqlx::query_as(
                 "SELECT event.seq, event.tenant, event.received_at, event.destinations,
                         (SELECT COUNT(*) FROM outcome WHERE outcome.event = event.seq),
@@ -163,7 +161,6 @@ impl Database {
         let list: Vec<_> = events.iter().map(|event| event.seq.to_string()).collect();
         let list = list.join(",");
         let unrouted = events.iter().all(|event| event.deliveries == 0);
-        let _turn = self.turn().await;
         on!(self, writes, pool => {
             let mut transaction = pool.begin().await?;
             // Outcomes first: who replays one of them takes it out too, and one of us finds it gone.
@@ -218,7 +215,7 @@ impl Database {
         rows: u32,
         dry_run: bool,
     ) -> Result<(u64, Option<(i64, i64, i64)>)> {
-        let found: Vec<(i64, i64, i64, i64)> = on!(self, reads, pool => {
+        let found: Vec<(i64, i64, i64, i64)> = on!(self, chore_reads, pool => {
             sqlx::query_as(
                 "SELECT event, lane, attempt, at FROM attempt_log
                  WHERE (event, lane, attempt) > ($1, $2, $3) AND event < $4 ORDER BY event, lane, attempt LIMIT $5",
@@ -241,7 +238,6 @@ impl Database {
         }
         let sql =
             format!("DELETE FROM attempt_log WHERE (event, lane, attempt) IN (VALUES {})", old.join(","));
-        let _turn = self.turn().await;
         on!(self, writes, pool => {
             let gone = sqlx::query(AssertSqlSafe(sql)).persistent(false).execute(pool).await?;
             Ok((gone.rows_affected(), next))
@@ -259,7 +255,7 @@ impl Database {
         rows: u32,
         dry_run: bool,
     ) -> Result<(u64, Option<(String, String)>)> {
-        let found: Vec<(String, String, i64)> = on!(self, reads, pool => {
+        let found: Vec<(String, String, i64)> = on!(self, chore_reads, pool => {
             sqlx::query_as(
                 "SELECT scope, key, created_at FROM request_key WHERE (scope, key) > ($1, $2)
                  ORDER BY scope, key LIMIT $3",
@@ -278,7 +274,6 @@ impl Database {
         }
         let places: Vec<_> = (0..old.len()).map(|n| format!("(${},${})", 2 * n + 1, 2 * n + 2)).collect();
         let sql = format!("DELETE FROM request_key WHERE (scope, key) IN (VALUES {})", places.join(","));
-        let _turn = self.turn().await;
         on!(self, writes, pool => {
             let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
             for (scope, key, _) in &old {
@@ -294,7 +289,7 @@ impl Database {
     /// [`super::LedgerError::Unavailable`].
     pub async fn prune_rejected(&self, before: Timestamp, dry_run: bool) -> Result<u64> {
         if dry_run {
-            let (count,): (i64,) = on!(self, reads, pool => {
+            let (count,): (i64,) = on!(self, chore_reads, pool => {
                 sqlx::query_as("SELECT COUNT(*) FROM rejected WHERE received_at < $1")
                     .bind(before.as_millis())
                     .fetch_one(pool)
@@ -306,7 +301,6 @@ impl Database {
             "DELETE FROM rejected WHERE received_at < $1
              AND id IN (SELECT id FROM rejected ORDER BY id LIMIT {REJECTED_AT_ONCE})"
         );
-        let _turn = self.turn().await;
         on!(self, writes, pool => {
             let gone = sqlx::query(AssertSqlSafe(sql)).bind(before.as_millis()).execute(pool).await?;
             Ok(gone.rows_affected())
@@ -319,20 +313,19 @@ impl Database {
     /// # Errors
     /// [`super::LedgerError::Unavailable`].
     pub async fn prune_replays(&self, before: Timestamp, dry_run: bool) -> Result<u64> {
-        let (count,): (i64,) = on!(self, reads, pool => {
+        let (count,): (i64,) = on!(self, chore_reads, pool => {
             sqlx::query_as("SELECT COUNT(*) FROM replay WHERE ended_at < $1")
                 .bind(before.as_millis())
                 .fetch_one(pool)
                 .await?
         });
         let left = format!("SELECT COUNT(*) {TRIED}");
-        let (waiting,): (i64,) = on!(self, reads, pool => {
+        let (waiting,): (i64,) = on!(self, chore_reads, pool => {
             sqlx::query_as(AssertSqlSafe(left)).fetch_one(pool).await?
         });
         if dry_run || count + waiting == 0 {
             return Ok(count.max(0).unsigned_abs());
         }
-        let _turn = self.turn().await;
         on!(self, writes, pool => {
             sqlx::query(AssertSqlSafe(format!("DELETE {TRIED}"))).execute(pool).await?;
             let gone = sqlx::query("DELETE FROM replay WHERE ended_at < $1")
@@ -352,7 +345,7 @@ impl Database {
         after: (&str, &str, &str),
         rows: u32,
     ) -> Result<(Vec<KeptIdentity>, Option<(String, String, String)>)> {
-        let found: Vec<(String, String, String, i64, i64)> = on!(self, reads, pool => {
+        let found: Vec<(String, String, String, i64, i64)> = on!(self, chore_reads, pool => {
             sqlx::query_as(
                 "SELECT tenant, source, id, event,
                         CAST(CASE WHEN EXISTS (SELECT 1 FROM event WHERE event.seq = event_key.event) THEN 0 ELSE 1 END AS BIGINT)
@@ -385,7 +378,6 @@ impl Database {
         let places: Vec<_> = (0..identities.len()).map(place).collect();
         let sql =
             format!("DELETE FROM event_key WHERE (tenant, source, id) IN (VALUES {})", places.join(","));
-        let _turn = self.turn().await;
         on!(self, writes, pool => {
             let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
             for identity in identities {

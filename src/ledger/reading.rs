@@ -200,7 +200,7 @@ impl Database {
         } else {
             "SELECT seq FROM event WHERE seq < $1 AND seq >= $2 ORDER BY seq DESC LIMIT 1 OFFSET $3"
         };
-        let row: Option<(i64,)> = on!(self, reads, pool => {
+        let row: Option<(i64,)> = on!(self, lists, pool => {
             sqlx::query_as(sql).bind(ceiling).bind(floor).bind(step - 1).fetch_optional(pool).await?
         });
         Ok(row.map(|(seq,)| seq))
@@ -230,7 +230,7 @@ impl Database {
              WHERE $8 IS NULL OR state = $8 ORDER BY seq DESC LIMIT $9"
         );
         let (exact, prefix) = type_columns(filter.event_type.as_ref());
-        let rows: Vec<EventTuple> = on!(self, reads, pool => {
+        let rows: Vec<EventTuple> = on!(self, lists, pool => {
             sqlx::query_as(AssertSqlSafe(sql))
                 .bind(ceiling)
                 .bind(from)

@@ -98,7 +98,7 @@ impl Database {
     /// # Errors
     /// [`LedgerError::Unavailable`].
     pub async fn tenants(&self) -> Result<Vec<TenantRow>> {
-        let rows: Vec<TenantTuple> = on!(self, reads, pool => {
+        let rows: Vec<TenantTuple> = on!(self, hot_reads, pool => {
             sqlx::query_as(tenants!("")).fetch_all(pool).await?
         });
         Ok(rows.into_iter().map(tenant).collect())
@@ -200,7 +200,7 @@ impl Database {
     /// # Errors
     /// [`LedgerError::Unavailable`].
     pub async fn all_api_keys(&self) -> Result<Vec<ApiKey>> {
-        let rows: Vec<KeyRow> = on!(self, reads, pool => {
+        let rows: Vec<KeyRow> = on!(self, hot_reads, pool => {
             sqlx::query_as(
                 "SELECT id, name, hash, scopes, tenant, created_at, revoked_at FROM api_key ORDER BY created_at, id",
             )

@@ -88,7 +88,7 @@ impl Database {
     /// # Errors
     /// [`super::LedgerError::Unavailable`]: it must not be acknowledged.
     pub async fn reject(&self, rejected: &[NewRejected], now: Timestamp) -> Result<u64> {
-        on!(self, writes, pool => {
+        on!(self, hot_writes, pool => {
             let mut kept = 0;
             let mut transaction = pool.begin().await?;
             for message in rejected {
@@ -121,7 +121,7 @@ impl Database {
     /// # Errors
     /// [`super::LedgerError::Unavailable`].
     pub async fn rejected(&self, filter: &RejectedFilter, limit: u32) -> Result<Vec<RejectedRow>> {
-        let rows: Vec<(i64, i64, String, String, i64)> = on!(self, reads, pool => {
+        let rows: Vec<(i64, i64, String, String, i64)> = on!(self, lists, pool => {
             sqlx::query_as(
                 "SELECT id, received_at, origin, reason, CAST(LENGTH(body) AS BIGINT) FROM rejected
                  WHERE id < $1 AND received_at >= $2 AND ($3 IS NULL OR origin = $3)

@@ -115,7 +115,7 @@ impl Database {
     async fn add_repeats(&self, rows: &[(Identity, Count)]) -> Result<()> {
         let at = |at: Option<Timestamp>| at.map(Timestamp::as_millis);
         match self {
-            Self::Sqlite { writes, .. } => {
+            Self::Sqlite { writes, turn, .. } => {
                 let row = |(identity, count): &(Identity, Count)| {
                     serde_json::json!([
                         &*identity.tenant,
@@ -136,12 +136,13 @@ impl Database {
                      WHERE event_key.tenant = input.value ->> 0 AND event_key.source = input.value ->> 1
                        AND event_key.id = input.value ->> 2 {ADD}"
                 );
+                let _turn = turn.lock().await;
                 sqlx::query(sqlx::AssertSqlSafe(sql))
                     .bind(serde_json::Value::from(rows).to_string())
                     .execute(writes)
                     .await?;
             }
-            Self::Postgres(pool) => {
+            Self::Postgres(pools) => {
                 let sql = format!(
                     "{INTO} SELECT event_key.event, input.duplicates, input.duplicate_at, input.conflicts,
                             input.conflict_at, input.conflict_type
@@ -168,7 +169,7 @@ impl Database {
                     .bind(numbers(|count| count.conflicts))
                     .bind(times(|count| count.conflict_at))
                     .bind(rows.iter().map(|(_, count)| count.conflict_type.as_deref()).collect::<Vec<_>>())
-                    .execute(pool)
+                    .execute(&pools.chores)
                     .await?;
             }
         }

@@ -238,7 +238,6 @@ impl Database {
     pub async fn add_replay(&self, new: &NewReplay, now: Timestamp) -> Result<()> {
         let selection = serde_json::to_string(&new.selection);
         let selection = selection.map_err(|error| LedgerError::Refused(error.to_string()))?;
-        let _turn = self.turn().await;
         on!(self, writes, pool => {
             sqlx::query(
                 "INSERT INTO replay (id, tenant, filter, selection, pace, new_ids, state, started_by, created_at, total,
@@ -284,7 +283,7 @@ impl Database {
         before: Option<&str>,
         limit: u32,
     ) -> Result<Vec<ReplayRow>> {
-        let rows: Vec<ReplayTuple> = on!(self, reads, pool => {
+        let rows: Vec<ReplayTuple> = on!(self, lists, pool => {
             sqlx::query_as(replays!(
                 "WHERE ($1 IS NULL OR id < $1) AND ($2 IS NULL OR tenant = $2) ORDER BY id DESC LIMIT $3"
             ))
@@ -308,7 +307,6 @@ impl Database {
             "UPDATE replay SET state = $2, ended_at = $3, waits_for = NULL WHERE id = $1 AND state IN ({})",
             from.join(",")
         );
-        let _turn = self.turn().await;
         on!(self, writes, pool => {
             let done = sqlx::query(AssertSqlSafe(sql)).bind(id).bind(to).bind(ended).execute(pool).await?;
             Ok(done.rows_affected() == 1)
@@ -320,7 +318,6 @@ impl Database {
     /// # Errors
     /// [`LedgerError::Unavailable`].
     pub async fn note_replay(&self, id: &str, waits_for: Option<&str>) -> Result<()> {
-        let _turn = self.turn().await;
         on!(self, writes, pool => {
             sqlx::query("UPDATE replay SET waits_for = $2 WHERE id = $1 AND state = 'running'")
                 .bind(id)
@@ -336,7 +333,7 @@ impl Database {
     /// # Errors
     /// [`LedgerError::Unavailable`].
     pub async fn replay_work(&self, id: &str) -> Result<Option<ReplayWork>> {
-        let row: Option<WorkTuple> = on!(self, reads, pool => {
+        let row: Option<WorkTuple> = on!(self, chore_reads, pool => {
             sqlx::query_as(
                 "SELECT id, selection, pace, new_ids, cursor_event, cursor_lane, exhausted FROM replay WHERE id = $1",
             )
@@ -359,7 +356,7 @@ impl Database {
     }
 
     async fn has_running_replay(&self) -> Result<bool> {
-        let row: Option<(i64,)> = on!(self, reads, pool => {
+        let row: Option<(i64,)> = on!(self, chore_reads, pool => {
             sqlx::query_as("SELECT CAST(1 AS BIGINT) FROM replay WHERE state = 'running' LIMIT 1")
                 .fetch_optional(pool)
                 .await?
@@ -368,7 +365,6 @@ impl Database {
     }
 
     async fn take_replays(&self, node: i64, now: Timestamp, until: Timestamp) -> Result<Vec<String>> {
-        let _turn = self.turn().await;
         let rows: Vec<(String,)> = on!(self, writes, pool => {
             sqlx::query_as(
                 "UPDATE replay SET worker = $1, worker_until = $3
@@ -388,7 +384,6 @@ impl Database {
     /// # Errors
     /// [`LedgerError::Unavailable`]: the leases will end by themselves.
     pub async fn release_replays(&self, node: i64) -> Result<()> {
-        let _turn = self.turn().await;
         on!(self, writes, pool => {
             sqlx::query("UPDATE replay SET worker = -1, worker_until = 0 WHERE worker = $1 AND state = 'running'")
                 .bind(node)
@@ -407,7 +402,6 @@ impl Database {
         due_at: Timestamp,
     ) -> Result<Option<Vec<(i64, i64)>>> {
         let take_outcomes = step::take_outcomes(&work.selection, step.deliveries);
-        let _turn = self.turn().await;
         redoable!(self, |transaction| {
             let mut moved = Moved::default();
             if let Some(sql) = take_outcomes {

@@ -62,7 +62,7 @@ impl Database {
     /// # Errors
     /// [`super::LedgerError::Unavailable`].
     pub async fn console_session(&self, token_hash: &[u8], now: Timestamp) -> Result<Option<ConsoleSession>> {
-        let row: Option<(Vec<u8>, String, Vec<u8>, i64)> = on!(self, reads, pool => {
+        let row: Option<(Vec<u8>, String, Vec<u8>, i64)> = on!(self, hot_reads, pool => {
             sqlx::query_as(
                 "SELECT token_hash, key_id, key_hash, expires_at FROM console_session
                  WHERE token_hash = $1 AND expires_at > $2",

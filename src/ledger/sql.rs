@@ -6,47 +6,102 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use sqlx::{PgPool, SqliteConnection, SqlitePool};
+use sqlx::{SqliteConnection, SqlitePool};
 
 use super::Result;
+use super::postgres::PostgresPools;
+use super::sqlite::LimitedReads;
 use crate::domain::clock::Timestamp;
 use crate::domain::event::EventSeq;
 use crate::domain::tenant::{Destination, Lane, LaneId};
 
-/// Connections for what is not hot.
+/// Connections, by what they are for: what is slow holds none that the hot path needs.
 #[derive(Debug, Clone)]
 pub enum Database {
-    /// A SQLite file; `writes` is one connection of its own beside the writer's.
+    /// A SQLite file.
     Sqlite {
-        /// Read-only connections.
-        reads: SqlitePool,
-        /// One connection for rare writes: tenants, keys, gates, rejected messages.
+        /// Read-only connections of the hot path.
+        hot: SqlitePool,
+        /// Read-only connections for operators' reads, with a time limit.
+        reads: LimitedReads,
+        /// Read-only connections for chores: retention, replays, audits.
+        chores: SqlitePool,
+        /// One connection for all writes beside the writer's.
         writes: SqlitePool,
         /// One whose commits do not wait for the disk: what it writes is durable with the next commit of the others, and is
         /// what may be done again after a power cut.
         redoable: SqlitePool,
-        /// The writer's connection: who holds it, writes alone. See [`Database::turn`].
+        /// The right to write: see [`on`].
         turn: Turn,
     },
     /// A Postgres database.
-    Postgres(PgPool),
+    Postgres(PostgresPools),
 }
 
-/// The connection of SQLite's writer, while it does not write.
+/// The connection of SQLite's writer, while it does not write. Everything that writes locks this first: the lock is fair,
+/// while SQLite's own way to wait for another writer is to sleep for longer and longer, behind everyone who comes later.
 pub(super) type Turn = Arc<tokio::sync::Mutex<Option<SqliteConnection>>>;
 
-/// Runs one body against whichever database there is, reading or writing.
+/// Runs one body against either database, on the connections for its kind of work:
+///
+/// - `hot_reads`, `hot_writes`: what accepting, claiming, sending and settling wait for;
+/// - `reads`: what operators read, with a time limit;
+/// - `lists`: the same where the answer may lag, from the read replica where there is one;
+/// - `chore_reads`: what background tasks read;
+/// - `writes`: all other writes.
+///
+/// A write on SQLite takes its turn with the writer, so a body must not run another one.
 macro_rules! on {
+    ($database:expr, hot_reads, $pool:ident => $body:expr) => {
+        $crate::ledger::sql::on!(@read $database, hot, |pools| &pools.hot, $pool => $body)
+    };
+    ($database:expr, chore_reads, $pool:ident => $body:expr) => {
+        $crate::ledger::sql::on!(@read $database, chores, |pools| &pools.chores, $pool => $body)
+    };
     ($database:expr, reads, $pool:ident => $body:expr) => {
-        match $database {
-            Database::Sqlite { reads: $pool, .. } => $body,
-            Database::Postgres($pool) => $body,
-        }
+        $crate::ledger::sql::on!(@limited $database, |pools| &pools.reads, $pool => $body)
+    };
+    ($database:expr, lists, $pool:ident => $body:expr) => {
+        $crate::ledger::sql::on!(@limited $database, |pools| pools.lists(), $pool => $body)
+    };
+    ($database:expr, hot_writes, $pool:ident => $body:expr) => {
+        $crate::ledger::sql::on!(@write $database, |pools| &pools.hot, $pool => $body)
     };
     ($database:expr, writes, $pool:ident => $body:expr) => {
+        $crate::ledger::sql::on!(@write $database, |pools| &pools.chores, $pool => $body)
+    };
+    (@read $database:expr, $sqlite:ident, |$pools:ident| $postgres:expr, $pool:ident => $body:expr) => {
         match $database {
-            Database::Sqlite { writes: $pool, .. } => $body,
-            Database::Postgres($pool) => $body,
+            Database::Sqlite { $sqlite: $pool, .. } => $body,
+            Database::Postgres($pools) => {
+                let $pool = $postgres;
+                $body
+            }
+        }
+    };
+    (@limited $database:expr, |$pools:ident| $postgres:expr, $pool:ident => $body:expr) => {
+        match $database {
+            Database::Sqlite { reads, .. } => {
+                let _admitted = reads.admitted().await;
+                let $pool = reads.pool();
+                $body
+            }
+            Database::Postgres($pools) => {
+                let $pool = $postgres;
+                $body
+            }
+        }
+    };
+    (@write $database:expr, |$pools:ident| $postgres:expr, $pool:ident => $body:expr) => {
+        match $database {
+            Database::Sqlite { writes: $pool, turn, .. } => {
+                let _turn = turn.lock().await;
+                $body
+            }
+            Database::Postgres($pools) => {
+                let $pool = $postgres;
+                $body
+            }
         }
     };
 }
@@ -56,12 +111,13 @@ macro_rules! on {
 macro_rules! redoable {
     ($database:expr, |$transaction:ident| $body:expr) => {
         match $database {
-            Database::Sqlite { redoable, .. } => {
+            Database::Sqlite { redoable, turn, .. } => {
+                let _turn = turn.lock().await;
                 let mut $transaction = redoable.begin().await?;
                 $body
             }
-            Database::Postgres(pool) => {
-                let mut $transaction = pool.begin().await?;
+            Database::Postgres(pools) => {
+                let mut $transaction = pools.chores.begin().await?;
                 sqlx::query("SET LOCAL synchronous_commit = off").execute(&mut *$transaction).await?;
                 $body
             }
@@ -126,29 +182,20 @@ impl Database {
         matches!(self, Self::Postgres(_))
     }
 
-    /// For what writes in the background, again and again: it waits for its turn with the writer, and the writer for it.
-    /// SQLite's own way to wait for a lock is to sleep for longer and longer.
-    pub(super) async fn turn(&self) -> Option<tokio::sync::MutexGuard<'_, Option<SqliteConnection>>> {
-        match self {
-            Self::Sqlite { turn, .. } => Some(turn.lock().await),
-            Self::Postgres(_) => None,
-        }
-    }
-
     pub(super) async fn close(&self) {
         match self {
-            Self::Sqlite { reads, writes, redoable, .. } => {
-                reads.close().await;
-                writes.close().await;
-                redoable.close().await;
+            Self::Sqlite { hot, reads, chores, writes, redoable, .. } => {
+                for pool in [hot, reads.pool(), chores, writes, redoable] {
+                    pool.close().await;
+                }
             }
-            Self::Postgres(pool) => pool.close().await,
+            Self::Postgres(pools) => pools.close().await,
         }
     }
 
     /// The lane of `tenant` for `destination`, made where it is new.
     pub(super) async fn make_lane(&self, destination: &str, tenant: &str) -> Result<LaneId> {
-        on!(self, writes, pool => {
+        on!(self, hot_writes, pool => {
             sqlx::query(
                 "INSERT INTO lane (destination, tenant) VALUES ($1, $2) ON CONFLICT (destination, tenant) DO NOTHING",
             )
@@ -167,7 +214,7 @@ impl Database {
 
     /// The lane with this number; `None` where its destination is of a kind this version does not know.
     pub(super) async fn lane(&self, id: LaneId) -> Result<Option<Lane>> {
-        let row: Option<(String, String)> = on!(self, reads, pool => {
+        let row: Option<(String, String)> = on!(self, hot_reads, pool => {
             sqlx::query_as("SELECT destination, tenant FROM lane WHERE id = $1")
                 .bind(id.0)
                 .fetch_optional(pool)
@@ -181,7 +228,7 @@ impl Database {
 
     /// Whose lanes lead to a destination.
     pub(super) async fn lane_tenants(&self, destination: &str) -> Result<Vec<String>> {
-        let rows: Vec<(String,)> = on!(self, reads, pool => {
+        let rows: Vec<(String,)> = on!(self, hot_reads, pool => {
             sqlx::query_as("SELECT tenant FROM lane WHERE destination = $1")
                 .bind(destination)
                 .fetch_all(pool)
@@ -197,7 +244,7 @@ impl Database {
         after: Option<LaneId>,
         limit: u32,
     ) -> Result<Vec<(LaneId, [Option<Timestamp>; 2])>> {
-        let rows: Vec<(i64, Option<i64>, Option<i64>)> = on!(self, reads, pool => {
+        let rows: Vec<(i64, Option<i64>, Option<i64>)> = on!(self, hot_reads, pool => {
             sqlx::query_as(BUSY_LANES)
                 .bind(after.map_or(0, |lane| lane.0))
                 .bind(i64::from(limit))
@@ -211,7 +258,7 @@ impl Database {
 
     /// Deliveries waiting, by tenant.
     pub(super) async fn count_waiting(&self) -> Result<HashMap<Arc<str>, i64>> {
-        let rows: Vec<(String, i64)> = on!(self, reads, pool => {
+        let rows: Vec<(String, i64)> = on!(self, chore_reads, pool => {
             sqlx::query_as(
                 "SELECT lane.tenant, waiting.n
                  FROM (SELECT lane, COUNT(*) AS n FROM queue GROUP BY lane) AS waiting
@@ -233,7 +280,7 @@ impl Database {
     /// [`super::LedgerError::Unavailable`].
     pub async fn progress(&self) -> Result<Progress> {
         // One statement: all of it is of one moment, however much is settled meanwhile.
-        let rows: Vec<(String, i64)> = on!(self, reads, pool => {
+        let rows: Vec<(String, i64)> = on!(self, chore_reads, pool => {
             sqlx::query_as(
                 "SELECT 'events', COUNT(*) FROM event
                  UNION ALL SELECT 'unrouted', COUNT(*) FROM event WHERE destinations = 0
@@ -323,7 +370,7 @@ impl Database {
     /// # Errors
     /// [`super::LedgerError::Unavailable`].
     pub async fn revision(&self) -> Result<i64> {
-        on!(self, reads, pool => {
+        on!(self, hot_reads, pool => {
             let (number,): (i64,) = sqlx::query_as("SELECT number FROM revision").fetch_one(pool).await?;
             Ok(number)
         })
@@ -339,7 +386,7 @@ impl Database {
 
     /// The largest event number in use.
     pub(super) async fn largest_seq(&self) -> Result<Option<EventSeq>> {
-        on!(self, reads, pool => {
+        on!(self, hot_reads, pool => {
             let (seq,): (Option<i64>,) = sqlx::query_as("SELECT MAX(seq) FROM event").fetch_one(pool).await?;
             Ok(seq.map(EventSeq))
         })

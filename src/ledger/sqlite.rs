@@ -5,6 +5,7 @@
 
 mod claims;
 mod file;
+mod reads;
 mod waiting;
 mod write;
 
@@ -20,8 +21,9 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use sqlx::{AssertSqlSafe, Connection as _, SqliteConnection, SqlitePool};
 
 use self::claims::{Claim, Claims, Cursor, Meanwhile, Queue};
-use self::file::{check, checkpoint_on_the_side, own, path_of, wal_path};
+use self::file::{Checkpointer, check, own, path_of, wal_path};
 pub use self::file::{database_file, lock_holder};
+pub use self::reads::LimitedReads;
 use self::waiting::{EVENTS, WAITING};
 use self::write::{insert_plan, next_chunk, placeholders, settle_rows};
 
@@ -56,7 +58,9 @@ const MIGRATIONS: Migrations = &[
 ];
 
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-const READERS: u32 = 4;
+/// Connections that read for the hot path, and for chores.
+const HOT_READERS: u32 = 4;
+const CHORE_READERS: u32 = 2;
 /// Pages in the WAL at which a commit itself checkpoints. High, because that commit pays for it.
 const AUTOCHECKPOINT_PAGES: u32 = 16_000;
 /// Prepared statements that a connection keeps: those for many rows in all their sizes, and the others.
@@ -71,6 +75,7 @@ pub(super) struct SqliteStore {
     options: SqliteConnectOptions,
     /// `None` after an error: a transaction that SQLite gave up must not see another statement.
     writer: Turn,
+    /// The hot path's readers.
     reads: SqlitePool,
     claims: Mutex<Claims>,
     /// One claim at a time: `Claims::reading` belongs to it.
@@ -109,10 +114,11 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
     super::migrate(&mut writer, MIGRATIONS).await?;
     #[cfg(feature = "failpoints")]
     writer.lock_handle().await?.remove_progress_handler();
-    let reads = SqlitePoolOptions::new()
-        .max_connections(READERS)
-        .connect_with(connect.clone().read_only(true).create_if_missing(false))
-        .await?;
+    let read_only = connect.clone().read_only(true).create_if_missing(false);
+    let readers = |most| SqlitePoolOptions::new().max_connections(most);
+    let hot = readers(HOT_READERS).connect_with(read_only.clone()).await?;
+    let chores = readers(CHORE_READERS).connect_lazy_with(read_only.clone());
+    let reads = LimitedReads::connect(read_only, options.connections.read_timeout, clock).await?;
     let single = || {
         SqlitePoolOptions::new()
             .max_connections(1)
@@ -122,14 +128,18 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
     // In WAL mode NORMAL leaves out the sync of a commit, and nothing else.
     let redoable = single().connect_lazy_with(connect.clone().synchronous(SqliteSynchronous::Normal));
     let writer: Turn = Arc::new(tokio::sync::Mutex::new(Some(writer)));
-    let database = Database::Sqlite { reads: reads.clone(), writes, redoable, turn: writer.clone() };
+    let turn = writer.clone();
+    let database =
+        Database::Sqlite { hot: hot.clone(), reads: reads.clone(), chores, writes, redoable, turn };
     let largest = database.largest_seq().await?;
     let written = Arc::new(tokio::sync::Notify::new());
-    let checkpointer = tokio::spawn(checkpoint_on_the_side(connect.clone(), written.clone())).abort_handle();
+    let wal = wal_path(&path);
+    let checkpointer = Checkpointer::new(&connect, wal.clone(), written.clone(), reads, writer.clone());
+    let checkpointer = tokio::spawn(checkpointer.run()).abort_handle();
     let store = SqliteStore {
         options: connect,
         writer,
-        reads,
+        reads: hot,
         claims: Mutex::default(),
         claiming: tokio::sync::Mutex::default(),
         recent: Recent::new(options.recent_bytes),
@@ -137,7 +147,7 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
         clock: clock.clone(),
         written,
         checkpointer,
-        wal: wal_path(&path),
+        wal,
         lock,
     };
     Ok(Opened { store, database, sequence: Sequence::new(0, largest), node: 0, notices: None })

@@ -75,7 +75,7 @@ impl Database {
     ) -> Result<()> {
         let mut last = (since.as_millis(), String::new(), i64::MIN);
         loop {
-            let rows: Vec<(i64, String, i64, String, String)> = on!(self, reads, pool => {
+            let rows: Vec<(i64, String, i64, String, String)> = on!(self, lists, pool => {
                 sqlx::query_as(
                     "SELECT minute, subject, run, partner, sums FROM stat
                      WHERE (minute, subject, run) > ($1, $2, $3) AND ($4 IS NULL OR partner = $4 OR partner = '')
@@ -124,7 +124,7 @@ impl Database {
     /// # Errors
     /// [`super::LedgerError::Unavailable`].
     pub async fn waiting(&self) -> Result<Vec<WaitingRow>> {
-        let rows: Vec<(String, String, i64, i64, i64)> = on!(self, reads, pool => {
+        let rows: Vec<(String, String, i64, i64, i64)> = on!(self, chore_reads, pool => {
             sqlx::query_as(
                 "SELECT lane.destination, lane.tenant, waiting.n, waiting.oldest, waiting.first_due
                  FROM (SELECT lane, COUNT(*) AS n, MIN(event) AS oldest, MIN(due_at) AS first_due

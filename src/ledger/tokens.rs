@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::postgres::Session;
 use super::silence::in_time;
 use super::sql::{Database, on};
 use super::{Ledger, Result};
@@ -73,7 +74,8 @@ impl Ledger {
         partners.sort_unstable();
         partners.dedup();
         match &self.shared.database {
-            Database::Sqlite { writes, .. } => {
+            Database::Sqlite { writes, turn, .. } => {
+                let _turn = turn.lock().await;
                 let mut transaction = writes.begin_with("BEGIN IMMEDIATE").await?;
                 let mut rows = Vec::with_capacity(partners.len());
                 for partner in &partners {
@@ -97,8 +99,8 @@ impl Ledger {
                 transaction.commit().await?;
                 Ok(grants)
             }
-            Database::Postgres(pool) => {
-                let mut transaction = pool.begin().await?;
+            Database::Postgres(pools) => {
+                let mut transaction = pools.hot.begin().await?;
                 let mut rows = read_locked(&mut transaction, &partners).await?;
                 if rows.len() < partners.len() {
                     // Nothing but a row can be locked. A full one: it holds what no row means. Its time lies in the
@@ -136,7 +138,7 @@ impl Ledger {
     }
 }
 
-async fn read_locked(connection: &mut sqlx::PgConnection, partners: &[String]) -> Result<Vec<Row>> {
+async fn read_locked(connection: &mut Session, partners: &[String]) -> Result<Vec<Row>> {
     Ok(sqlx::query_as(
         "SELECT partner, millionths, at FROM partner_tokens WHERE partner = ANY($1) ORDER BY partner FOR UPDATE",
     )

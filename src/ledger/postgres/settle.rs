@@ -2,9 +2,9 @@
 
 use std::collections::HashSet;
 
-use sqlx::{PgConnection, PgExecutor};
+use sqlx::PgExecutor;
 
-use super::column;
+use super::{Session, column};
 use crate::domain::delivery::{DeliveryId, NextState, Settlement};
 use crate::domain::event::EventSeq;
 use crate::domain::tenant::LaneId;
@@ -12,7 +12,7 @@ use crate::ledger::rows::{self, AttemptColumns, OutcomeColumns, WaitingColumns};
 use crate::ledger::{ClaimId, Held, Result, claim_of};
 
 /// Moves finished deliveries from the queue into `outcome`; those whose claims hold no longer are returned.
-async fn settle_done(connection: &mut PgConnection, done: &[OutcomeColumns<'_>]) -> Result<Vec<ClaimId>> {
+async fn settle_done(connection: &mut Session, done: &[OutcomeColumns<'_>]) -> Result<Vec<ClaimId>> {
     if done.is_empty() {
         return Ok(Vec::new());
     }
@@ -52,7 +52,7 @@ async fn settle_done(connection: &mut PgConnection, done: &[OutcomeColumns<'_>])
 }
 
 /// Those of `done` that this transaction has written no outcome of.
-async fn stale(connection: &mut PgConnection, done: &[OutcomeColumns<'_>]) -> Result<Vec<ClaimId>> {
+async fn stale(connection: &mut Session, done: &[OutcomeColumns<'_>]) -> Result<Vec<ClaimId>> {
     let stale: Vec<(i64, i64, i64)> = sqlx::query_as(
         "SELECT input.event, input.lane, input.attempts
          FROM UNNEST($1::bigint[], $2::bigint[], $3::bigint[]) AS input (event, lane, attempts)
@@ -71,7 +71,7 @@ async fn stale(connection: &mut PgConnection, done: &[OutcomeColumns<'_>]) -> Re
 }
 
 /// Puts deliveries back for later, as far as their claims still hold.
-async fn settle_waiting(connection: &mut PgConnection, rows: &[WaitingColumns]) -> Result<Vec<ClaimId>> {
+async fn settle_waiting(connection: &mut Session, rows: &[WaitingColumns]) -> Result<Vec<ClaimId>> {
     if rows.is_empty() {
         return Ok(Vec::new());
     }
@@ -99,7 +99,7 @@ async fn settle_waiting(connection: &mut PgConnection, rows: &[WaitingColumns]) 
     Ok(settled.into_iter().map(claim_id).collect())
 }
 
-async fn log_attempts(connection: &mut PgConnection, rows: &[AttemptColumns<'_>]) -> Result<()> {
+async fn log_attempts(connection: &mut Session, rows: &[AttemptColumns<'_>]) -> Result<()> {
     if rows.is_empty() {
         return Ok(());
     }
@@ -170,10 +170,7 @@ pub(super) async fn release(connection: impl PgExecutor<'_>, held: &[Held]) -> R
 }
 
 /// Settles what is still held; what was fenced off is returned.
-pub(super) async fn settle(
-    connection: &mut PgConnection,
-    settlements: &[Settlement],
-) -> Result<HashSet<ClaimId>> {
+pub(super) async fn settle(connection: &mut Session, settlements: &[Settlement]) -> Result<HashSet<ClaimId>> {
     let done: Vec<_> = settlements.iter().filter_map(OutcomeColumns::of).collect();
     let waiting: Vec<_> = settlements.iter().filter_map(WaitingColumns::of).collect();
     let mut stale: HashSet<_> = settle_done(connection, &done).await?.into_iter().collect();

@@ -277,7 +277,7 @@ impl Database {
         let sql = format!(
             "SELECT event FROM outcome WHERE {dead} event <= $1 AND event >= $2 ORDER BY event DESC LIMIT 1 OFFSET $3"
         );
-        let row: Option<(i64,)> = on!(self, reads, pool => {
+        let row: Option<(i64,)> = on!(self, lists, pool => {
             sqlx::query_as(AssertSqlSafe(sql))
                 .bind(below.event.0)
                 .bind(floor)
@@ -307,7 +307,7 @@ impl Database {
                AND ($5 IS NULL OR lane.tenant = $5)
              ORDER BY outcome.event DESC, outcome.lane DESC LIMIT $6"
         );
-        let rows: Vec<DoneTuple> = on!(self, reads, pool => {
+        let rows: Vec<DoneTuple> = on!(self, lists, pool => {
             sqlx::query_as(AssertSqlSafe(sql))
                 .bind(from)
                 .bind(below.event.0)
@@ -324,7 +324,7 @@ impl Database {
     /// Lanes that may have work, by number from `first` on: those that the filter names, or all that are busy.
     async fn lanes_from(&self, filter: &DeliveryFilter, first: LaneId) -> Result<Vec<LaneTuple>> {
         if filter.tenant.is_none() && filter.destinations.is_none() {
-            return Ok(on!(self, reads, pool => {
+            return Ok(on!(self, lists, pool => {
                 sqlx::query_as(BUSY_FROM).bind(first.0).bind(LANES).fetch_all(pool).await?
             }));
         }
@@ -333,7 +333,7 @@ impl Database {
             "SELECT id, destination FROM lane WHERE id >= $1 AND ($3 IS NULL OR tenant = $3)
              AND ($4 IS NULL OR destination IN ({texts})) ORDER BY id LIMIT $2"
         );
-        Ok(on!(self, reads, pool => {
+        Ok(on!(self, lists, pool => {
             sqlx::query_as(AssertSqlSafe(sql))
                 .bind(first.0)
                 .bind(LANES)
@@ -355,7 +355,7 @@ impl Database {
             "SELECT {columns} FROM queue WHERE lane = $1 AND (retry, due_at, event) > ($2, $3, $4)
              ORDER BY retry, due_at, event LIMIT $5"
         );
-        let rows: Vec<WaitingTuple> = on!(self, reads, pool => {
+        let rows: Vec<WaitingTuple> = on!(self, lists, pool => {
             sqlx::query_as(AssertSqlSafe(sql))
                 .bind(lane.0)
                 .bind(retry)
@@ -380,7 +380,7 @@ impl Database {
             }
         };
         let sql = format!("SELECT {EVENT_COLUMNS} FROM event WHERE seq IN ({numbers})");
-        let rows: Vec<EventTuple> = on!(self, reads, pool => {
+        let rows: Vec<EventTuple> = on!(self, lists, pool => {
             sqlx::query_as(AssertSqlSafe(sql))
                 .bind(serde_json::json!(seqs).to_string())
                 .fetch_all(pool)

@@ -20,7 +20,7 @@ impl Database {
     /// # Errors
     /// [`crate::ledger::LedgerError::Unavailable`].
     pub async fn untried(&self, id: &str) -> Result<Untried> {
-        let (all, tried): (i64, i64) = on!(self, reads, pool => {
+        let (all, tried): (i64, i64) = on!(self, chore_reads, pool => {
             sqlx::query_as(
                 "SELECT COUNT(*), COALESCE(SUM(CASE WHEN EXISTS (
                      SELECT 1 FROM queue WHERE queue.lane = replay_waiting.lane AND queue.retry = 1
@@ -60,7 +60,6 @@ impl Database {
             tried(&ended(" AND state = 'canceled'")),
             tried(&format!("({} OR NOT {})", ended(" AND state = 'dead'"), ended(""))),
         ];
-        let _turn = self.turn().await;
         redoable!(self, |transaction| {
             let mut counts = [0_i64; 3];
             for (count, sql) in counts.iter_mut().zip(statements) {

@@ -184,7 +184,7 @@ impl Database {
         let counted = counted.map(|(sql, texts)| (sql + " GROUP BY outcome.state, lane.destination", texts));
         let unrouted = selection.among_unrouted(&extent.unrouted, "'unrouted', '', COUNT(*)");
         for (sql, texts) in counted.into_iter().chain(unrouted) {
-            let found: Vec<(String, String, i64)> = on!(self, reads, pool => {
+            let found: Vec<(String, String, i64)> = on!(self, chore_reads, pool => {
                 let mut query = sqlx::query_as(AssertSqlSafe(sql)).persistent(false);
                 for text in &texts {
                     query = query.bind(text);
@@ -202,7 +202,7 @@ impl Database {
     }
 
     async fn candidates(&self, sql: String, texts: &[String]) -> Result<Vec<Candidate>> {
-        let rows: Vec<CandidateRow> = on!(self, reads, pool => {
+        let rows: Vec<CandidateRow> = on!(self, chore_reads, pool => {
             let mut query = sqlx::query_as(AssertSqlSafe(sql)).persistent(false);
             for text in texts {
                 query = query.bind(text);
@@ -263,7 +263,7 @@ impl Database {
     /// How many rows a statement finds, and the last event among them.
     async fn edge(&self, inner: String) -> Result<(u64, i64)> {
         let sql = format!("SELECT COUNT(*), COALESCE(MAX(event), 0) FROM ({inner}) AS part");
-        let (count, last): (i64, i64) = on!(self, reads, pool => {
+        let (count, last): (i64, i64) = on!(self, chore_reads, pool => {
             sqlx::query_as(AssertSqlSafe(sql)).persistent(false).fetch_one(pool).await?
         });
         Ok((count.max(0).unsigned_abs(), last))
@@ -272,7 +272,7 @@ impl Database {
     /// The numbers of the events with this id, of one source or of all.
     pub async fn event_numbers(&self, tenant: &str, source: Option<&str>, id: &str) -> Result<Vec<i64>> {
         // Source by source: the key has it before the id.
-        let rows: Vec<(i64,)> = on!(self, reads, pool => {
+        let rows: Vec<(i64,)> = on!(self, chore_reads, pool => {
             sqlx::query_as(
                 "WITH RECURSIVE sources (source) AS (
                      SELECT (SELECT MIN(source) FROM event_key WHERE tenant = $1)

@@ -62,7 +62,7 @@ impl Database {
         let Some((sql, texts)) = selection.among_outcomes(&bounds, columns) else {
             return Ok(SvixWindow { deliveries: Vec::new(), reached: extent.reached, exhausted: true });
         };
-        let found: Vec<SvixTuple> = on!(self, reads, pool => {
+        let found: Vec<SvixTuple> = on!(self, chore_reads, pool => {
             let mut query = sqlx::query_as(AssertSqlSafe(sql)).persistent(false);
             for text in &texts {
                 query = query.bind(text);

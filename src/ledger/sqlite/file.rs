@@ -10,13 +10,20 @@ use std::time::Duration;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{Connection as _, SqliteConnection};
 
+use super::LimitedReads;
 use crate::failpoint::failpoint;
+use crate::ledger::sql::Turn;
 use crate::ledger::{LedgerError, Result};
 
 /// Before this version a checkpoint could corrupt the file while another connection wrote (sqlite.org, "WAL reset bug").
 const OLDEST_VERSION: (u32, u32, u32) = (3, 51, 3);
 /// How often the WAL is checkpointed on the side, while there are writes.
 const CHECKPOINT_EVERY: Duration = Duration::from_millis(100);
+/// How long a checkpoint that cuts the WAL waits for a reader, while nobody writes.
+const CHECKPOINT_BUSY_TIMEOUT: Duration = Duration::from_millis(100);
+/// The size of the WAL from which on operators' reads are paused until it could start over: four times what it has beside
+/// full ingest.
+const PAUSE_READS_FROM_BYTES: u64 = 256 << 20;
 const LOCK_TRIES: usize = 5;
 const BETWEEN_LOCK_TRIES: Duration = Duration::from_millis(20);
 
@@ -131,20 +138,58 @@ pub(super) async fn pass_within_statements(connection: &mut SqliteConnection) ->
 }
 
 /// Moves the WAL into the file before a commit has to: a checkpoint inside a commit is what its slowest callers feel.
-pub(super) async fn checkpoint_on_the_side(options: SqliteConnectOptions, written: Arc<tokio::sync::Notify>) {
-    let mut connection = None;
-    loop {
-        written.notified().await;
-        tokio::time::sleep(CHECKPOINT_EVERY).await;
-        if connection.is_none() {
-            connection = SqliteConnection::connect_with(&options).await.ok();
+pub(super) struct Checkpointer {
+    connect: SqliteConnectOptions,
+    wal: PathBuf,
+    /// Hears of every commit.
+    written: Arc<tokio::sync::Notify>,
+    reads: LimitedReads,
+    turn: Turn,
+    /// From how many bytes on operators' reads are paused, so that the WAL can start over.
+    pause_reads_from_bytes: u64,
+}
+
+impl Checkpointer {
+    pub fn new(
+        connect: &SqliteConnectOptions,
+        wal: PathBuf,
+        written: Arc<tokio::sync::Notify>,
+        reads: LimitedReads,
+        turn: Turn,
+    ) -> Self {
+        let connect = connect.clone().busy_timeout(CHECKPOINT_BUSY_TIMEOUT);
+        Self { connect, wal, written, reads, turn, pause_reads_from_bytes: PAUSE_READS_FROM_BYTES }
+    }
+
+    pub async fn run(self) {
+        let mut connection = None;
+        loop {
+            self.written.notified().await;
+            tokio::time::sleep(CHECKPOINT_EVERY).await;
+            if connection.is_none() {
+                connection = SqliteConnection::connect_with(&self.connect).await.ok();
+            }
+            failpoint!("checkpointing", connection.is_some());
+            if let Some(open) = &mut connection
+                && self.checkpoint(open).await.is_err()
+            {
+                // The writer reports trouble with the disk; here it is enough to connect again.
+                connection = None;
+            }
         }
-        failpoint!("checkpointing", connection.is_some());
-        if let Some(open) = &mut connection
-            && sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").execute(open).await.is_err()
-        {
-            // The writer tells of trouble with the disk; here it is enough to begin anew.
-            connection = None;
+    }
+
+    async fn checkpoint(&self, connection: &mut SqliteConnection) -> sqlx::Result<()> {
+        sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").execute(&mut *connection).await?;
+        let bytes = std::fs::metadata(&self.wal).map_or(0, |wal| wal.len());
+        if bytes < self.pause_reads_from_bytes {
+            return Ok(());
         }
+        // Reads that overlap keep the WAL from starting over. Their time limit bounds this wait.
+        let _paused = self.reads.paused().await;
+        // The larger part beside writes, and the rest between two of them.
+        sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").execute(&mut *connection).await?;
+        let _turn = self.turn.lock().await;
+        sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(connection).await.map(drop)
     }
 }

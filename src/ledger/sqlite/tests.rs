@@ -9,7 +9,7 @@ use super::*;
 use crate::domain::clock::Moment;
 use crate::domain::event::Event;
 use crate::domain::tenant::{Destination, Lane, LaneId};
-use crate::ledger::BacklogLimits;
+use crate::ledger::{BacklogLimits, Connections};
 
 async fn plan_of(statement: &str) -> String {
     let mut connection = SqliteConnection::connect("sqlite::memory:").await.expect("a database");
@@ -84,6 +84,7 @@ async fn opened() -> (Opened<SqliteStore>, tempfile::TempDir) {
         lease: Duration::from_secs(60),
         backlog: BacklogLimits { tenant: 100, total: 100 },
         recent_bytes: 0,
+        connections: Connections::default(),
     };
     let clock: Arc<dyn Clock> = Arc::new(StandingClock);
     (open(&options, &clock).await.expect("it opens"), directory)

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use posthaste::domain::clock::{Clock, Timestamp};
 use posthaste::domain::tenant::Lane;
-use posthaste::ledger::{BacklogLimits, Ledger, LedgerError, LedgerOptions};
+use posthaste::ledger::{BacklogLimits, Connections, Ledger, LedgerError, LedgerOptions};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, SqliteConnection};
 use tempfile::TempDir;
 
@@ -87,6 +87,7 @@ impl TestDatabase {
             lease: Duration::from_secs(60),
             backlog: BacklogLimits { tenant: 1_000_000, total: 1_000_000 },
             recent_bytes: 1 << 20,
+            connections: Connections::default(),
         }
     }
 

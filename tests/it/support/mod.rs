@@ -8,6 +8,7 @@ mod events;
 pub mod http;
 pub mod metrics;
 pub mod partners;
+pub mod pgbouncer;
 pub mod postgres;
 pub mod proxy;
 mod relay;

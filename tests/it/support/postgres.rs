@@ -229,7 +229,7 @@ fn binaries() -> PathBuf {
 }
 
 /// Whom it runs as where we are root.
-fn other_user() -> Option<(u32, u32)> {
+pub(super) fn other_user() -> Option<(u32, u32)> {
     if !rustix::process::geteuid().is_root() {
         return None;
     }
