@@ -5,6 +5,7 @@
 
 mod direct;
 mod ingest;
+mod ledger;
 mod pubsub_push;
 mod redact;
 mod retention;
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::direct::DirectConfig;
 pub use self::ingest::{IngestConfig, UnknownEventTypes};
+pub use self::ledger::LedgerConfig;
 pub use self::pubsub_push::PubsubPushConfig;
 use self::redact::{all_redacted, listed, one_line, redacted, without_password};
 pub use self::retention::RetentionConfig;
@@ -35,7 +37,7 @@ pub use self::sources::{
 pub use self::traces::{ExportSettings, OtelVariables, TracesConfig};
 use self::variables::Variable;
 use crate::domain::tenant::DefaultRoute;
-use crate::ledger::{BacklogLimits, Connections, LedgerOptions, Pooler, is_sqlite};
+use crate::ledger::LedgerOptions;
 use crate::provisioning::{SeedEventType, SeedPartner, Seeds};
 use crate::secrets::MasterKey;
 
@@ -136,26 +138,6 @@ pub struct SvixConfig {
     pub probe_first_ms: u64,
     /// Longest wait between two probes, in milliseconds.
     pub probe_max_ms: u64,
-}
-
-/// `[ledger]`
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LedgerConfig {
-    /// Most deliveries of one tenant that may wait; beyond it 429.
-    pub tenant_backlog_max: u64,
-    /// Most deliveries that may wait; beyond it 503.
-    pub backlog_max: u64,
-    /// How many bytes of what was just recorded are kept in memory until it is sent; what isn't is read again.
-    pub recent_max_bytes: usize,
-    /// Longest time that a statement of a read through the API or the console may take, in milliseconds; beyond it 503.
-    pub read_timeout_ms: u64,
-    /// `transaction` where a pooler in transaction mode, such as pgbouncer, stands before Postgres; else `none`.
-    pub pooler: Pooler,
-    /// A Postgres URL past the pooler, to hear other nodes at once; without it the ledger is polled every second.
-    pub listen_url: Option<String>,
-    /// A Postgres URL of a read replica for lists and statistics, whose answers may lag behind.
-    pub replica_url: Option<String>,
 }
 
 /// `[dispatch]`
@@ -274,44 +256,6 @@ impl Default for SvixConfig {
     }
 }
 
-impl Default for LedgerConfig {
-    fn default() -> Self {
-        Self {
-            tenant_backlog_max: 2_000_000,
-            backlog_max: 10_000_000,
-            recent_max_bytes: 128 << 20,
-            read_timeout_ms: 10_000,
-            pooler: Pooler::None,
-            listen_url: None,
-            replica_url: None,
-        }
-    }
-}
-
-impl LedgerConfig {
-    /// What is wrong with the way to the database at `url`.
-    fn problem(&self, url: &str) -> Option<String> {
-        let urls = [("listen_url", &self.listen_url), ("replica_url", &self.replica_url)];
-        for (name, url) in urls {
-            if url
-                .as_ref()
-                .is_some_and(|url| !url.starts_with("postgres://") && !url.starts_with("postgresql://"))
-            {
-                return Some(format!("ledger.{name} must begin with postgres://"));
-            }
-        }
-        let for_postgres =
-            self.listen_url.is_some() || self.replica_url.is_some() || self.pooler != Pooler::None;
-        if is_sqlite(url) && for_postgres {
-            return Some(
-                "ledger.pooler, ledger.listen_url and ledger.replica_url are for Postgres; database_url names a SQLite file"
-                    .into(),
-            );
-        }
-        (self.read_timeout_ms == 0).then(|| "ledger.read_timeout_ms must be at least 1".into())
-    }
-}
-
 impl Default for DispatchConfig {
     fn default() -> Self {
         Self {
@@ -415,18 +359,7 @@ impl Config {
 
     /// How the ledger is opened.
     pub fn ledger_options(&self) -> LedgerOptions {
-        LedgerOptions {
-            url: self.database_url.clone(),
-            lease: Duration::from_millis(self.dispatch.lease_ms),
-            backlog: BacklogLimits { tenant: self.ledger.tenant_backlog_max, total: self.ledger.backlog_max },
-            recent_bytes: self.ledger.recent_max_bytes,
-            connections: Connections {
-                read_timeout: Duration::from_millis(self.ledger.read_timeout_ms),
-                pooler: self.ledger.pooler,
-                listen_url: self.ledger.listen_url.clone(),
-                replica_url: self.ledger.replica_url.clone(),
-            },
-        }
+        self.ledger.options(&self.database_url, Duration::from_millis(self.dispatch.lease_ms))
     }
 
     /// Where tenants go that have no route of their own.

@@ -2,6 +2,7 @@ use rstest::rstest;
 
 use super::*;
 use crate::domain::event::Relay;
+use crate::ledger::Pooler;
 
 /// 32 bytes in base64 in which the word can be seen.
 const CANARY_KEY: &str = "canarycanarycanarycanarycanarycanarycanary4=";
@@ -28,6 +29,7 @@ fn variables_take_the_kind_of_their_default() {
         ("POSTHASTE_SVIX__RETRY_SCHEDULE_MS", "1,20"),
         ("POSTHASTE_INGEST__RELAY", "data"),
         ("POSTHASTE_API_KEY", "not a setting"),
+        ("POSTHASTE_LEDGER__POOLER", "transaction"),
         ("POSTHASTE_TEST_POSTGRES_URL", "not a setting either"),
         ("PATH", "/bin"),
     ])
@@ -38,6 +40,7 @@ fn variables_take_the_kind_of_their_default() {
     assert!(!config.svix.create_applications);
     assert_eq!(config.svix.retry_schedule_ms, [1, 20]);
     assert_eq!(config.ingest.relay, Relay::Data);
+    assert_eq!(config.ledger.pooler, Pooler::Transaction);
     assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
 }
 
@@ -58,6 +61,10 @@ fn unknown_variables_warn_and_unknown_keys_in_the_file_fail_with_the_place() {
 #[case(&[("POSTHASTE_DISPATCH__MAX_CLAIM", "0")], "dispatch.max_claim must be at least 1")]
 #[case(&[("POSTHASTE_SVIX__SERVER_URL", "ftp://x")], "svix.server_url")]
 #[case(&[("POSTHASTE_INGEST__RELAY", "half")], "relay")]
+#[case(&[("POSTHASTE_LEDGER__POOLER", "session")], "ledger.pooler")]
+#[case(&[("POSTHASTE_LEDGER__POOLER", "transaction")], "database_url names a SQLite file")]
+#[case(&[("POSTHASTE_LEDGER__LISTEN_URL", "sqlite:a")], "ledger.listen_url must begin with postgres://")]
+#[case(&[("POSTHASTE_LEDGER__READ_TIMEOUT_MS", "0")], "ledger.read_timeout_ms must be at least 1")]
 fn bad_values_are_one_clear_line(#[case] variables: &[(&str, &str)], #[case] expected: &str) {
     let error = from_env(variables).expect_err("bad value").to_string();
     assert!(error.contains(expected) && !error.contains('\n'), "{error}");
@@ -68,6 +75,8 @@ fn secrets_are_not_shown_and_what_is_shown_can_be_read_again() {
     // holds: 46
     let loaded = from_env(&[
         ("POSTHASTE_DATABASE_URL", "postgres://user:hunter2@db:5432/posthaste"),
+        ("POSTHASTE_LEDGER__LISTEN_URL", "postgres://user:hunter2@db/posthaste"),
+        ("POSTHASTE_LEDGER__REPLICA_URL", "postgres://user:hunter2@replica/posthaste"),
         ("POSTHASTE_SVIX__TOKEN", "sk_canary.eu"),
         ("POSTHASTE_HTTP__BOOTSTRAP_ADMIN_KEY", "canary-key"),
         ("POSTHASTE_MASTER_KEY", CANARY_KEY),

@@ -5,6 +5,7 @@
 //! text ([`sql`]). A [`writer`] takes what waits and commits it together.
 
 mod backlog;
+mod connections;
 mod endpoints;
 mod gates;
 mod lanes;
@@ -39,6 +40,7 @@ use tokio::sync::oneshot;
 
 use self::backlog::Backlog;
 pub use self::backlog::BacklogLimits;
+pub use self::connections::{Connections, Pooler};
 pub use self::endpoints::{EndpointMark, EndpointRow, NewEndpoint, Sealed, SealedColumn, StoredSettings};
 pub use self::gates::ClosedGate;
 pub use self::lanes::BusyLane;
@@ -111,6 +113,9 @@ impl From<sqlx::Error> for LedgerError {
     fn from(error: sqlx::Error) -> Self {
         let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
         match code.as_deref() {
+            None if matches!(error, sqlx::Error::PoolTimedOut) => {
+                Self::Unavailable("no connection to the database was free in time".into())
+            }
             // Postgres: query_canceled, by `statement_timeout`. SQLite: SQLITE_INTERRUPT, by the progress handler.
             Some("57014" | "9") => Self::TooSlow,
             _ => Self::Unavailable(error.to_string()),
@@ -134,42 +139,6 @@ pub struct LedgerOptions {
     pub recent_bytes: usize,
     /// How the database is reached, and how long reads may take.
     pub connections: Connections,
-}
-
-/// How the database is reached, and how long operators' reads may take.
-#[derive(Debug, Clone)]
-pub struct Connections {
-    /// Longest time that a statement of an operator's read may take.
-    pub read_timeout: Duration,
-    /// What stands between this process and Postgres.
-    pub pooler: Pooler,
-    /// A URL of Postgres that leads past the pooler, to hear other nodes. Without one behind a pooler, the ledger is
-    /// polled.
-    pub listen_url: Option<String>,
-    /// A URL of a read replica, for lists that may lag.
-    pub replica_url: Option<String>,
-}
-
-impl Default for Connections {
-    fn default() -> Self {
-        Self {
-            read_timeout: Duration::from_secs(10),
-            pooler: Pooler::None,
-            listen_url: None,
-            replica_url: None,
-        }
-    }
-}
-
-/// What stands between this process and Postgres.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Pooler {
-    /// Nothing that shares sessions: each connection has its own.
-    None,
-    /// A pooler that gives a session to a client for a transaction at a time, such as pgbouncer with
-    /// `pool_mode = transaction`.
-    Transaction,
 }
 
 /// What a claim yields for one lane.

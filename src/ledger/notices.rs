@@ -31,9 +31,6 @@ const UNREAD_LIMIT: usize = 1_024;
 const PING_EVERY: Duration = Duration::from_secs(15);
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
-/// How often the ledger is polled where there is no session to listen on.
-const POLL_EVERY: Duration = Duration::from_secs(1);
-
 /// What another node has told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
@@ -60,8 +57,8 @@ pub(super) struct Notices {
 }
 
 impl Notices {
-    /// Notifies by `pool`, and listens on a connection of its own, made with `connect`. Without one, every notice is
-    /// assumed about once a second: receivers then poll the ledger.
+    /// Notifies by `pool`, and listens on a connection of its own, made with `connect`. Without one, nothing is heard:
+    /// the ledger is polled anyway.
     pub fn new(node: i64, pool: Sessions, connect: Option<PgConnectOptions>) -> Self {
         let bell = Arc::new(Bell::default());
         let ringer = tokio::spawn(ring(bell.clone(), node, pool));
@@ -91,13 +88,12 @@ impl Notices {
     /// What others tell from now on.
     pub fn subscribe(&self) -> broadcast::Receiver<Notice> {
         let receiver = self.heard.subscribe();
-        self.listener.get_or_init(|| {
-            let heard = self.heard.clone();
-            AbortOnDropHandle::new(match self.connect.clone() {
-                Some(connect) => tokio::spawn(listen(connect, self.node, heard)),
-                None => tokio::spawn(poll(heard)),
-            })
-        });
+        if let Some(connect) = &self.connect {
+            self.listener.get_or_init(|| {
+                let listening = listen(connect.clone(), self.node, self.heard.clone());
+                AbortOnDropHandle::new(tokio::spawn(listening))
+            });
+        }
         receiver
     }
 }
@@ -234,28 +230,15 @@ async fn listen(connect: PgConnectOptions, node: i64, heard: broadcast::Sender<N
             Ok(mut listener) => {
                 pauses.reset();
                 // What was told while nobody listened.
-                assume_all(&heard);
+                for notice in [Notice::Gates, Notice::Revision, Notice::Look] {
+                    let _ = heard.send(notice);
+                }
                 hear(&mut listener, node, &heard).await
             }
             Err(error) => error,
         };
         tracing::debug!(error = %broken, "other nodes are not heard; the ledger is looked at from time to time");
         tokio::time::sleep(pauses.pause()).await;
-    }
-}
-
-/// Lets receivers look at everything again and again.
-async fn poll(heard: broadcast::Sender<Notice>) {
-    loop {
-        tokio::time::sleep(POLL_EVERY).await;
-        assume_all(&heard);
-    }
-}
-
-fn assume_all(heard: &broadcast::Sender<Notice>) {
-    for notice in [Notice::Gates, Notice::Revision, Notice::Look] {
-        // Nobody listens while the process ends.
-        let _ = heard.send(notice);
     }
 }
 

@@ -3,19 +3,15 @@
 //! Leases are a column, on the database's clock. A claim changes only columns without an index, which Postgres does
 //! without touching one (a heap-only update); `SKIP LOCKED` keeps two nodes from waiting for each other.
 
+mod connect;
 mod heads;
 mod pooler;
 mod pools;
 mod settle;
 
 use std::collections::HashMap;
-use std::str::FromStr as _;
 use std::sync::Arc;
 use std::time::Duration;
-
-use async_trait::async_trait;
-use bytes::Bytes;
-use sqlx::postgres::PgConnectOptions;
 
 use self::heads::{FRONT, Heads};
 pub use self::pools::PostgresPools;
@@ -27,8 +23,7 @@ use super::rows;
 use super::silence::in_time;
 use super::sql::Database;
 use super::{
-    ClaimedLane, Committed, Connections, Held, LedgerError, LedgerOptions, Migrations, Opened, Pooler,
-    Result, Store,
+    ClaimedLane, Committed, Held, LedgerError, LedgerOptions, Migrations, Opened, Pooler, Result, Store,
 };
 use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::delivery::Settlement;
@@ -36,7 +31,8 @@ use crate::domain::event::{Event, Fingerprint, Identity};
 use crate::domain::scheduler::{LaneClaim, Remaining};
 use crate::domain::sequence::{NODES, Sequence};
 use crate::failpoint::failpoint;
-use crate::reconnect;
+use async_trait::async_trait;
+use bytes::Bytes;
 
 const MIGRATIONS: Migrations = &[
     (1, "ledger", include_str!("../../migrations/postgres/0001_ledger.sql")),
@@ -51,8 +47,6 @@ const MIGRATIONS: Migrations = &[
     (10, "console", include_str!("../../migrations/postgres/0010_console.sql")),
     (11, "steered_by", include_str!("../../migrations/postgres/0011_steered_by.sql")),
 ];
-/// How long a start waits for the database.
-const START_PATIENCE: Duration = Duration::from_secs(5);
 /// A node that has not been seen for so long has lost its number.
 const NODE_EXPIRY: Duration = Duration::from_secs(600);
 /// How often a number is asked for that another node takes at the same instant.
@@ -78,10 +72,10 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
         return Err(LedgerError::Refused(words.into()));
     }
     let connections = &options.connections;
-    let primary = parsed(&options.url, "the database URL", connections)?;
+    let primary = connect::parsed(&options.url, "the database URL", connections)?;
     let replica = connections.replica_url.as_deref();
-    let replica = replica.map(|url| parsed(url, "ledger.replica_url", connections)).transpose()?;
-    let pools = connect(&primary, replica.as_ref(), connections).await?;
+    let replica = replica.map(|url| connect::parsed(url, "ledger.replica_url", connections)).transpose()?;
+    let pools = connect::pools(&primary, replica.as_ref(), connections).await?;
     check(&pools.hot).await?;
     match connections.pooler {
         Pooler::None => super::migrate(&mut *pools.hot.session().await?, MIGRATIONS).await?,
@@ -92,7 +86,7 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
     let node = take_node(&pools.hot, &epoch).await?;
     let largest = database.largest_seq().await?;
     let lease_ms = i64::try_from(options.lease.as_millis()).unwrap_or(i64::MAX);
-    let notices = Some(Notices::new(node, pools.hot.clone(), listened_at(&primary, connections)?));
+    let notices = Some(Notices::new(node, pools.hot.clone(), connect::listened_at(&primary, connections)?));
     let store = PostgresStore {
         pool: pools.hot,
         recent: Recent::new(options.recent_bytes),
@@ -103,61 +97,6 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
         clock: clock.clone(),
     };
     Ok(Opened { store, database, sequence: Sequence::new(node, largest), node, notices })
-}
-
-/// The options of a URL, which itself may hold a password and is not repeated.
-fn parsed(url: &str, name: &str, connections: &Connections) -> Result<PgConnectOptions> {
-    let options = PgConnectOptions::from_str(url)
-        .map_err(|error| LedgerError::Refused(format!("{name} is not a Postgres one: {error}")))?
-        .application_name("posthaste");
-    Ok(match connections.pooler {
-        Pooler::None => options,
-        // A pooler knows few settings of a session, and refuses the others.
-        Pooler::Transaction => options.extra_float_digits(None),
-    })
-}
-
-/// Where notices of other nodes are heard; `None` where only a pooler is known, which has no session to listen on.
-fn listened_at(primary: &PgConnectOptions, connections: &Connections) -> Result<Option<PgConnectOptions>> {
-    match (&connections.listen_url, connections.pooler) {
-        (Some(url), _) => {
-            let direct = Connections { pooler: Pooler::None, ..connections.clone() };
-            parsed(url, "ledger.listen_url", &direct).map(Some)
-        }
-        (None, Pooler::None) => Ok(Some(primary.clone())),
-        (None, Pooler::Transaction) => Ok(None),
-    }
-}
-
-/// Opens the pools, once the server can be reached.
-async fn connect(
-    primary: &PgConnectOptions,
-    replica: Option<&PgConnectOptions>,
-    connections: &Connections,
-) -> Result<PostgresPools> {
-    let pooled = connections.pooler == Pooler::Transaction;
-    let unreachable = |error: sqlx::Error| {
-        if !pooled && pooler::looks_pooled(&error) {
-            return pooler::not_configured(&error.to_string());
-        }
-        LedgerError::Unavailable(format!("can't reach Postgres: {error}"))
-    };
-    if !pooled {
-        let shared = || pooler::is_in_front_of(primary);
-        // A database that has just been started may need a moment; a wrong password stays wrong.
-        let shared = reconnect::reach(START_PATIENCE, shared, is_final).await.map_err(unreachable)?;
-        if shared {
-            return Err(pooler::not_configured("connections share their sessions"));
-        }
-    }
-    let pools = || PostgresPools::connect(primary, replica, pooled, connections.read_timeout);
-    reconnect::reach(START_PATIENCE, pools, is_final).await.map_err(unreachable)
-}
-
-/// Whether waiting does not help: the server answered, and it is not just starting (57P03) or crowded (53300).
-fn is_final(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
-    code.is_some_and(|code| code != "57P03" && code != "53300")
 }
 
 /// Refuses what would not keep an acknowledged event.

@@ -49,6 +49,7 @@ pub(super) struct DeliveriesQuery {
 
 /// Deliveries by filter: newest first; those that wait (`state=pending`) lane by lane, and in each what falls due first.
 /// A page looks at a bounded part of the ledger: it may be short, or empty, and `next_cursor` goes on.
+/// Where a read replica is configured, the list may lag behind.
 #[utoipa::path(get, path = "/v1/deliveries", tag = "deliveries", params(DeliveriesQuery),
     responses((status = 200, body = DeliveryPage), Problems))]
 pub(super) async fn list_deliveries(

@@ -84,7 +84,7 @@ impl EventsQuery {
 }
 
 /// Events by filter, newest first. A page looks at a bounded part of the ledger: it may be short, or empty, and
-/// `next_cursor` goes on.
+/// `next_cursor` goes on. Where a read replica is configured, the list may lag behind.
 #[utoipa::path(get, path = "/v1/events", tag = "events", params(EventsQuery),
     responses((status = 200, body = EventPage), Problems))]
 pub(super) async fn list_events(

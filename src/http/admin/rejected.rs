@@ -123,6 +123,7 @@ impl RejectedView {
 }
 
 /// What could never be accepted, a page at a time, newest first. Needs a key that is bound to no tenant.
+/// Where a read replica is configured, the list may lag behind.
 #[utoipa::path(get, path = "/v1/rejected", tag = "rejected", params(RejectedQuery),
     responses((status = 200, body = RejectedPageView), Problems))]
 pub(super) async fn list_rejected(

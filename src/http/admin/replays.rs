@@ -89,6 +89,7 @@ pub(super) async fn start_replay(
 }
 
 /// Replays, a page at a time, newest first.
+/// Where a read replica is configured, the list may lag behind.
 #[utoipa::path(get, path = "/v1/replays", tag = "replays", params(PageQuery),
     responses((status = 200, body = ReplayPageView), Problems))]
 pub(super) async fn list_replays(

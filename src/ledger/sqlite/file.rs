@@ -146,7 +146,7 @@ pub(super) struct Checkpointer {
     reads: LimitedReads,
     turn: Turn,
     /// From how many bytes on operators' reads are paused, so that the WAL can start over.
-    pause_reads_from_bytes: u64,
+    pub pause_reads_from_bytes: u64,
 }
 
 impl Checkpointer {

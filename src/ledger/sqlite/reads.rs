@@ -10,6 +10,8 @@ use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use crate::domain::clock::Clock;
 
 const CONNECTIONS: u32 = 3;
+/// Longest wait for one of them, behind other reads.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Prepared statements that a connection keeps.
 const STATEMENTS: usize = 100;
 /// Steps of SQLite's virtual machine between two looks at the clock: well under a millisecond.
@@ -36,6 +38,7 @@ impl LimitedReads {
         let (at_first, later) = (clock.clone(), clock.clone());
         let pool = SqlitePoolOptions::new()
             .max_connections(CONNECTIONS)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
             .after_connect(move |connection, _| Box::pin(end_after(connection, limit, at_first.clone())))
             .before_acquire(move |connection, _| {
                 let clock = later.clone();

@@ -278,3 +278,57 @@ async fn nothing_runs_on_a_transaction_that_ended_for_want_of_room() {
     let claimed = store.claim(&[claim], Timestamp::from_millis(10_000)).await.expect("claimed").remove(0);
     assert_eq!(claimed.deliveries.len(), 41);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_that_overlap_are_paused_before_the_wal_outgrows_its_bound() {
+    const BOUND_BYTES: u64 = 2 << 20;
+    let (opened, _directory) = opened().await;
+    let Database::Sqlite { reads, writes, turn, .. } = &opened.database else { panic!("a file") };
+    let written = Arc::new(tokio::sync::Notify::new());
+    let mut checkpointer = Checkpointer::new(
+        &opened.store.options,
+        opened.store.wal.clone(),
+        written.clone(),
+        reads.clone(),
+        turn.clone(),
+    );
+    checkpointer.pause_reads_from_bytes = BOUND_BYTES;
+    let checkpointing = tokio::spawn(checkpointer.run());
+    // Two readers whose snapshots overlap: without a pause, the WAL would never be free of both.
+    let reader = || {
+        let reads = reads.clone();
+        tokio::spawn(async move {
+            loop {
+                let _admitted = reads.admitted().await;
+                let mut snapshot = reads.pool().begin().await.expect("a connection");
+                sqlx::query("SELECT COUNT(*) FROM node").execute(&mut *snapshot).await.expect("a snapshot");
+                tokio::time::sleep(Duration::from_millis(40)).await;
+            }
+        })
+    };
+    let first = reader();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let readers = [first, reader()];
+    let (mut largest, mut cut) = (0, 0);
+    for n in 0..400 {
+        {
+            let _turn = turn.lock().await;
+            sqlx::query(
+                "INSERT OR REPLACE INTO node (number, epoch, seen_at) VALUES ($1, hex(zeroblob(30000)), 0)",
+            )
+            .bind(n % 8)
+            .execute(writes)
+            .await
+            .expect("written");
+        }
+        written.notify_one();
+        let bytes = opened.store.wal_bytes().unwrap_or_default();
+        cut += u64::from(bytes < largest);
+        largest = largest.max(bytes);
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    readers.iter().for_each(tokio::task::JoinHandle::abort);
+    checkpointing.abort();
+    // 400 writes of more than 60 kB each are 24 MB.
+    assert!(cut > 0 && largest < 4 * BOUND_BYTES, "{largest} bytes at most, cut {cut} times");
+}

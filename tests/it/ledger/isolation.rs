@@ -187,7 +187,10 @@ async fn lookups_by_the_hot_path_go_on_while_ten_readers_scan_sqlite() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partners_rate_holds_beside_full_ingest_on_sqlite() {
-    const LIMIT: RateLimit = RateLimit { per_second: 200.0, burst: 200 };
+    /// With this burst, tokens are lost to whoever asks less often than every 50 ms.
+    const LIMIT: RateLimit = RateLimit { per_second: 200.0, burst: 20 };
+    /// As often as the dispatcher asks where a budget is drained.
+    const ASK_EVERY: Duration = Duration::from_millis(12);
     const SECONDS: u64 = 6;
     bounded(async {
         let database = TestDatabase::sqlite();
@@ -226,7 +229,7 @@ async fn a_partners_rate_holds_beside_full_ingest_on_sqlite() {
                 Err(_) => failures += 1,
             }
             slowest = slowest.max(asked.elapsed());
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(ASK_EVERY).await;
         }
         let rate = f64::from(granted) / began.elapsed().as_secs_f64();
         let events = accepted.load(Ordering::SeqCst) - before;
