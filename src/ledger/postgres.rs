@@ -32,7 +32,7 @@ use crate::domain::sequence::{NODES, Sequence};
 use crate::failpoint::failpoint;
 use crate::reconnect;
 
-const MIGRATIONS: Migrations = &[
+pub(super) const MIGRATIONS: Migrations = &[
     (1, "ledger", include_str!("../../migrations/postgres/0001_ledger.sql")),
     (2, "partners", include_str!("../../migrations/postgres/0002_partners.sql")),
     (3, "fairness", include_str!("../../migrations/postgres/0003_fairness.sql")),
@@ -44,6 +44,7 @@ const MIGRATIONS: Migrations = &[
     (9, "replays", include_str!("../../migrations/postgres/0009_replays.sql")),
     (10, "console", include_str!("../../migrations/postgres/0010_console.sql")),
     (11, "steered_by", include_str!("../../migrations/postgres/0011_steered_by.sql")),
+    (17, "unused_lanes", include_str!("../../migrations/postgres/0017_unused_lanes.sql")),
 ];
 const CONNECTIONS: u32 = 8;
 /// Every statement of ours has an index to go by. A plan that is kept from when a table was small, or a guess from old

@@ -53,6 +53,7 @@ const MIGRATIONS: Migrations = &[
     (9, "replays", include_str!("../../migrations/sqlite/0009_replays.sql")),
     (10, "console", include_str!("../../migrations/sqlite/0010_console.sql")),
     (11, "steered_by", include_str!("../../migrations/sqlite/0011_steered_by.sql")),
+    (17, "unused_lanes", include_str!("../../migrations/sqlite/0017_unused_lanes.sql")),
 ];
 
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
