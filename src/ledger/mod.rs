@@ -66,7 +66,9 @@ pub use self::replays::svix::{SvixDelivery, SvixWindow};
 pub use self::replays::{NewReplay, ReplayRow, ReplayStep, ReplayWork};
 pub use self::sessions::{ConsoleSession, SESSIONS_PER_KEY};
 pub use self::sql::{Database, OutcomeRow, Progress};
-pub use self::sqlite::{database_file, lock_holder};
+pub use self::sqlite::{
+    Backup, RestorePlace, SealedSecret, back_up, check_backup, database_file, draft_of, lock_holder,
+};
 pub use self::stats::{StatRow, WaitingRow};
 pub use self::steering::Steered;
 use self::writer::{Command, Desk, Writer};

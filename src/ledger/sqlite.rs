@@ -3,6 +3,7 @@
 //! Leases live in memory, since nobody else could hold one: a claim is a read, and start-up finds everything
 //! unclaimed. A claim is fenced by its attempt number all the same.
 
+mod backup;
 mod claims;
 mod file;
 mod waiting;
@@ -19,6 +20,7 @@ use async_trait::async_trait;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, Connection as _, SqliteConnection, SqlitePool};
 
+pub use self::backup::{Backup, RestorePlace, SealedSecret, back_up, check_backup, draft_of};
 use self::claims::{Claim, Claims, Cursor, Meanwhile, Queue};
 use self::file::{check, checkpoint_on_the_side, own, path_of, wal_path};
 pub use self::file::{database_file, lock_holder};
