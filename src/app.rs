@@ -175,6 +175,7 @@ impl App {
             event_types_changed: event_types_changed.clone(),
             replays: replays.clone(),
             pruner: pruner.clone(),
+            audits: Arc::default(),
             senders,
             watch: watch.clone(),
             clock,

@@ -1,43 +1,46 @@
-//! Whether Svix has what the ledger says it was given.
+//! Compares what the ledger says Svix was given with what Svix has.
 //!
-//! Svix's messages are listed application by application, which costs a request for hundreds of them. What a list does
-//! not have is asked for by name before it counts as missing: so neither two clocks that differ nor a list that ends too
-//! early makes a gap of what is there.
+//! The ledger is walked in the order of its events, a window of rows at a time. For each window, Svix's messages are listed
+//! application by application over the times at which the window's deliveries were made; every page is fetched once, because
+//! what a list has shown is remembered for the next window. So an audit costs about one request for 250 messages.
+//!
+//! A delivery that the lists lack is looked up by name before it counts as missing. Neither two clocks that differ nor a list
+//! that ends too early reports a gap where there is none.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+mod list;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use self::list::{Application, Found, List, Stop, Visit};
 use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::delivery::DeliveryId;
-use crate::domain::event::{EventSeq, Identity};
+use crate::domain::event::EventSeq;
 use crate::domain::replay::EndState;
 use crate::domain::sequence;
 use crate::domain::tenant::{Destination, Lane, LaneId};
-use crate::ledger::{Ledger, LedgerError, Selection, SvixDelivery};
+use crate::ledger::{Ledger, LedgerError, Selection, SvixDelivery, SvixWindow};
 use crate::send::svix::SvixSender;
 use crate::send::svix::audit::ListError;
 
-/// Rows of the ledger that are compared at once.
-const WINDOW_ROWS: u32 = 5_000;
-/// How long a part of an audit may take, about.
-const PATIENCE: Duration = Duration::from_secs(15);
-/// With no more deliveries than this, they are asked for one by one.
-const FEW: usize = 3;
-/// Pages of a list, before what is left is asked for one by one.
-const PAGES_MAX: usize = 40;
-/// How far Svix's clock may be from ours before a list does not help.
-const CLOCK_SLACK: Duration = Duration::from_secs(600);
+/// Rows of the ledger in one window.
+const WINDOW_ROWS: u32 = 20_000;
+/// How long one part of an audit may take, about.
+const PART_LIMIT: Duration = Duration::from_secs(15);
 /// Event numbers may be ahead of their events by what the clock was set back.
 const NUMBER_SLACK: Duration = Duration::from_secs(3_600);
-/// Where Svix asks to slow down and does not say for how long.
-const PAUSE: Duration = Duration::from_secs(1);
+/// After an error of Svix's, the next part begins no sooner.
+const AFTER_ERROR_S: u64 = 2;
+/// Interrupted audits that are kept, and for how long.
+const KEPT_MAX: usize = 4;
+const KEPT_FOR: Duration = Duration::from_secs(600);
 
-/// What is compared.
-#[derive(Debug, Clone, Default)]
+/// The events whose deliveries are compared.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AuditRange {
     /// Events that came then or later.
     pub since: Timestamp,
@@ -45,7 +48,7 @@ pub struct AuditRange {
     pub until: Timestamp,
     /// Events of this tenant alone.
     pub tenant: Option<String>,
-    /// Where the part before ended.
+    /// The cursor that the part before returned.
     pub after: Option<i64>,
 }
 
@@ -54,18 +57,20 @@ pub struct AuditRange {
 pub struct AuditPart {
     /// Deliveries to Svix that were compared.
     pub checked: u64,
-    /// Those that Svix does not have.
+    /// Deliveries that Svix does not have.
     pub missing: Vec<AuditedDelivery>,
-    /// Those that Svix has stored, and may never have sent: an attempt before the last one ended in an error or in
-    /// silence.
+    /// Deliveries that Svix has stored and may never have sent: an attempt before the last one ended in an error or without an
+    /// answer.
     pub unconfirmed: Vec<AuditedDelivery>,
     /// Where the next part begins; null where this was the last.
     pub next_cursor: Option<String>,
-    /// How long Svix wants to be left alone before that, in seconds.
+    /// How long to wait before the next part, in seconds, where Svix asked for it.
     pub retry_after_s: Option<u64>,
+    /// Requests to Svix that this part made.
+    pub requests: u64,
 }
 
-/// A delivery to Svix that needs a look.
+/// A delivery to Svix that an operator should look at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct AuditedDelivery {
     /// `dlv_…`: to be replayed by.
@@ -88,9 +93,61 @@ pub enum AuditError {
     /// Svix can't be asked.
     #[error(transparent)]
     Svix(#[from] ListError),
-    /// The ledger can't say.
+    /// The ledger can't be read.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+}
+
+/// Audits that were interrupted in the middle of a window. Only a cache: an audit that another node continues, or this one after
+/// a restart, compares that window again from its beginning.
+#[derive(Default)]
+pub struct Audits {
+    kept: Mutex<Vec<Kept>>,
+}
+
+struct Kept {
+    range: AuditRange,
+    progress: Progress,
+    at: Moment,
+}
+
+impl Audits {
+    fn take(&self, range: &AuditRange, now: Moment) -> Option<Progress> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.retain(|kept| kept.at.until(now) < KEPT_FOR);
+        let index = kept.iter().position(|kept| kept.range == *range)?;
+        Some(kept.swap_remove(index).progress)
+    }
+
+    fn keep(&self, range: AuditRange, progress: Progress, at: Moment) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() >= KEPT_MAX {
+            kept.remove(0);
+        }
+        kept.push(Kept { range, progress, at });
+    }
+}
+
+/// How far an audit has come.
+struct Progress {
+    /// Everything up to this event has been compared.
+    after: i64,
+    window: Option<Window>,
+    lists: HashMap<String, List>,
+    /// Svix asked for no request before this.
+    not_before: Moment,
+    /// Throttles since the last answer.
+    throttles: u32,
+}
+
+/// A window of the ledger.
+struct Window {
+    rows: u64,
+    /// Those that are still to be compared.
+    applications: Vec<Application>,
+    found: Found,
+    reached: i64,
+    exhausted: bool,
 }
 
 /// Compares the ledger with Svix.
@@ -99,182 +156,125 @@ pub struct Audit<'a> {
     pub ledger: &'a Ledger,
     /// What Svix has.
     pub svix: &'a SvixSender,
-    /// How long it takes.
+    /// Audits that were interrupted.
+    pub audits: &'a Audits,
+    /// Bounds the time that a part takes.
     pub clock: Arc<dyn Clock>,
 }
-
-/// Svix wants to be left alone for so long; what was found before that stands.
-struct Throttled(Duration);
 
 impl Audit<'_> {
     /// Compares a part of a range: as much as a few seconds allow.
     ///
     /// # Errors
-    /// [`AuditError`].
+    /// [`AuditError`]. The same part can be asked for again.
     pub async fn part(&self, range: &AuditRange) -> Result<AuditPart, AuditError> {
         let began = self.clock.moment();
-        let selection = Selection {
-            tenant: range.tenant.clone(),
-            event_type: None,
-            destinations: None,
-            states: vec![EndState::Delivered],
-            since_ms: range.since.as_millis(),
-            until_ms: range.until.as_millis(),
-            first_event: sequence::floor(range.since).0,
-            last_event: sequence::floor(range.until + NUMBER_SLACK).0,
-            listed: None,
-        };
-        let mut part = AuditPart::default();
-        let mut after = range.after.unwrap_or(selection.first_event.saturating_sub(1));
-        loop {
-            let window =
-                self.ledger.database().svix_window(&selection, (after, i64::MAX), WINDOW_ROWS).await?;
-            let before = (part.missing.len(), part.unconfirmed.len());
-            match self.compare(&window.deliveries, &mut part, began).await? {
-                Ok(()) => {}
-                Err(Throttled(wait)) => {
-                    // The window is compared again, from its beginning.
-                    part.missing.truncate(before.0);
-                    part.unconfirmed.truncate(before.1);
-                    part.next_cursor = Some(after.to_string());
-                    part.retry_after_s =
-                        Some(wait.as_millis().div_ceil(1_000).try_into().unwrap_or(u64::MAX));
-                    return Ok(part);
-                }
-            }
-            part.checked += window.deliveries.len() as u64;
-            after = window.reached.0;
-            if window.exhausted {
-                return Ok(part);
-            }
-            if began.until(self.clock.moment()) >= PATIENCE {
-                part.next_cursor = Some(after.to_string());
-                return Ok(part);
-            }
-        }
-    }
-
-    async fn compare(
-        &self,
-        deliveries: &[SvixDelivery],
-        part: &mut AuditPart,
-        began: Moment,
-    ) -> Result<Result<(), Throttled>, AuditError> {
-        let mut by_lane: HashMap<i64, Vec<&SvixDelivery>> = HashMap::new();
-        for delivery in deliveries {
-            by_lane.entry(delivery.lane).or_default().push(delivery);
-        }
-        let mut lanes: Vec<_> = by_lane.into_iter().collect();
-        lanes.sort_unstable_by_key(|(lane, _)| *lane);
-        for (lane, deliveries) in lanes {
-            let Some(lane) = self.ledger.lane_by_id(LaneId(lane)).await? else { continue };
-            let Destination::Svix { app } = &*lane.destination else { continue };
-            let listed = match self.listed(app, &deliveries, began).await? {
-                Ok(listed) => listed,
-                Err(throttled) => return Ok(Err(throttled)),
-            };
-            for delivery in deliveries {
-                let (is_there, unconfirmed) = match delivery.is_in(&listed) {
-                    true => (true, delivery.dispatch_unconfirmed),
-                    false => match self.ask(app, &lane, delivery, began).await? {
-                        Ok(is_there) => (is_there, delivery.dispatch_unconfirmed),
-                        Err(throttled) => return Ok(Err(throttled)),
-                    },
-                };
-                if !is_there {
-                    part.missing.push(audited(delivery, &lane, app));
-                } else if unconfirmed {
-                    part.unconfirmed.push(audited(delivery, &lane, app));
-                }
-            }
-        }
-        Ok(Ok(()))
-    }
-
-    /// What Svix lists around the time of these deliveries, by its own ids; nothing where that is not worth a list.
-    async fn listed(
-        &self,
-        app: &str,
-        deliveries: &[&SvixDelivery],
-        began: Moment,
-    ) -> Result<Result<HashSet<String>, Throttled>, AuditError> {
-        let mut listed = HashSet::new();
-        if deliveries.len() <= FEW {
-            return Ok(Ok(listed));
-        }
-        let (first, last) = deliveries.iter().fold((i64::MAX, i64::MIN), |(first, last), delivery| {
-            (first.min(delivery.received_at), last.max(delivery.at))
+        let selection = selection(range);
+        let first = range.after.unwrap_or_else(|| selection.first_event.saturating_sub(1));
+        let mut progress = self.audits.take(range, began).unwrap_or_else(|| Progress {
+            after: first,
+            window: None,
+            lists: HashMap::new(),
+            not_before: began,
+            throttles: 0,
         });
-        let slack = i64::try_from(CLOCK_SLACK.as_millis()).unwrap_or(i64::MAX);
-        let after = Timestamp::from_millis(first.saturating_sub(slack));
-        let before = Timestamp::from_millis(last.saturating_add(slack));
-        let mut iterator: Option<String> = None;
-        for _ in 0..PAGES_MAX {
-            let page =
-                self.patiently(began, || self.svix.list_messages(app, after, before, iterator.as_deref()));
-            let page = match page.await? {
-                Ok(page) => page,
-                Err(throttled) => return Ok(Err(throttled)),
-            };
-            listed.extend(page.ids);
-            match page.next {
-                Some(next) => iterator = Some(next),
-                None => break,
-            }
-        }
-        Ok(Ok(listed))
+        let mut part = AuditPart::default();
+        let ended = self.advance(&selection, &mut progress, &mut part, began + PART_LIMIT).await;
+        let Err(stop) = ended else { return Ok(part) };
+        let (wait, error) = match stop {
+            Stop::Paused(wait) => (wait.map(seconds), None),
+            // What was found before stands.
+            Stop::Failed(_) if progress.after != first => (Some(AFTER_ERROR_S), None),
+            Stop::Failed(error) => (None, Some(error)),
+        };
+        part.next_cursor = Some(progress.after.to_string());
+        part.retry_after_s = wait;
+        // The cursor that the caller will ask with.
+        let after = if error.is_some() { range.after } else { Some(progress.after) };
+        self.audits.keep(AuditRange { after, ..range.clone() }, progress, self.clock.moment());
+        error.map_or(Ok(part), Err)
     }
 
-    /// Whether Svix has the message of a delivery.
-    async fn ask(
+    /// Compares windows until the range ends, the time is over, or something fails.
+    async fn advance(
         &self,
-        app: &str,
-        lane: &Lane,
-        delivery: &SvixDelivery,
-        began: Moment,
-    ) -> Result<Result<bool, Throttled>, AuditError> {
-        let identity = Identity {
-            tenant: lane.tenant.clone(),
-            source: delivery.source.as_str().into(),
-            id: delivery.id.as_str().into(),
-        };
-        let names = match &delivery.remote_id {
-            Some(remote_id) => vec![remote_id.clone()],
-            None => self.svix.names_of(&lane.destination, &identity),
-        };
-        for name in names {
-            match self.patiently(began, || self.svix.has_message(app, &name)).await? {
-                Ok(true) => return Ok(Ok(true)),
-                Ok(false) => {}
-                Err(throttled) => return Ok(Err(throttled)),
-            }
-        }
-        Ok(Ok(false))
-    }
-
-    /// Asks Svix, waits where it asks to, and gives up where that would take too long for this part.
-    async fn patiently<T, F>(
-        &self,
-        began: Moment,
-        ask: impl Fn() -> F,
-    ) -> Result<Result<T, Throttled>, AuditError>
-    where
-        F: Future<Output = Result<T, ListError>>,
-    {
+        selection: &Selection,
+        progress: &mut Progress,
+        part: &mut AuditPart,
+        deadline: Moment,
+    ) -> Result<(), Stop> {
         loop {
-            match ask().await {
-                Ok(answer) => return Ok(Ok(answer)),
-                Err(ListError::Throttled(wait)) => {
-                    let wait = wait.unwrap_or(PAUSE);
-                    if began.until(self.clock.moment()) + wait > PATIENCE {
-                        return Ok(Err(Throttled(wait)));
-                    }
-                    tokio::time::sleep(wait).await;
+            let window = match progress.window.take() {
+                Some(window) => window,
+                None => {
+                    let after = (progress.after, i64::MAX);
+                    let read = self.ledger.database().svix_window(selection, after, WINDOW_ROWS).await?;
+                    self.window(read).await?
                 }
-                Err(error) => return Err(error.into()),
+            };
+            let window = progress.window.insert(window);
+            let mut visit = Visit {
+                svix: self.svix,
+                clock: &*self.clock,
+                deadline,
+                not_before: &mut progress.not_before,
+                throttles: &mut progress.throttles,
+                requests: &mut part.requests,
+            };
+            while let Some(application) = window.applications.last_mut() {
+                let list = progress.lists.entry(application.name.clone()).or_default();
+                visit.compare(application, list, &mut window.found).await?;
+                window.applications.pop();
+            }
+            let Some(window) = progress.window.take() else { return Ok(()) };
+            part.checked += window.rows;
+            part.missing.extend(window.found.missing);
+            part.unconfirmed.extend(window.found.unconfirmed);
+            progress.after = window.reached;
+            list::forget_old(&mut progress.lists);
+            if window.exhausted {
+                return Ok(());
+            }
+            if self.clock.moment() >= deadline {
+                return Err(Stop::Paused(None));
             }
         }
     }
+
+    /// A window's deliveries by application. A lane of a kind that this version does not know is left out.
+    async fn window(&self, read: SvixWindow) -> Result<Window, LedgerError> {
+        let rows = read.deliveries.len() as u64;
+        let mut by_name: HashMap<String, Application> = HashMap::new();
+        for delivery in read.deliveries {
+            let Some(lane) = self.ledger.lane_by_id(LaneId(delivery.lane)).await? else { continue };
+            let Destination::Svix { app } = &*lane.destination else { continue };
+            let name = app.to_string();
+            let application = by_name.entry(name.clone()).or_insert_with(|| Application::new(name));
+            application.left.push((lane, delivery));
+        }
+        let mut applications: Vec<_> = by_name.into_values().collect();
+        applications.sort_unstable_by(|one, other| other.name.cmp(&one.name));
+        let (reached, exhausted) = (read.reached.0, read.exhausted);
+        Ok(Window { rows, applications, found: Found::default(), reached, exhausted })
+    }
+}
+
+fn selection(range: &AuditRange) -> Selection {
+    Selection {
+        tenant: range.tenant.clone(),
+        event_type: None,
+        destinations: None,
+        states: vec![EndState::Delivered],
+        since_ms: range.since.as_millis(),
+        until_ms: range.until.as_millis(),
+        first_event: sequence::floor(range.since).0,
+        last_event: sequence::floor(range.until + NUMBER_SLACK).0,
+        listed: None,
+    }
+}
+
+fn seconds(wait: Duration) -> u64 {
+    wait.as_millis().div_ceil(1_000).try_into().unwrap_or(u64::MAX)
 }
 
 fn audited(delivery: &SvixDelivery, lane: &Lane, app: &str) -> AuditedDelivery {

@@ -4,7 +4,7 @@
 //! goes first. What waits is never taken: an event goes with all its outcomes, and only where it has as many as
 //! deliveries.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,14 +14,23 @@ use utoipa::ToSchema;
 
 use crate::config::RetentionConfig;
 use crate::directory::Directory;
-use crate::domain::clock::{Clock, Timestamp};
+use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::sequence;
-use crate::ledger::{Doomed, Ledger, LedgerError};
+use crate::ledger::{Doomed, LaneUse, Ledger, LedgerError, OF_EVENTS};
 
 /// The chore's name in the ledger, and of its part that walks all identities, which is done once a day.
 const CHORE: &str = "prune";
 const KEYS_CHORE: &str = "prune_keys";
 const KEYS_EVERY: Duration = Duration::from_secs(86_400);
+/// The chore that finds lanes without a delivery, which is done once a day, and how long they stay unused before they go.
+const LANES_CHORE: &str = "prune_lanes";
+const LANES_EVERY: Duration = Duration::from_secs(86_400);
+const LANES_UNUSED_FOR: Duration = Duration::from_secs(86_400);
+/// Lanes that are looked at in one walk over what is done, and rows of that in one statement.
+const LANES_AT_ONCE: u32 = 100_000;
+const USES_AT_ONCE: u32 = 5_000;
+/// Gates and rate budgets of receivers that are gone stay for so long after their last use.
+const RECEIVERS_FOR: Duration = Duration::from_secs(86_400);
 /// How long a node that says nothing more keeps the chore.
 const LEASE: Duration = Duration::from_secs(60);
 /// How long a request key is remembered.
@@ -87,6 +96,9 @@ pub struct Pruned {
     pub rejected: u64,
     /// Replays that have ended.
     pub replays: u64,
+    /// What was left of pruned events and removed receivers.
+    #[serde(default)]
+    pub leftovers: u64,
 }
 
 impl Pruned {
@@ -99,6 +111,7 @@ impl Pruned {
             request_keys: self.request_keys + other.request_keys,
             rejected: self.rejected + other.rejected,
             replays: self.replays + other.replays,
+            leftovers: self.leftovers + other.leftovers,
         }
     }
 }
@@ -116,6 +129,10 @@ pub enum Phase {
     Rejected,
     /// Replays.
     Replays,
+    /// Gates and rate budgets of receivers that are gone.
+    Receivers,
+    /// Rows of events that are gone, in the table of this place in [`OF_EVENTS`], behind this event.
+    Orphans(usize, i64),
     /// Identities behind this tenant, source and id.
     Identities(String, String, String),
     /// Nothing.
@@ -223,7 +240,65 @@ impl Pruner {
             self.all(Phase::Identities(String::new(), String::new(), String::new()), KEYS_CHORE, stop)
                 .await?;
         }
+        if self.ledger.take_chore(LANES_CHORE, every.max(LANES_EVERY), LEASE).await? {
+            self.lanes(stop).await?;
+        }
         Ok(())
+    }
+
+    /// Deletes lanes that have had no delivery for long enough: of tenants that sent nothing since, and to endpoints that are
+    /// gone. No table says which lanes its deliveries belong to without a walk over it.
+    async fn lanes(&self, stop: &CancellationToken) -> Result<(), LedgerError> {
+        let database = self.ledger.database();
+        let (mut after, mut renewed, mut gone) = (i64::MIN, self.clock.moment(), 0);
+        loop {
+            let idle = database.idle_lanes(after, LANES_AT_ONCE).await?;
+            let is_last = idle.len() < LANES_AT_ONCE as usize;
+            let to = if is_last { i64::MAX } else { idle.last().copied().unwrap_or(i64::MAX) };
+            let mut unused: HashSet<i64> = idle.into_iter().collect();
+            for table in LaneUse::ALL {
+                let mut from = Some((i64::MIN, i64::MIN));
+                while let Some(place) = from.filter(|_| !unused.is_empty()) {
+                    let began = self.clock.moment();
+                    from = database.without_used_lanes(&mut unused, table, place, USES_AT_ONCE).await?;
+                    if !self.rest(LANES_CHORE, began, &mut renewed, stop).await? {
+                        return Ok(());
+                    }
+                }
+            }
+            let rules = self.rules(PruneWish::default());
+            let before = rules.before(Some(LANES_UNUSED_FOR)).unwrap_or_default();
+            gone += database.note_unused_lanes((after, to), &unused, rules.now, before).await?;
+            after = to;
+            if is_last {
+                break;
+            }
+        }
+        self.ledger.chore_done(LANES_CHORE).await?;
+        if gone > 0 {
+            tracing::info!(lanes = gone, "deleted lanes that were unused for a day");
+        }
+        Ok(())
+    }
+
+    /// Pauses after a step that began at `began`, and renews the lease on the chore now and then. Returns whether to go on.
+    async fn rest(
+        &self,
+        chore: &str,
+        began: Moment,
+        renewed: &mut Moment,
+        stop: &CancellationToken,
+    ) -> Result<bool, LedgerError> {
+        let now = self.clock.moment();
+        let rest = (began.until(now) * REST_FACTOR).max(REST);
+        if stop.run_until_cancelled(tokio::time::sleep(rest)).await.is_none() {
+            return Ok(false);
+        }
+        if renewed.until(now) > LEASE / 3 {
+            *renewed = now;
+            return self.ledger.keep_chore(chore, LEASE).await;
+        }
+        Ok(true)
     }
 
     /// Takes away all that may go, from a phase on.
@@ -235,21 +310,13 @@ impl Pruner {
             let began = self.clock.moment();
             let (count, next) = self.step(&rules, phase).await?;
             (pruned, phase) = (pruned.plus(count), next);
-            let now = self.clock.moment();
-            let rest = (began.until(now) * REST_FACTOR).max(REST);
-            if stop.run_until_cancelled(tokio::time::sleep(rest)).await.is_none() {
+            if !self.rest(chore, began, &mut renewed, stop).await? {
                 return Ok(());
-            }
-            if renewed.until(now) > LEASE / 3 {
-                renewed = now;
-                if !self.ledger.keep_chore(chore, LEASE).await? {
-                    return Ok(());
-                }
             }
         }
         self.ledger.chore_done(chore).await?;
         if pruned != Pruned::default() {
-            let Pruned { events, identities, attempts, request_keys, rejected, replays } = pruned;
+            let Pruned { events, identities, attempts, request_keys, rejected, replays, leftovers } = pruned;
             tracing::info!(
                 events,
                 identities,
@@ -257,6 +324,7 @@ impl Pruner {
                 request_keys,
                 rejected,
                 replays,
+                leftovers,
                 "what was kept for long enough is gone"
             );
         }
@@ -308,11 +376,23 @@ impl Pruner {
             }
             Phase::Replays => {
                 let before = rules.before(Some(REPLAYS_FOR)).unwrap_or_default();
-                let replays = database.prune_replays(before, dry_run).await?;
-                Ok((
-                    Pruned { replays, ..none },
-                    Phase::Identities(String::new(), String::new(), String::new()),
-                ))
+                let (replays, more) = database.prune_replays(before, dry_run).await?;
+                Ok((Pruned { replays, ..none }, if more { Phase::Replays } else { Phase::Receivers }))
+            }
+            Phase::Receivers => {
+                let before = rules.before(Some(RECEIVERS_FOR)).unwrap_or_default();
+                let (leftovers, more) = database.prune_receivers(before, dry_run).await?;
+                let next = if more { Phase::Receivers } else { Phase::Orphans(0, i64::MIN) };
+                Ok((Pruned { leftovers, ..none }, next))
+            }
+            Phase::Orphans(place, after) => {
+                let Some(table) = OF_EVENTS.get(place) else {
+                    return Ok((none, Phase::Identities(String::new(), String::new(), String::new())));
+                };
+                let (leftovers, next) = database.prune_orphans(table, after, STEP_ROWS, dry_run).await?;
+                let next =
+                    next.map_or(Phase::Orphans(place + 1, i64::MIN), |after| Phase::Orphans(place, after));
+                Ok((Pruned { leftovers, ..none }, next))
             }
             Phase::Identities(tenant, source, id) => {
                 let (found, next) = database.old_identities((&tenant, &source, &id), STEP_ROWS).await?;

@@ -1,6 +1,7 @@
 //! The command line: one file a command.
 
 mod admin;
+mod backup;
 mod bench;
 mod client;
 mod completion;
@@ -121,6 +122,10 @@ enum Command {
     Config(config::ConfigCommand),
     /// Bring the ledger's schema to this version's, and end
     Migrate,
+    /// Copy the ledger into a file, also beside a running relay (SQLite)
+    Backup(backup::BackupArgs),
+    /// Put a backup in the ledger's place (SQLite)
+    Restore(backup::RestoreArgs),
     /// Ask a running relay whether it is ready, and what waits or is in its way; exit code 0 where it is ready
     Health(health::HealthArgs),
     /// Throughput, latency and errors by partner and endpoint (through a running relay)
@@ -192,6 +197,8 @@ impl Command {
             Self::Completion(args) => completion::run(&args),
             Self::Config(command) => config::run(&command, &config),
             Self::Migrate => block_on(migrate::run(config)),
+            Self::Backup(args) => block_on(backup::back_up(args, config)),
+            Self::Restore(args) => block_on(backup::restore(args, config)),
             Self::Health(args) => block_on(health::run(args, config)),
             Self::Stats(args) => block_on(stats::run(args, config)),
         }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use secrecy::SecretString;
 
 use super::push::PushGate;
+use crate::audit::Audits;
 use crate::config::Role;
 use crate::directory::Directory;
 use crate::dispatcher::Dispatcher;
@@ -70,6 +71,8 @@ pub struct HttpState {
     pub replays: Replays,
     /// Takes away what was kept for long enough.
     pub pruner: Pruner,
+    /// Audits that were interrupted.
+    pub audits: Arc<Audits>,
     /// For what Svix is asked; it may have none.
     pub senders: Arc<Senders>,
     /// What is counted, and who tells of it.

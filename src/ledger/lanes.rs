@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::silence::in_time;
 use super::{Ledger, Result};
-use crate::domain::clock::Timestamp;
+use crate::domain::clock::{Moment, Timestamp};
 use crate::domain::tenant::{Destination, Lane, LaneId};
 
 /// A lane that has deliveries waiting.
@@ -17,19 +18,30 @@ pub struct BusyLane {
     pub first_due: [Option<Timestamp>; 2],
 }
 
-/// Lanes by name and by number. Bounded: emptied when it grows past [`LANE_CACHE_LIMIT`], and filled again as needed.
+/// Lanes by name and by number. Bounded: emptied when it grows past [`LANE_CACHE_LIMIT`], and filled again as needed. Also
+/// emptied after [`LANE_CACHE_FOR`]: a lane that was noted as unused counts as used again when its name is looked up.
 #[derive(Default)]
 pub(super) struct LaneCache {
+    began: Moment,
     by_name: HashMap<(Arc<Destination>, Arc<str>), Arc<Lane>>,
     by_id: HashMap<LaneId, Arc<Lane>>,
 }
 
 const LANE_CACHE_LIMIT: usize = 100_000;
+/// Much shorter than the day after which an unused lane is deleted.
+const LANE_CACHE_FOR: Duration = Duration::from_secs(3_600);
 
 impl LaneCache {
+    fn by_name(&mut self, name: &(Arc<Destination>, Arc<str>), now: Moment) -> Option<Arc<Lane>> {
+        if self.began.until(now) > LANE_CACHE_FOR {
+            *self = Self { began: now, ..Self::default() };
+        }
+        self.by_name.get(name).cloned()
+    }
+
     fn insert(&mut self, lane: Arc<Lane>) -> Arc<Lane> {
         if self.by_id.len() >= LANE_CACHE_LIMIT {
-            *self = Self::default();
+            *self = Self { began: self.began, ..Self::default() };
         }
         self.by_name.insert((lane.destination.clone(), lane.tenant.clone()), lane.clone());
         self.by_id.insert(lane.id, lane.clone());
@@ -71,7 +83,7 @@ impl Ledger {
     /// [`LedgerError::Unavailable`].
     pub async fn lane(&self, destination: &Arc<Destination>, tenant: &Arc<str>) -> Result<Arc<Lane>> {
         let name = (destination.clone(), tenant.clone());
-        let cached = self.lanes().by_name.get(&name).cloned();
+        let cached = self.lanes().by_name(&name, self.shared.clock.moment());
         if let Some(lane) = cached {
             return Ok(lane);
         }
@@ -104,6 +116,13 @@ mod tests {
         let last = lane(limit);
         assert_eq!((cache.by_id.len(), cache.by_name.len()), (1, 1), "emptied when it was full");
         assert_eq!(cache.by_id.get(&last.id), Some(&last));
-        assert_eq!(cache.by_name.get(&(destination.clone(), last.tenant.clone())), Some(&last));
+        let name = (destination.clone(), last.tenant.clone());
+        let began = Moment::default();
+        assert_eq!(cache.by_name(&name, began + LANE_CACHE_FOR), Some(last));
+        assert_eq!(
+            cache.by_name(&name, began + LANE_CACHE_FOR + Duration::from_secs(1)),
+            None,
+            "looked up again"
+        );
     }
 }

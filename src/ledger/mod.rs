@@ -9,6 +9,9 @@ mod connections;
 mod endpoints;
 mod gates;
 mod lanes;
+mod leftovers;
+#[cfg(test)]
+mod migration_rules;
 mod notices;
 mod partners;
 mod payloads;
@@ -45,6 +48,7 @@ pub use self::endpoints::{EndpointMark, EndpointRow, NewEndpoint, Sealed, Sealed
 pub use self::gates::ClosedGate;
 pub use self::lanes::BusyLane;
 use self::lanes::LaneCache;
+pub use self::leftovers::{LaneUse, OF_EVENTS};
 pub use self::notices::Notice;
 use self::notices::Notices;
 pub use self::partners::{EventTypeRow, PartnerRow, Put};
@@ -65,7 +69,9 @@ pub use self::replays::svix::{SvixDelivery, SvixWindow};
 pub use self::replays::{NewReplay, ReplayRow, ReplayStep, ReplayWork};
 pub use self::sessions::{ConsoleSession, SESSIONS_PER_KEY};
 pub use self::sql::{Database, OutcomeRow, Progress};
-pub use self::sqlite::{LimitedReads, database_file, lock_holder};
+pub use self::sqlite::{
+    Backup, LimitedReads, RestorePlace, SealedSecret, back_up, check_backup, database_file, draft_of, lock_holder,
+};
 pub use self::stats::{StatRow, WaitingRow};
 pub use self::steering::Steered;
 use self::writer::{Command, Desk, Writer};
@@ -531,6 +537,13 @@ impl<S: Store + 'static> Opened<S> {
 }
 
 /// The migrations of one database: number, name, text. Append-only.
+///
+/// A node that starts migrates while others write. An index is built under a lock that keeps writers out of its table: 0.15 s for
+/// each 400,000 events of `event` (measured for `event_unrouted` of 0009, payloads of 512 bytes; 0006 takes 0.8 s for as many
+/// rejected messages, and locks out nobody but those who reject). So a migration that indexes a table of events says
+/// `CREATE INDEX IF NOT EXISTS`: an operator of a large ledger builds the index beforehand with `CREATE INDEX CONCURRENTLY`. The
+/// migration itself can't: the concurrent build waits for every older statement, also for that of a second node that waits for
+/// the lock on migrations, and so for this one.
 type Migrations = &'static [(i64, &'static str, &'static str)];
 
 fn migrator(migrations: Migrations) -> Migrator {

@@ -34,7 +34,7 @@ use crate::failpoint::failpoint;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-const MIGRATIONS: Migrations = &[
+pub(super) const MIGRATIONS: Migrations = &[
     (1, "ledger", include_str!("../../migrations/postgres/0001_ledger.sql")),
     (2, "partners", include_str!("../../migrations/postgres/0002_partners.sql")),
     (3, "fairness", include_str!("../../migrations/postgres/0003_fairness.sql")),
@@ -46,6 +46,7 @@ const MIGRATIONS: Migrations = &[
     (9, "replays", include_str!("../../migrations/postgres/0009_replays.sql")),
     (10, "console", include_str!("../../migrations/postgres/0010_console.sql")),
     (11, "steered_by", include_str!("../../migrations/postgres/0011_steered_by.sql")),
+    (17, "unused_lanes", include_str!("../../migrations/postgres/0017_unused_lanes.sql")),
 ];
 /// A node that has not been seen for so long has lost its number.
 const NODE_EXPIRY: Duration = Duration::from_secs(600);

@@ -5,16 +5,19 @@ use std::time::Duration;
 
 use sqlx::AssertSqlSafe;
 
+use super::leftovers::OF_EVENTS;
 use super::sql::{Database, on};
 use super::{Ledger, Result};
 use crate::domain::clock::Timestamp;
 
-/// What goes with an event, beside its outcomes: tables that name it in a column `event`.
-const WITH_EVENT: [&str; 4] = ["earlier_outcome", "attempt_log", "repeat", "steering"];
-/// What replays that have ended put back, and was tried since: what still waits is told of by it.
-const TRIED: &str = "FROM replay_waiting WHERE replay IN (SELECT id FROM replay WHERE ended_at > 0)
+/// What replays put back that have ended, or are not kept any more, and what was tried since. What still waits is shown as
+/// theirs.
+const TRIED: &str = "FROM replay_waiting
+     WHERE NOT EXISTS (SELECT 1 FROM replay WHERE replay.id = replay_waiting.replay AND replay.ended_at IS NULL)
      AND NOT EXISTS (SELECT 1 FROM queue WHERE queue.lane = replay_waiting.lane AND queue.retry = 1
                      AND queue.due_at = replay_waiting.due_at AND queue.event = replay_waiting.event)";
+/// Replays, or what they put back, removed in one transaction.
+const REPLAYS_AT_ONCE: u32 = 500;
 /// Rejected messages taken away in one transaction: they may be large.
 const REJECTED_AT_ONCE: u32 = 20;
 
@@ -183,7 +186,7 @@ impl Database {
                 }
                 pairs.push(format!("({},{})", event.seq, event.deliveries));
             }
-            for table in WITH_EVENT {
+            for table in OF_EVENTS {
                 let sql = format!("DELETE FROM {table} WHERE event IN ({list})");
                 sqlx::query(AssertSqlSafe(sql)).persistent(false).execute(&mut *transaction).await?;
             }
@@ -307,32 +310,31 @@ impl Database {
         })
     }
 
-    /// Takes replays away that ended before `before`, and what nobody counts any more of those that have ended; how many
-    /// replays.
+    /// Deletes replays that ended before `before`, and what nobody counts any more of those that have ended; a bounded part of
+    /// them. Returns how many replays that were, and whether there may be more.
     ///
     /// # Errors
     /// [`super::LedgerError::Unavailable`].
-    pub async fn prune_replays(&self, before: Timestamp, dry_run: bool) -> Result<u64> {
-        let (count,): (i64,) = on!(self, chore_reads, pool => {
-            sqlx::query_as("SELECT COUNT(*) FROM replay WHERE ended_at < $1")
-                .bind(before.as_millis())
-                .fetch_one(pool)
-                .await?
+    pub async fn prune_replays(&self, before: Timestamp, dry_run: bool) -> Result<(u64, bool)> {
+        let waiting = format!("SELECT replay, event, lane {TRIED} LIMIT {REPLAYS_AT_ONCE}");
+        let replays =
+            format!("SELECT id FROM replay WHERE ended_at < $1 ORDER BY id LIMIT {REPLAYS_AT_ONCE}");
+        let sql = format!(
+            "SELECT (SELECT COUNT(*) FROM ({replays}) AS part), (SELECT COUNT(*) FROM ({waiting}) AS part)"
+        );
+        let (count, tried): (i64, i64) = on!(self, chore_reads, pool => {
+            sqlx::query_as(AssertSqlSafe(sql)).bind(before.as_millis()).fetch_one(pool).await?
         });
-        let left = format!("SELECT COUNT(*) {TRIED}");
-        let (waiting,): (i64,) = on!(self, chore_reads, pool => {
-            sqlx::query_as(AssertSqlSafe(left)).fetch_one(pool).await?
-        });
-        if dry_run || count + waiting == 0 {
-            return Ok(count.max(0).unsigned_abs());
+        if dry_run || count + tried == 0 {
+            return Ok((count.max(0).unsigned_abs(), false));
         }
+        let more = count.max(tried) == i64::from(REPLAYS_AT_ONCE);
+        let tried = format!("DELETE FROM replay_waiting WHERE (replay, event, lane) IN ({waiting})");
+        let ended = format!("DELETE FROM replay WHERE id IN ({replays})");
         on!(self, writes, pool => {
-            sqlx::query(AssertSqlSafe(format!("DELETE {TRIED}"))).execute(pool).await?;
-            let gone = sqlx::query("DELETE FROM replay WHERE ended_at < $1")
-                .bind(before.as_millis())
-                .execute(pool)
-                .await?;
-            Ok(gone.rows_affected())
+            sqlx::query(AssertSqlSafe(tried)).execute(pool).await?;
+            let gone = sqlx::query(AssertSqlSafe(ended)).bind(before.as_millis()).execute(pool).await?;
+            Ok((gone.rows_affected(), more))
         })
     }
 
@@ -366,7 +368,8 @@ impl Database {
         Ok((found.into_iter().map(identity).collect(), next))
     }
 
-    /// Takes identities away; how many.
+    /// Deletes identities; how many. One that was forgotten and recorded again since it was read belongs to another event, and
+    /// stays.
     ///
     /// # Errors
     /// [`super::LedgerError::Unavailable`].
@@ -374,14 +377,16 @@ impl Database {
         if identities.is_empty() {
             return Ok(0);
         }
-        let place = |n: usize| format!("(${},${},${})", 3 * n + 1, 3 * n + 2, 3 * n + 3);
+        let place = |n: usize| format!("(${},${},${},${})", 4 * n + 1, 4 * n + 2, 4 * n + 3, 4 * n + 4);
         let places: Vec<_> = (0..identities.len()).map(place).collect();
-        let sql =
-            format!("DELETE FROM event_key WHERE (tenant, source, id) IN (VALUES {})", places.join(","));
+        let sql = format!(
+            "DELETE FROM event_key WHERE (tenant, source, id, event) IN (VALUES {})",
+            places.join(",")
+        );
         on!(self, writes, pool => {
             let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
             for identity in identities {
-                query = query.bind(&identity.tenant).bind(&identity.source).bind(&identity.id);
+                query = query.bind(&identity.tenant).bind(&identity.source).bind(&identity.id).bind(identity.event);
             }
             Ok(query.execute(pool).await?.rows_affected())
         })

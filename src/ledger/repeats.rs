@@ -101,7 +101,8 @@ pub(super) fn keep_writing(ledger: &Ledger) {
     });
 }
 
-/// Adds to what was there before. An event that was not stored after all has no key, and gets no row.
+/// Adds to what was there before. An event that was not stored after all has no key, and gets no row; nor does one that was
+/// pruned, whose counts nobody could read.
 const ADD: &str = "ON CONFLICT (event) DO UPDATE SET
          duplicates = repeat.duplicates + excluded.duplicates,
          last_duplicate_at = COALESCE(excluded.last_duplicate_at, repeat.last_duplicate_at),
@@ -133,7 +134,7 @@ impl Database {
                     "{INTO} SELECT event_key.event, input.value ->> 3, input.value ->> 4, input.value ->> 5,
                             input.value ->> 6, input.value ->> 7
                      FROM json_each($1) AS input CROSS JOIN event_key
-                     WHERE event_key.tenant = input.value ->> 0 AND event_key.source = input.value ->> 1
+                     WHERE EXISTS (SELECT 1 FROM event WHERE event.seq = event_key.event) AND event_key.tenant = input.value ->> 0 AND event_key.source = input.value ->> 1
                        AND event_key.id = input.value ->> 2 {ADD}"
                 );
                 let _turn = turn.lock().await;
@@ -149,7 +150,9 @@ impl Database {
                      FROM UNNEST($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[],
                                  $7::bigint[], $8::text[])
                          AS input (tenant, source, id, duplicates, duplicate_at, conflicts, conflict_at, conflict_type)
-                     JOIN event_key USING (tenant, source, id) ORDER BY event_key.event {ADD}"
+                     JOIN event_key USING (tenant, source, id)
+                     WHERE EXISTS (SELECT 1 FROM event WHERE event.seq = event_key.event)
+                     ORDER BY event_key.event {ADD}"
                 );
                 let columns = |text: fn(&Identity) -> &str| -> Vec<&str> {
                     rows.iter().map(|(identity, _)| text(identity)).collect()

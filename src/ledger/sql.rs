@@ -193,21 +193,27 @@ impl Database {
         }
     }
 
-    /// The lane of `tenant` for `destination`, made where it is new.
+    /// The lane of `tenant` for `destination`, made where it is new. One that was noted as unused counts as used again.
     pub(super) async fn make_lane(&self, destination: &str, tenant: &str) -> Result<LaneId> {
+        let known: Option<(i64,)> = on!(self, hot_reads, pool => {
+            sqlx::query_as("SELECT id FROM lane WHERE destination = $1 AND tenant = $2 AND unused_since IS NULL")
+                .bind(destination)
+                .bind(tenant)
+                .fetch_optional(pool)
+                .await?
+        });
+        if let Some((id,)) = known {
+            return Ok(LaneId(id));
+        }
         on!(self, hot_writes, pool => {
-            sqlx::query(
-                "INSERT INTO lane (destination, tenant) VALUES ($1, $2) ON CONFLICT (destination, tenant) DO NOTHING",
+            let (id,): (i64,) = sqlx::query_as(
+                "INSERT INTO lane (destination, tenant) VALUES ($1, $2)
+                 ON CONFLICT (destination, tenant) DO UPDATE SET unused_since = NULL RETURNING id",
             )
             .bind(destination)
             .bind(tenant)
-            .execute(pool)
+            .fetch_one(pool)
             .await?;
-            let (id,): (i64,) = sqlx::query_as("SELECT id FROM lane WHERE destination = $1 AND tenant = $2")
-                .bind(destination)
-                .bind(tenant)
-                .fetch_one(pool)
-                .await?;
             Ok(LaneId(id))
         })
     }

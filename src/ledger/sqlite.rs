@@ -3,6 +3,7 @@
 //! Leases live in memory, since nobody else could hold one: a claim is a read, and start-up finds everything
 //! unclaimed. A claim is fenced by its attempt number all the same.
 
+mod backup;
 mod claims;
 mod file;
 mod reads;
@@ -20,6 +21,7 @@ use async_trait::async_trait;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, Connection as _, SqliteConnection, SqlitePool};
 
+pub use self::backup::{Backup, RestorePlace, SealedSecret, back_up, check_backup, draft_of};
 use self::claims::{Claim, Claims, Cursor, Meanwhile, Queue};
 use self::file::{Checkpointer, check, own, path_of, wal_path};
 pub use self::file::{database_file, lock_holder};
@@ -55,6 +57,7 @@ const MIGRATIONS: Migrations = &[
     (9, "replays", include_str!("../../migrations/sqlite/0009_replays.sql")),
     (10, "console", include_str!("../../migrations/sqlite/0010_console.sql")),
     (11, "steered_by", include_str!("../../migrations/sqlite/0011_steered_by.sql")),
+    (17, "unused_lanes", include_str!("../../migrations/sqlite/0017_unused_lanes.sql")),
 ];
 
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

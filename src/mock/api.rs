@@ -21,11 +21,12 @@ pub(super) struct Settings {
     pub(super) record_limit: usize,
 }
 
-/// How many messages were stored and how many POSTs were seen, ever.
+/// How many messages were stored, and how many POSTs and GETs of messages were seen, ever.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counts {
     pub(super) messages: u64,
     pub(super) requests: u64,
+    pub(super) looks: u64,
 }
 
 /// The whole state of a mock Svix.
@@ -72,6 +73,9 @@ impl State {
     /// Handles one request.
     pub(super) fn handle(&mut self, request: &Request, now: Moment) -> Reply {
         let path: Vec<&str> = normal_path(request).split('/').skip(1).collect();
+        if let ("GET", ["api", "v1", "app", _, "msg", ..]) = (request.method.as_str(), path.as_slice()) {
+            self.counts.looks += 1;
+        }
         let answer = match (request.method.as_str(), path.as_slice()) {
             (_, path) if path.contains(&"") => Err(Answer::no_such_route()),
             ("POST", ["api", "v1", "app", app, "msg"]) => {

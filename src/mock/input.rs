@@ -24,6 +24,20 @@ pub(super) struct NewMessage {
     pub(super) application: Option<NewApplication>,
 }
 
+impl NewMessage {
+    /// A message with an `eventId` and an empty payload.
+    pub(super) fn empty(event_id: String) -> Self {
+        Self {
+            event_id: Some(event_id),
+            event_type: "test".to_owned(),
+            payload: "{}".to_owned(),
+            channels: None,
+            tags: None,
+            application: None,
+        }
+    }
+}
+
 /// An application that may be created.
 #[derive(Clone, Debug)]
 pub(super) struct NewApplication {

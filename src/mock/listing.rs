@@ -37,7 +37,8 @@ struct PortalWish {
 }
 
 impl State {
-    /// GET: the messages of an application, newest first.
+    /// GET: the messages of an application, newest first. As at the self-hosted server, an iterator makes it ignore the two
+    /// times, and `before` makes it ignore `after`.
     pub(super) fn list_messages(&self, app: &str, request: &Request) -> Result<Answer, Answer> {
         let with_content = flag(request, "with_content", true)?;
         let time = |name: &str| match parameter(request, name) {
@@ -55,6 +56,8 @@ impl State {
         let application = self.store.application(app).ok_or_else(|| Answer::not_found("Entity not found"))?;
         let limit = page_limit(request);
         let iterator = parameter(request, "iterator");
+        let before = before.filter(|_| iterator.is_none());
+        let after = after.filter(|_| iterator.is_none() && before.is_none());
         let wanted = |message: &&Arc<super::ReceivedMessage>| {
             message.application == application
                 && after.is_none_or(|after| message.created_at_micros > after)

@@ -47,7 +47,8 @@
 //!   create and get an application and to get a link into its portal, and to create, set, get, list and delete event
 //!   types. Everything else is 404. A message's type need not be among them.
 //! - Lists of messages know `limit`, `iterator`, `before`, `after` and `with_content`, go from the newest to the oldest,
-//!   and reach back as far as it remembers.
+//!   and reach back as far as it remembers. As at the self-hosted server, an `iterator` makes it ignore both times, and
+//!   `before` makes it ignore `after`.
 //! - It takes what the hosted Svix documents where the self-hosted server takes less: ten
 //!   channels instead of five, tags, payloads up to 1 MiB (more is 413).
 //! - It never waits for a request with the same idempotency key that is still being answered.

@@ -11,7 +11,7 @@ use wiremock::MockServer;
 
 use super::api::{Counts, Settings, State};
 use super::front::Shared;
-use super::input::NewApplication;
+use super::input::{NewApplication, NewMessage};
 use super::record::{MockEvent, ReceivedMessage, ReceivedRequest, Resent};
 use super::store::Moment;
 use super::trouble::Trouble;
@@ -126,6 +126,11 @@ impl MockSvix {
         state.throttled_looks = std::iter::repeat_n(retry_after, count).collect();
     }
 
+    /// How many of the GETs that [`Self::throttle_looks`] was told of have not come yet.
+    pub fn throttled_looks(&self) -> usize {
+        self.shared.state().throttled_looks.len()
+    }
+
     /// Drops the scripts and all standing rules.
     pub fn clear_troubles(&self) {
         self.shared.state().rules = Default::default();
@@ -156,6 +161,24 @@ impl MockSvix {
         let state = self.shared.state();
         let application = state.store.application(app)?;
         state.store.message(application, id_or_event_id).cloned()
+    }
+
+    /// Stores messages of an application as if they had come at these times (in microseconds since the Unix epoch), each
+    /// under its `eventId`; Svix's own id of each, in order. The application is made where it is missing.
+    ///
+    /// # Panics
+    ///
+    /// When an `eventId` is taken.
+    pub fn add_messages(&self, app: &str, messages: impl IntoIterator<Item = (String, u64)>) -> Vec<String> {
+        let mut state = self.shared.state();
+        add_application(&mut state, app);
+        let application = state.store.application(app).expect("the application was just made");
+        let mut store = |(event_id, micros)| {
+            let new = NewMessage::empty(event_id);
+            let stored = state.store.store(application, new, None, Moment { micros, ..Moment::now() });
+            stored.expect("the eventId is free").id.clone()
+        };
+        messages.into_iter().map(&mut store).collect()
     }
 
     /// The names of the event types that it knows, in order, without those in the archive.
@@ -189,6 +212,11 @@ impl MockSvix {
     /// How many POSTs of messages came since the start or the last [`MockSvix::clear`].
     pub fn request_count(&self) -> u64 {
         self.shared.state().counts.requests
+    }
+
+    /// How many GETs of messages came since the start or the last [`MockSvix::clear`]: lists and single messages.
+    pub fn look_count(&self) -> u64 {
+        self.shared.state().counts.looks
     }
 
     /// Waits until [`MockSvix::message_count`] has reached `n`. The timeout is on tokio's clock.

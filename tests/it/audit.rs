@@ -12,6 +12,8 @@ use crate::support::{RelayProcess, TestDatabase, TestRelay, config, eventually, 
 on_both_databases! {
     what_was_deleted_behind_our_back_is_sent_again_and_nothing_else,
     a_throttled_audit_waits_and_finds_the_same,
+    a_busy_application_is_listed_once,
+    an_audit_goes_on_through_throttles_and_a_restart,
     a_tenant_that_is_not_on_svix_has_no_portal,
 }
 
@@ -151,4 +153,123 @@ async fn a_tenant_that_is_not_on_svix_has_no_portal(database: TestDatabase) {
     let refused = relay.send(Method::POST, "/v1/tenants/stranger/portal", &JSON, "").await;
     assert_eq!((refused.status.as_u16(), refused.problem().as_str()), (404, "unknown_application"));
     relay.finish().await;
+}
+
+/// Milliseconds since the Unix epoch.
+fn now_ms() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+    i64::try_from(since.as_millis()).expect("this century")
+}
+
+/// Writes `count` deliveries of tenant `busy` to Svix into the ledger and to the mock, as if they had come within ten
+/// minutes, four in the same millisecond; and at the mock 1,000 messages that another producer sent meanwhile.
+async fn busy_application(database: &TestDatabase, svix: &MockSvix, count: usize) {
+    const SPAN_MS: i64 = 600_000;
+    const EPOCH_MS: i64 = 1_704_067_200_000;
+    let began = now_ms() - 2 * SPAN_MS;
+    let came_at = |n: usize| {
+        let share = i64::try_from(n / 4 * 4).unwrap() * SPAN_MS / i64::try_from(count).unwrap();
+        began + share
+    };
+    let micros = |millis: i64| u64::try_from(millis).unwrap() * 1_000;
+    let ours = (0..count).map(|n| (format!("busy-{n}"), micros(came_at(n) + 20)));
+    let remote_ids = svix.add_messages("busy", ours);
+    svix.add_messages("busy", (0..1_000).map(|n| (format!("other-{n}"), micros(came_at(n * count / 1_000)))));
+    database.execute("INSERT INTO lane (destination, tenant) VALUES ('svix:busy', 'busy')").await;
+    let lane = database.text("SELECT CAST(id AS TEXT) FROM lane WHERE tenant = 'busy'").await;
+    let body = if database.is_postgres() { r"'\x7b7d'::bytea" } else { "X'7B7D'" };
+    let rows: Vec<_> = remote_ids.iter().enumerate().collect();
+    for chunk in rows.chunks(1_000) {
+        let seq = |n: usize| ((came_at(n) - EPOCH_MS) << 22) + i64::try_from(n).unwrap();
+        let event = |(n, _): &(usize, &String)| {
+            format!("({}, 'busy', '', 'busy-{n}', 'test', {}, 1, {body})", seq(*n), came_at(*n))
+        };
+        let outcome = |(n, remote_id): &(usize, &String)| {
+            let at = came_at(*n) + 40;
+            format!("({}, {lane}, 'delivered', {at}, 1, 0, 30, 202, '{remote_id}', 0)", seq(*n))
+        };
+        let events: Vec<_> = chunk.iter().map(event).collect();
+        let outcomes: Vec<_> = chunk.iter().map(outcome).collect();
+        database
+            .execute(&format!(
+                "INSERT INTO event (seq, tenant, source, id, type, received_at, destinations, body) VALUES {};
+                 INSERT INTO outcome (event, lane, state, at, attempts, failures, latency_ms, status, remote_id,
+                                      dispatch_unconfirmed) VALUES {}",
+                events.join(","),
+                outcomes.join(",")
+            ))
+            .await;
+    }
+    database.execute("ANALYZE").await;
+}
+
+/// Deliveries of a busy application, and how many of them Svix loses.
+const BUSY: usize = 20_000;
+const LOST: usize = 30;
+/// One request for 250 messages, a fifth more, and two for each lost message.
+const LOOKS_MAX: u64 = (BUSY as u64 / 250) * 12 / 10 + 2 * LOST as u64;
+
+async fn a_busy_application_is_listed_once(database: TestDatabase) {
+    let svix = mock_svix().await;
+    let relay = TestRelay::start_with(config(&database, &svix)).await;
+    busy_application(&database, &svix, BUSY).await;
+    let lost = lose(&svix, "busy", (0..LOST).map(|n| n * BUSY / LOST));
+    let (since, until) = (now_ms() - 3_600_000, now_ms());
+    let time = |millis| posthaste::domain::clock::Timestamp::from_millis(millis).to_rfc3339();
+    let range = format!("since={}&until={}", time(since), time(until));
+    let (mut checked, mut missing, mut cursor) = (0, BTreeSet::new(), String::new());
+    // A part takes some 15 seconds at most.
+    for _ in 0..4 {
+        let part = relay.get(&format!("/v1/audits/svix?{range}{cursor}")).await.json();
+        checked += part["checked"].as_u64().unwrap_or_else(|| panic!("{part}"));
+        missing.extend(ids(&part, "missing"));
+        let Some(next) = part["next_cursor"].as_str() else { break };
+        cursor = format!("&cursor={next}");
+    }
+    let looks = svix.look_count();
+    println!("{checked} compared with {looks} requests, {} missing", missing.len());
+    assert!(looks <= LOOKS_MAX, "{looks} requests, at most {LOOKS_MAX}");
+    assert_eq!((checked, missing), (BUSY as u64, lost));
+    relay.finish().await;
+}
+
+async fn an_audit_goes_on_through_throttles_and_a_restart(database: TestDatabase) {
+    let svix = mock_svix().await;
+    let relay = RelayProcess::start(&database, &svix, &[]);
+    busy_application(&database, &svix, BUSY).await;
+    let lost = lose(&svix, "busy", (0..LOST).map(|n| n * BUSY / LOST));
+    let address = relay.address().to_owned();
+    let audit = tokio::process::Command::new(env!("CARGO_BIN_EXE_posthaste"))
+        .args(["audit", "svix", "--since", "1h", "--format", "json"])
+        .env("POSTHASTE_URL", format!("http://{address}"))
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("it runs");
+    let audit = tokio::spawn(audit.wait_with_output());
+    let looks = async |count: u64| {
+        eventually("it looks", async || (svix.look_count() >= count).then_some(())).await;
+    };
+    for count in [10, 30] {
+        looks(count).await;
+        svix.throttle_looks(1, Some("1"));
+    }
+    // It waits for these three seconds, and the relay goes meanwhile.
+    looks(50).await;
+    svix.throttle_looks(1, Some("3"));
+    eventually("it is throttled", async || (svix.throttled_looks() == 0).then_some(())).await;
+    relay.kill();
+    let relay = RelayProcess::start(&database, &svix, &[("POSTHASTE_HTTP__LISTEN", &address)]);
+    let output = audit.await.expect("no panic").expect("it ends");
+    let (said, complained) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(3), "{complained}");
+    let report = json_of(&said);
+    assert_eq!(report["checked"], BUSY, "{complained}");
+    assert_eq!(ids(&report, "missing"), lost);
+    // What was listed before the restart is listed again, once.
+    let most = 2 * LOOKS_MAX;
+    assert!(svix.look_count() <= most, "{} requests, at most {most}", svix.look_count());
+    relay.kill();
 }

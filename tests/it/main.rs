@@ -7,6 +7,8 @@ mod access;
 mod admin;
 mod announcements;
 mod audit;
+mod backup;
+mod bounded_tables;
 mod brokers;
 mod chaos;
 mod cli;

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 
 use super::{Admin, Common, encoded, replay};
 use crate::app::SystemClock;
-use crate::cli::Format;
 use crate::cli::output::{complain, say};
+use crate::cli::{Format, stop_signal};
 use crate::config::Config;
 use crate::domain::clock::Clock as _;
 use crate::domain::time_text::parse_time;
@@ -20,6 +20,9 @@ use crate::replays::LISTED_MAX;
 
 /// Exit code where something is missing and nothing was done about it.
 const INCOMPLETE: u8 = 3;
+/// How often in a row a part is asked for again, and the first pause before that, which doubles.
+const FAILURES_MAX: u32 = 7;
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum AuditCommand {
@@ -38,6 +41,9 @@ pub(in crate::cli) struct SvixArgs {
     /// Events of this tenant alone
     #[arg(long)]
     tenant: Option<String>,
+    /// Go on where an audit was interrupted, as it said then; give the same times
+    #[arg(long, value_name = "CURSOR")]
+    cursor: Option<String>,
     /// Send what is missing again, as a replay, and follow that
     #[arg(long)]
     fix: bool,
@@ -55,6 +61,8 @@ struct Part {
     unconfirmed: Vec<Value>,
     next_cursor: Option<String>,
     retry_after_s: Option<u64>,
+    #[serde(default)]
+    requests: u64,
 }
 
 #[derive(Default, Serialize)]
@@ -64,12 +72,25 @@ struct Report {
     unconfirmed: Vec<Value>,
     /// Replays that send what is missing.
     replays: Vec<String>,
+    /// Requests that it cost at Svix.
+    requests: u64,
 }
 
 pub(in crate::cli) async fn run(command: AuditCommand, config: Config) -> anyhow::Result<ExitCode> {
     let AuditCommand::Svix(args) = command;
     let admin = Admin::new(&args.common, &config)?;
-    let mut report = compare(&admin, &args).await?;
+    let mut audit = Running::begin(&args)?;
+    let bar = ProgressBar::new_spinner();
+    let ended = tokio::select! {
+        ended = audit.compare(&admin, &bar) => ended,
+        stop = stop_signal() => stop.and(Err(anyhow::anyhow!("interrupted"))),
+    };
+    bar.finish_and_clear();
+    if let Err(error) = ended {
+        show(&admin, &audit.report)?;
+        return Err(error.context(audit.how_to_go_on()));
+    }
+    let mut report = audit.report;
     if args.fix {
         for deliveries in report.missing.chunks(LISTED_MAX) {
             let ids: Vec<_> = deliveries.iter().map(|delivery| &delivery["delivery"]).collect();
@@ -97,38 +118,92 @@ pub(in crate::cli) async fn run(command: AuditCommand, config: Config) -> anyhow
     Ok(if left { ExitCode::from(INCOMPLETE) } else { ExitCode::SUCCESS })
 }
 
-async fn compare(admin: &Admin, args: &SvixArgs) -> anyhow::Result<Report> {
-    let now = SystemClock::new().now();
-    // A span means the same in every part.
-    let time = |text: &str| parse_time(text, now).map_err(anyhow::Error::msg);
-    let until = args.until.as_deref().map(time).transpose()?.unwrap_or(now);
-    let mut query =
-        format!("since={}&until={}", encoded(&time(&args.since)?.to_rfc3339()), encoded(&until.to_rfc3339()));
-    if let Some(tenant) = &args.tenant {
-        query.push_str(&format!("&tenant={}", encoded(tenant)));
+/// An audit under way.
+struct Running {
+    since: String,
+    until: String,
+    tenant: Option<String>,
+    cursor: Option<String>,
+    report: Report,
+}
+
+impl Running {
+    fn begin(args: &SvixArgs) -> anyhow::Result<Self> {
+        let now = SystemClock::new().now();
+        // A span means the same in every part.
+        let time = |text: &str| parse_time(text, now).map_err(anyhow::Error::msg);
+        let until = args.until.as_deref().map(time).transpose()?.unwrap_or(now);
+        Ok(Self {
+            since: time(&args.since)?.to_rfc3339(),
+            until: until.to_rfc3339(),
+            tenant: args.tenant.clone(),
+            cursor: args.cursor.clone(),
+            report: Report::default(),
+        })
     }
-    let bar = ProgressBar::new_spinner();
-    let (mut report, mut cursor) = (Report::default(), None::<String>);
-    loop {
-        let next = cursor.map_or_else(String::new, |cursor| format!("&cursor={}", encoded(&cursor)));
-        let answer = admin.ask(Method::GET, &format!("/v1/audits/svix?{query}{next}"), None).await?;
-        let part: Part = answer.read()?;
-        report.checked += part.checked;
-        report.missing.extend(part.missing);
-        report.unconfirmed.extend(part.unconfirmed);
-        let missing = report.missing.len();
-        bar.set_message(format!("{} compared, {missing} missing", HumanCount(report.checked)));
-        bar.tick();
-        match part.next_cursor {
-            None => break,
-            Some(next) => cursor = Some(next),
-        }
-        if let Some(seconds) = part.retry_after_s {
-            tokio::time::sleep(Duration::from_secs(seconds)).await;
+
+    /// Compares part after part. A relay or a Svix that can't be reached is asked again, with longer and longer pauses.
+    async fn compare(&mut self, admin: &Admin, bar: &ProgressBar) -> anyhow::Result<()> {
+        let mut failures = 0;
+        loop {
+            match self.part(admin).await {
+                Ok(part) => {
+                    failures = 0;
+                    self.cursor = part.next_cursor;
+                    self.report.checked += part.checked;
+                    self.report.missing.extend(part.missing);
+                    self.report.unconfirmed.extend(part.unconfirmed);
+                    self.report.requests += part.requests;
+                    if self.cursor.is_none() {
+                        return Ok(());
+                    }
+                    tokio::time::sleep(Duration::from_secs(part.retry_after_s.unwrap_or_default())).await;
+                }
+                Err(error) if failures == FAILURES_MAX || !may_pass(&error) => return Err(error),
+                Err(error) => {
+                    bar.println(format!("posthaste: {error:#}; trying again"));
+                    tokio::time::sleep(FIRST_PAUSE * (1 << failures)).await;
+                    failures += 1;
+                }
+            }
+            let Report { checked, missing, requests, .. } = &self.report;
+            let missing = missing.len();
+            let (checked, requests) = (HumanCount(*checked), HumanCount(*requests));
+            bar.set_message(format!("{checked} compared, {missing} missing, {requests} requests to Svix"));
+            bar.tick();
         }
     }
-    bar.finish_and_clear();
-    Ok(report)
+
+    async fn part(&self, admin: &Admin) -> anyhow::Result<Part> {
+        let mut path =
+            format!("/v1/audits/svix?since={}&until={}", encoded(&self.since), encoded(&self.until));
+        for (name, value) in [("tenant", &self.tenant), ("cursor", &self.cursor)] {
+            if let Some(value) = value {
+                path.push_str(&format!("&{name}={}", encoded(value)));
+            }
+        }
+        let answer = admin.client.get(&path).await?;
+        if answer.status.is_server_error() {
+            return Err(Unavailable(answer.complaint()).into());
+        }
+        answer.read()
+    }
+
+    fn how_to_go_on(&self) -> String {
+        let Self { since, until, cursor, .. } = self;
+        let cursor = cursor.as_ref().map_or_else(String::new, |cursor| format!(" --cursor {cursor}"));
+        format!("the audit is not complete; go on with --since {since} --until {until}{cursor}")
+    }
+}
+
+/// The relay, or Svix behind it, can't answer now.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Unavailable(String);
+
+/// Whether it may go better soon: no connection, or a 5xx.
+fn may_pass(error: &anyhow::Error) -> bool {
+    error.is::<Unavailable>() || error.chain().any(|cause| cause.is::<hyper_util::client::legacy::Error>())
 }
 
 fn show(admin: &Admin, report: &Report) -> anyhow::Result<()> {
@@ -147,9 +222,9 @@ fn show(admin: &Admin, report: &Report) -> anyhow::Result<()> {
             say(format_args!("{what:<12} {tenant:<24} {id:<36} {at:<26} {name}"))?;
         }
     }
-    let Report { checked, missing, unconfirmed, replays } = report;
+    let Report { checked, missing, unconfirmed, replays, requests } = report;
     say(format_args!(
-        "{checked} deliveries compared: {} missing at Svix, {} stored there and perhaps never sent on",
+        "{checked} deliveries compared with {requests} requests: {} missing at Svix, {} stored there and perhaps never sent on",
         missing.len(),
         unconfirmed.len()
     ))?;

@@ -70,7 +70,7 @@ pub(in crate::cli) async fn run(args: PruneArgs, config: Config) -> anyhow::Resu
         say(serde_json::to_string(&Report { dry_run: args.dry_run, pruned })?)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let Pruned { events, identities, attempts, request_keys, rejected, replays } = pruned;
+    let Pruned { events, identities, attempts, request_keys, rejected, replays, leftovers } = pruned;
     for (what, count) in [
         ("events", events),
         ("identities of events", identities),
@@ -78,6 +78,7 @@ pub(in crate::cli) async fn run(args: PruneArgs, config: Config) -> anyhow::Resu
         ("keys of requests", request_keys),
         ("rejected messages", rejected),
         ("replays", replays),
+        ("left of pruned events and removed receivers", leftovers),
     ] {
         say(format_args!("{count:>12}  {what}"))?;
     }

@@ -63,7 +63,7 @@ pub(super) async fn audit_svix(
     let Some(svix) = &state.senders.svix else {
         return Err(Problem::new(StatusCode::CONFLICT, "svix_not_configured", "no Svix token is configured"));
     };
-    let audit = Audit { ledger: &state.ledger, svix, clock: state.clock.clone() };
+    let audit = Audit { ledger: &state.ledger, svix, audits: &state.audits, clock: state.clock.clone() };
     let part = audit.part(&AuditRange { since, until, tenant, after }).await;
     let mut part = part.map_err(|error| match error {
         AuditError::Ledger(error) => ledger(&state, &error),

@@ -1,7 +1,5 @@
 //! What the ledger says Svix was given.
 
-use std::collections::HashSet;
-
 use sqlx::AssertSqlSafe;
 
 use super::select::{Cursor, Selection};
@@ -19,6 +17,8 @@ pub struct SvixDelivery {
     pub received_at: i64,
     /// When Svix said yes.
     pub at: i64,
+    /// How long Svix took for that, in milliseconds.
+    pub latency_ms: i64,
     /// Svix's own id of it, where it told one.
     pub remote_id: Option<String>,
     /// Stored at Svix after an uncertain attempt.
@@ -27,13 +27,6 @@ pub struct SvixDelivery {
     pub source: String,
     /// The event's id.
     pub id: String,
-}
-
-impl SvixDelivery {
-    /// Whether it is among messages that are known by Svix's own ids.
-    pub fn is_in(&self, listed: &HashSet<String>) -> bool {
-        self.remote_id.as_ref().is_some_and(|id| listed.contains(id))
-    }
 }
 
 /// A part of what Svix was given.
@@ -47,7 +40,7 @@ pub struct SvixWindow {
     pub exhausted: bool,
 }
 
-type SvixTuple = (i64, i64, i64, i64, Option<String>, i64, String, String);
+type SvixTuple = (i64, i64, i64, i64, i64, Option<String>, i64, String, String);
 
 impl Database {
     /// What a selection has behind `after` of what Svix was given, in a window of about `rows` rows.
@@ -56,8 +49,8 @@ impl Database {
     /// [`crate::ledger::LedgerError::Unavailable`].
     pub async fn svix_window(&self, selection: &Selection, after: Cursor, rows: u32) -> Result<SvixWindow> {
         let extent = self.extent(selection, after, rows).await?;
-        let columns = "outcome.event, outcome.lane, event.received_at, outcome.at, outcome.remote_id,
-                       outcome.dispatch_unconfirmed, event.source, event.id";
+        let columns = "outcome.event, outcome.lane, event.received_at, outcome.at, outcome.latency_ms,
+                       outcome.remote_id, outcome.dispatch_unconfirmed, event.source, event.id";
         let bounds = format!("{} AND substr(lane.destination, 1, 5) = 'svix:'", extent.outcomes);
         let Some((sql, texts)) = selection.among_outcomes(&bounds, columns) else {
             return Ok(SvixWindow { deliveries: Vec::new(), reached: extent.reached, exhausted: true });
@@ -69,9 +62,20 @@ impl Database {
             }
             query.fetch_all(pool).await?
         });
-        let delivery = |(event, lane, received_at, at, remote_id, unconfirmed, source, id): SvixTuple| {
+        let delivery = |row: SvixTuple| {
+            let (event, lane, received_at, at, latency_ms, remote_id, unconfirmed, source, id) = row;
             let dispatch_unconfirmed = unconfirmed != 0;
-            SvixDelivery { event, lane, received_at, at, remote_id, dispatch_unconfirmed, source, id }
+            SvixDelivery {
+                event,
+                lane,
+                received_at,
+                at,
+                latency_ms,
+                remote_id,
+                dispatch_unconfirmed,
+                source,
+                id,
+            }
         };
         Ok(SvixWindow {
             deliveries: found.into_iter().map(delivery).collect(),

@@ -57,7 +57,8 @@ pub(super) fn wal_path(database: &Path) -> PathBuf {
     beside(database, "-wal")
 }
 
-fn beside(database: &Path, suffix: &str) -> PathBuf {
+/// A file that stands beside the database, whatever link that is reached by.
+pub(super) fn beside(database: &Path, suffix: &str) -> PathBuf {
     let mut name = database.canonicalize().unwrap_or_else(|_| database.to_owned()).into_os_string();
     name.push(suffix);
     name.into()

@@ -14,6 +14,7 @@ use crate::domain::clock::Timestamp;
 use crate::domain::event::Identity;
 use crate::domain::key::idempotency_key;
 use crate::domain::tenant::Destination;
+use crate::domain::time_text::parse_time;
 
 /// Most messages that Svix gives in an answer.
 const PAGE: u32 = 250;
@@ -23,8 +24,8 @@ const LIST_LIMIT_BYTES: usize = 4 << 20;
 /// A page of messages, newest first.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct MessagePage {
-    /// Svix's own id of each.
-    pub ids: Vec<String>,
+    /// Svix's own id of each, and when Svix created it.
+    pub messages: Vec<(String, Timestamp)>,
     /// Where the next page begins; `None` on the last.
     pub next: Option<String>,
 }
@@ -54,26 +55,31 @@ struct Listed {
 #[derive(Deserialize)]
 struct ListedMessage {
     id: String,
+    timestamp: String,
+}
+
+impl ListedMessage {
+    fn created(&self) -> Result<Timestamp, ListError> {
+        parse_time(&self.timestamp, Timestamp::default()).map_err(ListError::Refused)
+    }
 }
 
 impl SvixSender {
-    /// Messages of an application that came after `after` and before `before`, from `iterator` on. An application that
-    /// Svix does not know has none.
+    /// A page of the messages of an application that were created before `before`, newest first, from `iterator` on; `None`
+    /// where Svix does not know the application.
+    ///
+    /// There is no `after`: a self-hosted Svix takes only one of the two, and none beside an iterator.
     ///
     /// # Errors
     /// [`ListError`].
     pub async fn list_messages(
         &self,
         app: &str,
-        after: Timestamp,
         before: Timestamp,
         iterator: Option<&str>,
-    ) -> Result<MessagePage, ListError> {
-        let mut path = format!(
-            "/api/v1/app/{app}/msg/?limit={PAGE}&with_content=false&after={}&before={}",
-            after.to_rfc3339(),
-            before.to_rfc3339()
-        );
+    ) -> Result<Option<MessagePage>, ListError> {
+        let before = before.to_rfc3339();
+        let mut path = format!("/api/v1/app/{app}/msg/?limit={PAGE}&with_content=false&before={before}");
         if let Some(iterator) = iterator {
             path.push_str("&iterator=");
             path.extend(url::form_urlencoded::byte_serialize(iterator.as_bytes()));
@@ -81,27 +87,33 @@ impl SvixSender {
         let (head, body) = self.get(&path).await?;
         match head.status {
             StatusCode::OK => {
-                let page: Listed =
-                    serde_json::from_slice(&body).map_err(|error| ListError::Refused(error.to_string()))?;
-                let ids = page.data.into_iter().map(|message| message.id).collect();
-                Ok(MessagePage { ids, next: page.iterator.filter(|_| !page.done) })
+                let page: Listed = read(&body)?;
+                let message = |message: ListedMessage| Ok((message.created()?, message.id));
+                let messages: Result<Vec<_>, ListError> = page.data.into_iter().map(message).collect();
+                let messages = messages?.into_iter().map(|(created, id)| (id, created)).collect();
+                Ok(Some(MessagePage { messages, next: page.iterator.filter(|_| !page.done) }))
             }
-            StatusCode::NOT_FOUND => Ok(MessagePage::default()),
+            StatusCode::NOT_FOUND => Ok(None),
             _ => Err(self.no_answer(&head, &body)),
         }
     }
 
-    /// Whether an application has a message of this name: Svix's own id or an `eventId`.
+    /// When Svix created the message of this name (Svix's own id or an `eventId`) in an application; `None` where it has none.
     ///
     /// # Errors
     /// [`ListError`].
-    pub async fn has_message(&self, app: &str, name: &str) -> Result<bool, ListError> {
+    pub async fn find_message(&self, app: &str, name: &str) -> Result<Option<Timestamp>, ListError> {
         let (head, body) = self.get(&format!("/api/v1/app/{app}/msg/{name}/?with_content=false")).await?;
         match head.status {
-            StatusCode::OK => Ok(true),
-            StatusCode::NOT_FOUND => Ok(false),
+            StatusCode::OK => read::<ListedMessage>(&body)?.created().map(Some),
+            StatusCode::NOT_FOUND => Ok(None),
             _ => Err(self.no_answer(&head, &body)),
         }
+    }
+
+    /// The longest pause that a `Retry-After` of Svix's can ask for.
+    pub const fn retry_after_max(&self) -> Duration {
+        self.options.retry_after_max
     }
 
     /// The names that the message of a delivery may have at Svix.
@@ -133,11 +145,13 @@ impl SvixSender {
         })
     }
 
-    /// Why an answer is none.
+    /// The error that an answer stands for. As with a message: 429 is a throttle, and so is 503 with a `Retry-After`.
     fn no_answer(&self, head: &Parts, body: &[u8]) -> ListError {
         let status = head.status;
         let retry_after = head.headers.get(RETRY_AFTER).and_then(|header| header.to_str().ok());
-        if status == StatusCode::TOO_MANY_REQUESTS {
+        if status == StatusCode::TOO_MANY_REQUESTS
+            || (status == StatusCode::SERVICE_UNAVAILABLE && retry_after.is_some())
+        {
             return ListError::Throttled(self.wait(retry_after));
         }
         let detail = format!("{status} {}", words(body));
@@ -146,4 +160,9 @@ impl SvixSender {
             false => ListError::Refused(detail),
         }
     }
+}
+
+fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ListError> {
+    serde_json::from_slice(body)
+        .map_err(|error| ListError::Refused(format!("its answer can't be read: {error}")))
 }

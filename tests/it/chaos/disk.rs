@@ -1,7 +1,7 @@
 //! The disk: full, failing, and its log held up by a reader.
 
 mod reader;
-mod room;
+pub mod room;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};

@@ -5,7 +5,7 @@
 
 use std::fmt::Display;
 
-mod disk;
+pub mod disk;
 #[cfg(feature = "failpoints")]
 mod failpoints;
 mod kill;

@@ -45,23 +45,34 @@ impl PostgresServer {
     /// A copy that follows `primary` under the name `standby`.
     pub async fn standby_of(primary: &Self, settings: &[(&'static str, &str)]) -> Self {
         let mut server = Self::in_a_directory(settings);
-        let from =
-            format!("host={} user=postgres application_name=standby", primary.socket_directory().display());
-        let data = server.data();
-        let mut copy = server.program("pg_basebackup");
-        run(copy
-            .args([
-                "--write-recovery-conf",
-                "--wal-method=stream",
-                "--checkpoint=fast",
-                "--no-sync",
-                "--dbname",
-            ])
-            .arg(from)
-            .arg("--pgdata")
-            .arg(data));
+        server.copy_from(primary, &["--write-recovery-conf"]);
         server.start_again().await;
         server
+    }
+
+    /// A server of its own, from a base backup of another one that runs.
+    pub async fn copy_of(original: &Self) -> Self {
+        let mut server = Self::in_a_directory(&[]);
+        server.copy_from(original, &[]);
+        server.start_again().await;
+        server
+    }
+
+    fn copy_from(&self, original: &Self, arguments: &[&str]) {
+        let from =
+            format!("host={} user=postgres application_name=standby", original.socket_directory().display());
+        let mut copy = self.program("pg_basebackup");
+        run(copy
+            .args(["--wal-method=stream", "--checkpoint=fast", "--no-sync", "--dbname"])
+            .arg(from)
+            .arg("--pgdata")
+            .arg(self.data())
+            .args(arguments));
+    }
+
+    /// Runs one of Postgres's programs, as the server's user.
+    pub fn run(&self, program: &str, arguments: &[&str]) {
+        run(self.program(program).args(arguments));
     }
 
     fn in_a_directory(settings: &[(&'static str, &str)]) -> Self {
