@@ -123,7 +123,7 @@ impl Problem {
             LedgerError::BacklogFull { .. } => (StatusCode::SERVICE_UNAVAILABLE, "backlog_full"),
             LedgerError::TooSlow => (StatusCode::SERVICE_UNAVAILABLE, "read_timeout"),
             LedgerError::Taken(_) => return Self::new(StatusCode::CONFLICT, "taken", error.to_string()),
-            LedgerError::Unavailable(_) | LedgerError::Refused(_) => {
+            LedgerError::Unavailable(_) | LedgerError::NumberLost(_) | LedgerError::Refused(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "ledger_unavailable")
             }
         };

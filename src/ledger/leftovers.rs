@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use sqlx::AssertSqlSafe;
 
 use super::Result;
+use super::prune::Chore;
 use super::sql::{Database, on};
 use crate::domain::clock::Timestamp;
 
@@ -53,6 +54,7 @@ impl Database {
         after: i64,
         events: u32,
         dry_run: bool,
+        chore: Option<&Chore>,
     ) -> Result<(u64, Option<i64>)> {
         let find = format!(
             "SELECT part.event, CAST((SELECT COUNT(*) FROM event WHERE event.seq = part.event) AS BIGINT)
@@ -67,8 +69,9 @@ impl Database {
             found.iter().filter(|(_, there)| *there == 0).map(|(event, _)| event.to_string()).collect();
         if !dry_run && !orphans.is_empty() {
             let delete = format!(
-                "DELETE FROM {table} WHERE event IN ({}) AND NOT EXISTS (SELECT 1 FROM event WHERE event.seq = {table}.event)",
-                orphans.join(",")
+                "DELETE FROM {table} WHERE event IN ({}) AND NOT EXISTS (SELECT 1 FROM event WHERE event.seq = {table}.event){}",
+                orphans.join(","),
+                Chore::fence(chore)
             );
             on!(self, writes, pool => {
                 sqlx::query(AssertSqlSafe(delete)).persistent(false).execute(pool).await?;
@@ -82,7 +85,12 @@ impl Database {
     ///
     /// # Errors
     /// [`super::LedgerError::Unavailable`].
-    pub async fn prune_receivers(&self, before: Timestamp, dry_run: bool) -> Result<(u64, bool)> {
+    pub async fn prune_receivers(
+        &self,
+        before: Timestamp,
+        dry_run: bool,
+        chore: Option<&Chore>,
+    ) -> Result<(u64, bool)> {
         let gates = "FROM gate WHERE closed_until < $1";
         let budgets = "FROM partner_tokens WHERE at < $1
              AND NOT EXISTS (SELECT 1 FROM partner WHERE partner.id = partner_tokens.partner)";
@@ -99,7 +107,7 @@ impl Database {
                 continue;
             }
             more |= found == i64::from(RECEIVERS_AT_ONCE);
-            let delete = format!("DELETE {of} AND {key} IN {part}");
+            let delete = format!("DELETE {of} AND {key} IN {part}{}", Chore::fence(chore));
             on!(self, writes, pool => {
                 sqlx::query(AssertSqlSafe(delete)).bind(before.as_millis()).execute(pool).await?;
             });
@@ -166,8 +174,8 @@ impl Database {
         &self,
         between: (i64, i64),
         unused: &HashSet<i64>,
-        now: Timestamp,
-        before: Timestamp,
+        (now, before): (Timestamp, Timestamp),
+        chore: Option<&Chore>,
     ) -> Result<u64> {
         let marked: Vec<(i64,)> = on!(self, chore_reads, pool => {
             sqlx::query_as("SELECT id FROM lane WHERE id > $1 AND id <= $2 AND unused_since IS NOT NULL")
@@ -197,7 +205,7 @@ impl Database {
         ] {
             for chunk in lanes.chunks(LANES_AT_ONCE) {
                 let ids: Vec<_> = chunk.iter().map(i64::to_string).collect();
-                let sql = format!("{change} id IN ({})", ids.join(","));
+                let sql = format!("{change} id IN ({}){}", ids.join(","), Chore::fence(chore));
                 let changed = on!(self, writes, pool => {
                     sqlx::query(AssertSqlSafe(sql)).persistent(false).execute(pool).await?.rows_affected()
                 });

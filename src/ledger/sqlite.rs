@@ -20,6 +20,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, Connection as _, SqliteConnection, SqlitePool};
+use tokio::sync::watch;
 
 pub use self::backup::{Backup, RestorePlace, SealedSecret, back_up, check_backup, draft_of};
 use self::claims::{Claim, Claims, Cursor, Meanwhile, Queue};
@@ -29,6 +30,7 @@ pub use self::reads::LimitedReads;
 use self::waiting::{EVENTS, WAITING};
 use self::write::{insert_plan, next_chunk, placeholders, settle_rows};
 
+use super::incarnation::{Incarnation, Membership};
 use super::payloads::{self, ClaimedPlaces, Payload, Place, Recent};
 use super::plan::{Known, Plan, RequestKey};
 use super::rows;
@@ -42,7 +44,7 @@ use crate::domain::delivery::{Class, DeliveryId, NextState, Settlement};
 use crate::domain::event::{EventSeq, Fingerprint, Identity};
 use crate::domain::hash::FastSet;
 use crate::domain::scheduler::{LaneClaim, Remaining};
-use crate::domain::sequence::Sequence;
+use crate::domain::sequence::{NODES, Sequence};
 use crate::failpoint::failpoint;
 
 const MIGRATIONS: Migrations = &[
@@ -57,6 +59,7 @@ const MIGRATIONS: Migrations = &[
     (9, "replays", include_str!("../../migrations/sqlite/0009_replays.sql")),
     (10, "console", include_str!("../../migrations/sqlite/0010_console.sql")),
     (11, "steered_by", include_str!("../../migrations/sqlite/0011_steered_by.sql")),
+    (13, "epochs", include_str!("../../migrations/sqlite/0013_epochs.sql")),
     (17, "unused_lanes", include_str!("../../migrations/sqlite/0017_unused_lanes.sql")),
 ];
 
@@ -64,6 +67,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections that read for the hot path, and for chores.
 const HOT_READERS: u32 = 4;
 const CHORE_READERS: u32 = 2;
+/// The number of the one node there is.
+const NODE: i64 = 0;
 /// Pages in the WAL at which a commit itself checkpoints. High, because that commit pays for it.
 const AUTOCHECKPOINT_PAGES: u32 = 16_000;
 /// Prepared statements that a connection keeps: those for many rows in all their sizes, and the others.
@@ -85,6 +90,7 @@ pub(super) struct SqliteStore {
     claiming: tokio::sync::Mutex<()>,
     recent: Recent,
     lease: Duration,
+    membership: Arc<Membership>,
     clock: Arc<dyn Clock>,
     written: Arc<tokio::sync::Notify>,
     checkpointer: tokio::task::AbortHandle,
@@ -94,7 +100,11 @@ pub(super) struct SqliteStore {
 }
 
 /// Opens the file, creating it where it is missing, and takes ownership of it.
-pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Result<Opened<SqliteStore>> {
+pub(super) async fn open(
+    options: &LedgerOptions,
+    clock: &Arc<dyn Clock>,
+    health: &watch::Sender<Option<String>>,
+) -> Result<Opened<SqliteStore>> {
     let path = path_of(&options.url)?;
     let lock = own(&path).await?;
     let connect = SqliteConnectOptions::new()
@@ -122,6 +132,14 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
     let hot = readers(HOT_READERS).connect_with(read_only.clone()).await?;
     let chores = readers(CHORE_READERS).connect_lazy_with(read_only.clone());
     let reads = LimitedReads::connect(read_only, options.connections.read_timeout, clock).await?;
+    let (last_epoch, seen_at) = last_life(&mut writer).await?;
+    let epoch = last_epoch.unwrap_or_default().max(NODES) + 1;
+    let incarnation = Incarnation { node: NODE, epoch };
+    let membership = Arc::new(Membership::new(incarnation, health.clone()));
+    // Where the disk is full now, a later heartbeat does it. Nothing that names the epoch is written before.
+    let seen_at = seen_at.map_or_else(|| clock.now(), Timestamp::from_millis);
+    let noted = note_life(&mut writer, incarnation.epoch_text(), seen_at).await;
+    let writer = noted.is_ok().then_some(writer);
     let single = || {
         SqlitePoolOptions::new()
             .max_connections(1)
@@ -130,7 +148,7 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
     let writes = single().connect_with(connect.clone()).await?;
     // In WAL mode NORMAL leaves out the sync of a commit, and nothing else.
     let redoable = single().connect_lazy_with(connect.clone().synchronous(SqliteSynchronous::Normal));
-    let writer: Turn = Arc::new(tokio::sync::Mutex::new(Some(writer)));
+    let writer: Turn = Arc::new(tokio::sync::Mutex::new(writer));
     let turn = writer.clone();
     let database =
         Database::Sqlite { hot: hot.clone(), reads: reads.clone(), chores, writes, redoable, turn };
@@ -147,13 +165,34 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
         claiming: tokio::sync::Mutex::default(),
         recent: Recent::new(options.recent_bytes),
         lease: options.lease,
+        membership: membership.clone(),
         clock: clock.clone(),
         written,
         checkpointer,
         wal,
         lock,
     };
-    Ok(Opened { store, database, sequence: Sequence::new(0, largest), node: 0, notices: None })
+    Ok(Opened { store, database, sequence: Sequence::new(NODE, largest), membership, notices: None })
+}
+
+/// The last epoch of the one node of this file, where one was noted, and when that node was last seen.
+async fn last_life(connection: &mut SqliteConnection) -> Result<(Option<i64>, Option<i64>)> {
+    let sql = "SELECT MAX(CAST(epoch AS INTEGER)), MAX(seen_at) FROM node WHERE number = $1";
+    Ok(sqlx::query_as(sql).bind(NODE).fetch_one(connection).await?)
+}
+
+/// Notes the epoch of the one node, and when it was last seen.
+async fn note_life(connection: &mut SqliteConnection, epoch: String, seen_at: Timestamp) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO node (number, epoch, seen_at) VALUES ($1, $2, $3)
+         ON CONFLICT (number) DO UPDATE SET epoch = excluded.epoch, seen_at = excluded.seen_at",
+    )
+    .bind(NODE)
+    .bind(epoch)
+    .bind(seen_at.as_millis())
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 /// Writes as much as a few events and takes it away again. On a full disk the heartbeat's own row may still find its place,
@@ -503,13 +542,7 @@ impl Store for SqliteStore {
         if after_trouble {
             prove_room(&mut connection).await?;
         }
-        sqlx::query(
-            "INSERT INTO node (number, epoch, seen_at) VALUES (0, '', $1)
-             ON CONFLICT (number) DO UPDATE SET seen_at = excluded.seen_at",
-        )
-        .bind(self.clock.now().as_millis())
-        .execute(&mut connection)
-        .await?;
+        note_life(&mut connection, self.membership.current().epoch_text(), self.clock.now()).await?;
         *writer = Some(connection);
         Ok(())
     }

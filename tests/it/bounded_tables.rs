@@ -236,9 +236,9 @@ async fn an_identity_that_was_recorded_again_is_not_forgotten() {
         database.execute("DELETE FROM event").await;
         let (found, _) = ledger.database().old_identities(("", "", ""), 10).await.expect("an answer");
         assert_eq!(found.len(), 1);
-        assert_eq!(ledger.database().prune_identities(&found).await.expect("an answer"), 1);
+        assert_eq!(ledger.database().prune_identities(&found, None).await.expect("an answer"), 1);
         assert_eq!(accept().await, Accepted, "forgotten, so it is new");
-        assert_eq!(ledger.database().prune_identities(&found).await.expect("an answer"), 0);
+        assert_eq!(ledger.database().prune_identities(&found, None).await.expect("an answer"), 0);
         assert_eq!(accept().await, Duplicate, "recorded again, so it is known");
         ledger.close().await;
     }
