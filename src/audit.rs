@@ -31,8 +31,6 @@ const FEW: usize = 3;
 const PAGES_MAX: usize = 40;
 /// How far Svix's clock may be from ours before a list does not help.
 const CLOCK_SLACK: Duration = Duration::from_secs(600);
-/// Event numbers may be ahead of their events by what the clock was set back.
-const NUMBER_SLACK: Duration = Duration::from_secs(3_600);
 /// Where Svix asks to slow down and does not say for how long.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -41,8 +39,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub struct AuditRange {
     /// Events that came then or later.
     pub since: Timestamp,
-    /// Events that came before.
-    pub until: Timestamp,
+    /// Events that came before; `None`, or a time that is not over yet: all that came.
+    pub until: Option<Timestamp>,
     /// Events of this tenant alone.
     pub tenant: Option<String>,
     /// Where the part before ended.
@@ -59,6 +57,8 @@ pub struct AuditPart {
     /// Those that Svix has stored, and may never have sent: an attempt before the last one ended in an error or in
     /// silence.
     pub unconfirmed: Vec<AuditedDelivery>,
+    /// The `since` of the request, as a time: the next part wants it so.
+    pub since: Timestamp,
     /// Where the next part begins; null where this was the last.
     pub next_cursor: Option<String>,
     /// How long Svix wants to be left alone before that, in seconds.
@@ -113,18 +113,19 @@ impl Audit<'_> {
     /// [`AuditError`].
     pub async fn part(&self, range: &AuditRange) -> Result<AuditPart, AuditError> {
         let began = self.clock.moment();
+        let (until_ms, last_event) = self.ledger.window_end(range.until).await?;
         let selection = Selection {
             tenant: range.tenant.clone(),
             event_type: None,
             destinations: None,
             states: vec![EndState::Delivered],
             since_ms: range.since.as_millis(),
-            until_ms: range.until.as_millis(),
+            until_ms,
             first_event: sequence::floor(range.since).0,
-            last_event: sequence::floor(range.until + NUMBER_SLACK).0,
+            last_event,
             listed: None,
         };
-        let mut part = AuditPart::default();
+        let mut part = AuditPart { since: range.since, ..AuditPart::default() };
         let mut after = range.after.unwrap_or(selection.first_event.saturating_sub(1));
         loop {
             let window =

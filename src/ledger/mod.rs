@@ -5,6 +5,7 @@
 //! text ([`sql`]). A [`writer`] takes what waits and commits it together.
 
 mod backlog;
+mod clock;
 mod endpoints;
 mod gates;
 mod lanes;
@@ -39,6 +40,8 @@ use tokio::sync::oneshot;
 
 use self::backlog::Backlog;
 pub use self::backlog::BacklogLimits;
+use self::clock::ClockKeeper;
+pub use self::clock::{ClockState, ClockStatus, LedgerClock};
 pub use self::endpoints::{EndpointMark, EndpointRow, NewEndpoint, Sealed, SealedColumn, StoredSettings};
 pub use self::gates::ClosedGate;
 pub use self::lanes::BusyLane;
@@ -171,6 +174,12 @@ trait Store: Send + Sync {
         vec![None; ids.len()]
     }
 
+    /// The ledger's time goes back to `now` by so many milliseconds: due times that lie in the future keep their distance.
+    /// Nothing to do where the database's own clock is the ledger's.
+    async fn set_back(&self, _now: Timestamp, _back_ms: i64) -> Result<()> {
+        Ok(())
+    }
+
     /// A delivery was put into the queue past [`Self::commit`].
     fn appeared(&self, _id: DeliveryId, _class: Class, _due_at: Timestamp) {}
 
@@ -257,7 +266,9 @@ struct Shared {
     health: tokio::sync::watch::Receiver<Option<String>>,
     lanes: Mutex<LaneCache>,
     lease: Duration,
+    /// The ledger's clock, as everybody knows it and with its status.
     clock: Arc<dyn Clock>,
+    ledger_clock: Arc<LedgerClock>,
 }
 
 impl Ledger {
@@ -267,12 +278,18 @@ impl Ledger {
     /// [`LedgerError::Refused`] where the database does not keep what it acknowledges, is too old or too new, or
     /// (SQLite) belongs to another process; [`LedgerError::Unavailable`] where it can't be reached.
     pub async fn open(options: &LedgerOptions, clock: Arc<dyn Clock>) -> Result<Self> {
+        let ledger_clock = Arc::new(LedgerClock::new(clock));
+        let clock: Arc<dyn Clock> = ledger_clock.clone();
         let (store, opened): (Arc<dyn Store>, _) = if is_sqlite(&options.url) {
             sqlite::open(options, &clock).await?.apart()
         } else {
             postgres::open(options, &clock).await?.apart()
         };
-        let Opened { database, sequence, node, notices, .. } = opened;
+        let Opened { database, mut sequence, node, notices, .. } = opened;
+        ledger_clock.start(&database, &*store).await?;
+        let lead_ms = database.lead_ms().await?;
+        let clock_keeper = ClockKeeper { clock: ledger_clock.clone(), database: database.clone(), lead_ms };
+        clock_keeper.leave_the_future(&mut sequence).await?;
         // Before anyone writes: what is committed during a count might be counted twice.
         let backlog = Arc::new(Backlog::new(options.backlog, database.count_waiting().await?));
         let (outlet, meter) = (Arc::new(OnceLock::new()), Arc::new(OnceLock::new()));
@@ -290,6 +307,7 @@ impl Ledger {
             health: health_sender,
             last_beat: clock.moment(),
             settle_together: writer::SETTLE_TOGETHER,
+            clock_keeper: Some(clock_keeper),
             clock: clock.clone(),
         };
         let writer = Mutex::new(Some(tokio::spawn(writer.run(inbox))));
@@ -312,6 +330,7 @@ impl Ledger {
                 lanes,
                 lease,
                 clock,
+                ledger_clock,
             }),
         };
         backlog::keep_counting(&ledger);

@@ -44,6 +44,7 @@ const MIGRATIONS: Migrations = &[
     (9, "replays", include_str!("../../migrations/postgres/0009_replays.sql")),
     (10, "console", include_str!("../../migrations/postgres/0010_console.sql")),
     (11, "steered_by", include_str!("../../migrations/postgres/0011_steered_by.sql")),
+    (12, "clock", include_str!("../../migrations/postgres/0012_clock.sql")),
 ];
 const CONNECTIONS: u32 = 8;
 /// Every statement of ours has an index to go by. A plan that is kept from when a table was small, or a guess from old

@@ -5,6 +5,7 @@
 
 mod claims;
 mod file;
+mod set_back;
 mod waiting;
 mod write;
 
@@ -53,6 +54,7 @@ const MIGRATIONS: Migrations = &[
     (9, "replays", include_str!("../../migrations/sqlite/0009_replays.sql")),
     (10, "console", include_str!("../../migrations/sqlite/0010_console.sql")),
     (11, "steered_by", include_str!("../../migrations/sqlite/0011_steered_by.sql")),
+    (12, "clock", include_str!("../../migrations/sqlite/0012_clock.sql")),
 ];
 
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -72,6 +74,7 @@ pub(super) struct SqliteStore {
     /// `None` after an error: a transaction that SQLite gave up must not see another statement.
     writer: Turn,
     reads: SqlitePool,
+    writes: SqlitePool,
     claims: Mutex<Claims>,
     /// One claim at a time: `Claims::reading` belongs to it.
     claiming: tokio::sync::Mutex<()>,
@@ -122,7 +125,8 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
     // In WAL mode NORMAL leaves out the sync of a commit, and nothing else.
     let redoable = single().connect_lazy_with(connect.clone().synchronous(SqliteSynchronous::Normal));
     let writer: Turn = Arc::new(tokio::sync::Mutex::new(Some(writer)));
-    let database = Database::Sqlite { reads: reads.clone(), writes, redoable, turn: writer.clone() };
+    let database =
+        Database::Sqlite { reads: reads.clone(), writes: writes.clone(), redoable, turn: writer.clone() };
     let largest = database.largest_seq().await?;
     let written = Arc::new(tokio::sync::Notify::new());
     let checkpointer = tokio::spawn(checkpoint_on_the_side(connect.clone(), written.clone())).abort_handle();
@@ -130,6 +134,7 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
         options: connect,
         writer,
         reads,
+        writes,
         claims: Mutex::default(),
         claiming: tokio::sync::Mutex::default(),
         recent: Recent::new(options.recent_bytes),
@@ -439,12 +444,18 @@ impl Store for SqliteStore {
     }
 
     async fn release(&self, held: &[Held]) -> Result<()> {
+        let held = self.due_now(held).await?;
         let mut claims = self.claims();
         held.iter().for_each(|held| claims.release(held));
         Ok(())
     }
 
+    async fn set_back(&self, now: Timestamp, back_ms: i64) -> Result<()> {
+        self.move_the_future(now, back_ms).await
+    }
+
     async fn claim_one(&self, place: &Held) -> Result<Option<i64>> {
+        let _one_at_a_time = self.claiming.lock().await;
         let moment = self.clock.moment();
         let (attempt, before) = {
             let mut claims = self.claims();

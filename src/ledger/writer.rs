@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::backlog::Backlog;
+use super::clock::ClockKeeper;
 use super::notices::Bell;
 use super::plan::{self, AcceptRequest, Accepted, Known, Plan, Waiting};
 use super::repeats::Repeats;
@@ -87,6 +88,8 @@ pub(super) struct Writer {
     pub last_beat: Moment,
     /// See [`SETTLE_TOGETHER`].
     pub settle_together: Duration,
+    /// Compares the clocks with every heartbeat; `None` where the clock is a test's.
+    pub clock_keeper: Option<ClockKeeper>,
     pub clock: Arc<dyn Clock>,
 }
 
@@ -192,6 +195,9 @@ impl Writer {
         self.report(beat.as_ref().err());
         if beat.is_ok() {
             self.last_beat = moment;
+            if let Some(keeper) = &self.clock_keeper {
+                keeper.beat(&*self.store, &mut self.sequence).await;
+            }
         }
         beat
     }
@@ -264,6 +270,9 @@ impl Writer {
             if plan.writes_nothing() && settlements.is_empty() {
                 self.repeats.note(&plan.repeats, now);
                 return Ok((plan.answers, HashSet::new()));
+            }
+            if let Some(keeper) = self.clock_keeper.as_mut().filter(|_| !plan.inserts.is_empty()) {
+                keeper.note_lead(self.sequence.lead_ms(now)).await?;
             }
             let reserved = reserve(self.outlet(), &mut plan.deliveries);
             let began = self.clock.moment();

@@ -10,12 +10,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{Admin, Common, encoded, replay};
-use crate::app::SystemClock;
 use crate::cli::Format;
 use crate::cli::output::{complain, say};
 use crate::config::Config;
-use crate::domain::clock::Clock as _;
-use crate::domain::time_text::parse_time;
 use crate::replays::LISTED_MAX;
 
 /// Exit code where something is missing and nothing was done about it.
@@ -55,6 +52,7 @@ struct Part {
     unconfirmed: Vec<Value>,
     next_cursor: Option<String>,
     retry_after_s: Option<u64>,
+    since: String,
 }
 
 #[derive(Default, Serialize)]
@@ -98,21 +96,18 @@ pub(in crate::cli) async fn run(command: AuditCommand, config: Config) -> anyhow
 }
 
 async fn compare(admin: &Admin, args: &SvixArgs) -> anyhow::Result<Report> {
-    let now = SystemClock::new().now();
-    // A span means the same in every part.
-    let time = |text: &str| parse_time(text, now).map_err(anyhow::Error::msg);
-    let until = args.until.as_deref().map(time).transpose()?.unwrap_or(now);
-    let mut query =
-        format!("since={}&until={}", encoded(&time(&args.since)?.to_rfc3339()), encoded(&until.to_rfc3339()));
-    if let Some(tenant) = &args.tenant {
-        query.push_str(&format!("&tenant={}", encoded(tenant)));
-    }
+    let rest = [("until", &args.until), ("tenant", &args.tenant)];
+    let rest = rest.into_iter().filter_map(|(name, value)| Some((name, value.as_ref()?)));
+    let rest: String = rest.map(|(name, value)| format!("&{name}={}", encoded(value.as_str()))).collect();
+    let mut since = args.since.clone();
     let bar = ProgressBar::new_spinner();
     let (mut report, mut cursor) = (Report::default(), None::<String>);
     loop {
         let next = cursor.map_or_else(String::new, |cursor| format!("&cursor={}", encoded(&cursor)));
-        let answer = admin.ask(Method::GET, &format!("/v1/audits/svix?{query}{next}"), None).await?;
-        let part: Part = answer.read()?;
+        let path = format!("/v1/audits/svix?since={}{rest}{next}", encoded(&since));
+        let part: Part = admin.ask(Method::GET, &path, None).await?.read()?;
+        // The relay's clock decides what a span means, the same in every part.
+        since = part.since;
         report.checked += part.checked;
         report.missing.extend(part.missing);
         report.unconfirmed.extend(part.unconfirmed);

@@ -103,6 +103,7 @@ fn writer(settle_together: Duration) -> (Writer, Arc<Groups>) {
         health: watch::channel(None).0,
         last_beat: Moment::default(),
         settle_together,
+        clock_keeper: None,
         clock: Arc::new(StandingClock),
     };
     (writer, store)
