@@ -153,7 +153,8 @@ impl Writer {
             if !down {
                 pauses.reset();
             }
-            let wait = if down { pauses.pause() } else { HEARTBEAT };
+            let since_beat = self.last_beat.until(self.clock.moment());
+            let wait = if down { pauses.pause() } else { HEARTBEAT.saturating_sub(since_beat) };
             let idle = tokio::select! {
                 command = inbox.commands.recv() => {
                     group.take(command);

@@ -10,6 +10,7 @@ mod audit;
 mod brokers;
 mod chaos;
 mod cli;
+mod clock;
 mod console;
 mod direct;
 mod endpoints;
