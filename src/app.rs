@@ -122,8 +122,8 @@ impl App {
     /// Whatever keeps it from doing so, in one line.
     pub async fn start(config: &Config, clock: Arc<dyn Clock>) -> anyhow::Result<Self> {
         config.check_role()?;
-        let ledger = Ledger::open(&config.ledger_options(), clock.clone()).await?;
-        match Self::start_with(config, clock, &ledger).await {
+        let ledger = Ledger::open(&config.ledger_options(), clock).await?;
+        match Self::start_with(config, ledger.clock(), &ledger).await {
             Ok(app) => Ok(app),
             Err(error) => {
                 ledger.close().await;

@@ -31,8 +31,6 @@ use crate::send::svix::audit::ListError;
 const WINDOW_ROWS: u32 = 20_000;
 /// How long one part of an audit may take, about.
 const PART_LIMIT: Duration = Duration::from_secs(15);
-/// Event numbers may be ahead of their events by what the clock was set back.
-const NUMBER_SLACK: Duration = Duration::from_secs(3_600);
 /// After an error of Svix's, the next part begins no sooner.
 const AFTER_ERROR_S: u64 = 2;
 /// Interrupted audits that are kept, and for how long.
@@ -44,8 +42,8 @@ const KEPT_FOR: Duration = Duration::from_secs(600);
 pub struct AuditRange {
     /// Events that came then or later.
     pub since: Timestamp,
-    /// Events that came before.
-    pub until: Timestamp,
+    /// Events that came before; `None`, or a time that is not over yet: all that came.
+    pub until: Option<Timestamp>,
     /// Events of this tenant alone.
     pub tenant: Option<String>,
     /// The cursor that the part before returned.
@@ -62,6 +60,8 @@ pub struct AuditPart {
     /// Deliveries that Svix has stored and may never have sent: an attempt before the last one ended in an error or without an
     /// answer.
     pub unconfirmed: Vec<AuditedDelivery>,
+    /// The `since` of the request, as a time: the next part wants it so.
+    pub since: Timestamp,
     /// Where the next part begins; null where this was the last.
     pub next_cursor: Option<String>,
     /// How long to wait before the next part, in seconds, where Svix asked for it.
@@ -169,7 +169,7 @@ impl Audit<'_> {
     /// [`AuditError`]. The same part can be asked for again.
     pub async fn part(&self, range: &AuditRange) -> Result<AuditPart, AuditError> {
         let began = self.clock.moment();
-        let selection = selection(range);
+        let selection = selection(range, self.ledger.window_end(range.until).await?);
         let first = range.after.unwrap_or_else(|| selection.first_event.saturating_sub(1));
         let mut progress = self.audits.take(range, began).unwrap_or_else(|| Progress {
             after: first,
@@ -178,7 +178,7 @@ impl Audit<'_> {
             not_before: began,
             throttles: 0,
         });
-        let mut part = AuditPart::default();
+        let mut part = AuditPart { since: range.since, ..AuditPart::default() };
         let ended = self.advance(&selection, &mut progress, &mut part, began + PART_LIMIT).await;
         let Err(stop) = ended else { return Ok(part) };
         let (wait, error) = match stop {
@@ -259,16 +259,16 @@ impl Audit<'_> {
     }
 }
 
-fn selection(range: &AuditRange) -> Selection {
+fn selection(range: &AuditRange, (until_ms, last_event): (i64, i64)) -> Selection {
     Selection {
         tenant: range.tenant.clone(),
         event_type: None,
         destinations: None,
         states: vec![EndState::Delivered],
         since_ms: range.since.as_millis(),
-        until_ms: range.until.as_millis(),
+        until_ms,
         first_event: sequence::floor(range.since).0,
-        last_event: sequence::floor(range.until + NUMBER_SLACK).0,
+        last_event,
         listed: None,
     }
 }

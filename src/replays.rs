@@ -31,8 +31,6 @@ const COUNT_WINDOW: u32 = 20_000;
 /// How long a count may take, and how many rows it may look at, before it says how far it came.
 const COUNT_PATIENCE: Duration = Duration::from_secs(3);
 const COUNT_ROWS_MAX: u64 = 2_000_000;
-/// Event numbers follow the clock, but never back: where it was set back by less than this, none is passed over.
-const CLOCK_SLACK: Duration = Duration::from_secs(3_600);
 
 /// Which deliveries.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -57,7 +55,7 @@ pub struct ReplayFilter {
     /// Events that came then or later: a time (RFC 3339), or how long ago (`90m`, `24h`, `7d`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<String>,
-    /// Events that came before; by default now.
+    /// Events that came before; by default all that came before the replay began.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub until: Option<String>,
     /// These events of `tenant` alone, at most 10,000.
@@ -329,12 +327,11 @@ impl Replays {
         };
         let (since, until) = (time("/since", &filter.since)?, time("/until", &filter.until)?);
         // The millisecond that runs may still bring events.
-        let until = until.unwrap_or(now + Duration::from_millis(1));
-        if since.is_some_and(|since| since >= until) {
+        if since.is_some_and(|since| since >= until.unwrap_or(now + Duration::from_millis(1))) {
             return Err(invalid("/since", "`since` must be before `until`"));
         }
         filter.since = since.map(Timestamp::to_rfc3339);
-        filter.until = Some(until.to_rfc3339());
+        filter.until = until.map(Timestamp::to_rfc3339);
         let destinations = self.destinations(&filter)?;
         if destinations.is_some() && filter.states == [EndState::Unrouted] {
             return Err(invalid(
@@ -344,15 +341,16 @@ impl Replays {
         }
         let (listed, unknown) = self.listed(&filter).await?;
         let largest = self.ledger.database().largest_event().await?;
+        let (until_ms, last_event) = self.ledger.window_end(until).await?;
         let selection = Selection {
             tenant: filter.tenant.clone(),
             event_type,
             destinations,
             states: filter.states.clone(),
             since_ms: since.map_or(i64::MIN, Timestamp::as_millis),
-            until_ms: until.as_millis(),
+            until_ms,
             first_event: since.map_or(0, |since| sequence::floor(since).0),
-            last_event: largest.min(sequence::floor(until + CLOCK_SLACK).0),
+            last_event: largest.min(last_event),
             listed,
         };
         Ok(Picked { filter, selection, unknown })

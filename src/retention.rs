@@ -42,6 +42,8 @@ const WINDOW: u32 = 500;
 const STEP_EVENTS: usize = 50;
 /// Other rows looked at in one statement.
 const STEP_ROWS: u32 = 500;
+/// A number may be ahead of its event's time by so much under a right clock: a full millisecond borrows from the next.
+const NUMBER_LEAD: Duration = Duration::from_secs(60);
 /// After a step it rests for so many times what it took, and for no less than [`REST`].
 const REST_FACTOR: u32 = 4;
 const REST: Duration = Duration::from_millis(10);
@@ -194,11 +196,17 @@ impl Rules {
         self.before(days(if too_short(events, dedup) { events } else { dedup }))
     }
 
-    /// No event that came later may go.
+    /// No event with this number or a larger one may go, but for those from [`Self::first_ahead`] on. The number has a say
+    /// because it never goes back: it tells an old event from one that was recorded while the clock was behind.
     fn last_event(&self) -> i64 {
         let own = self.tenants.keys().filter_map(|tenant| self.events_before(tenant));
         let all = self.wish.before.or_else(|| self.before(days(self.config.events_days)));
         own.chain(all).max().map_or(i64::MIN, |latest| sequence::floor(latest).0)
+    }
+
+    /// The first number that lies in the future: given under a clock that was ahead, it says nothing of its event's age.
+    fn first_ahead(&self) -> i64 {
+        sequence::floor(self.now + NUMBER_LEAD).0
     }
 }
 
@@ -206,6 +214,11 @@ impl Pruner {
     /// Takes away from `ledger` what is kept for longer than `config` and its tenants say.
     pub fn new(ledger: Ledger, directory: Directory, config: RetentionConfig, clock: Arc<dyn Clock>) -> Self {
         Self { ledger, directory, config: Arc::new(config), clock }
+    }
+
+    /// Whether the ledger's clock can be trusted: no age is judged by another.
+    pub fn may_prune(&self) -> bool {
+        self.ledger.clock().status().may_prune
     }
 
     /// Works on a wish for some seconds: what came of it, and where it goes on.
@@ -235,6 +248,9 @@ impl Pruner {
     }
 
     async fn do_chores(&self, every: Duration, stop: &CancellationToken) -> Result<(), LedgerError> {
+        if !self.may_prune() {
+            return Ok(());
+        }
         if let Some(chore) = self.ledger.take_chore(CHORE, every, LEASE).await? {
             self.all(Phase::default(), chore, stop).await?;
         }
@@ -294,7 +310,7 @@ impl Pruner {
     ) -> Result<bool, LedgerError> {
         let now = self.clock.moment();
         let rest = (began.until(now) * REST_FACTOR).max(REST);
-        if stop.run_until_cancelled(tokio::time::sleep(rest)).await.is_none() {
+        if stop.run_until_cancelled(tokio::time::sleep(rest)).await.is_none() || !self.may_prune() {
             return Ok(false);
         }
         if renewed.until(now) > LEASE / 3 {
@@ -311,6 +327,9 @@ impl Pruner {
         let keys = matches!(phase, Phase::Identities(..));
         while phase != Phase::Done && (keys || !matches!(phase, Phase::Identities(..))) {
             let began = self.clock.moment();
+            if !self.may_prune() {
+                return Ok(());
+            }
             let (count, next) = self.step(&rules, phase).await?;
             (pruned, phase) = (pruned.plus(count), next);
             if !self.rest(&chore, began, &mut renewed, stop).await? {
@@ -423,7 +442,9 @@ impl Pruner {
 
     async fn events(&self, rules: &Rules, after: i64, narrow: bool) -> Result<(Pruned, Phase), LedgerError> {
         let database = self.ledger.database();
-        let found = database.done_events(after, rules.last_event(), WINDOW).await?;
+        let first_ahead = rules.first_ahead();
+        let last = if after < first_ahead - 1 { rules.last_event() } else { i64::MAX };
+        let found = database.done_events(after, last, WINDOW).await?;
         let reached = found.last().map(|event| event.seq);
         let exhausted = found.len() < WINDOW as usize;
         let may_go = |event: &Doomed| {
@@ -441,6 +462,7 @@ impl Pruner {
         }
         let next = match reached.filter(|_| !exhausted) {
             Some(reached) => Phase::Events(reached),
+            None if after < first_ahead - 1 => Phase::Events(first_ahead - 1),
             None if narrow => Phase::Done,
             None => Phase::Attempts(i64::MIN, i64::MIN, i64::MIN),
         };

@@ -27,7 +27,6 @@ pub use self::window::Window;
 use crate::directory::Directory;
 use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::delivery::{Delivery, NextState, Outcome, Settlement};
-use crate::domain::sequence;
 use crate::domain::tenant::Destination;
 use crate::ledger::{Ledger, LedgerError, StatRow};
 
@@ -155,6 +154,9 @@ impl Stats {
         while stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
             if self.end_minute(self.shared.clock.now()) {
                 self.write().await;
+                if !self.shared.ledger.clock().status().may_prune {
+                    continue;
+                }
                 let minute = self.shared.minute.load(Ordering::Relaxed);
                 let before = Timestamp::from_millis(minute - Window::LONGEST.length_ms());
                 if let Err(error) = self.shared.ledger.database().prune_stats(before).await {
@@ -218,7 +220,7 @@ impl Stats {
         let mut backlogs = Backlogs::new();
         for row in self.shared.ledger.database().waiting().await? {
             let Some(destination) = Destination::parse(&row.destination) else { continue };
-            let (deliveries, oldest) = (row.count.max(0).unsigned_abs(), sequence::given_at(row.oldest));
+            let (deliveries, oldest) = (row.count.max(0).unsigned_abs(), row.oldest);
             let first_due = row.first_due;
             let known = backlogs.entry(destination).or_insert(Backlog { deliveries: 0, oldest, first_due });
             known.add(Backlog { deliveries, oldest, first_due });

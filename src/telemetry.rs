@@ -28,6 +28,7 @@ use crate::domain::partner::DisableReason;
 use crate::domain::scheduler::GateId;
 use crate::domain::tenant::Destination;
 use crate::ingest::{ItemResult, Routed, Status};
+use crate::ledger::ClockStatus;
 use crate::sources::Statuses;
 use crate::stats::{Backlog, Backlogs, LiveLatencies, OTHER, Reading, ResultClass, SVIX, Stats};
 use crate::traces::Tracer;
@@ -36,6 +37,7 @@ use crate::traces::Tracer;
 const GATES_SHOWN: usize = 1_000;
 const GATE_STATES: [&str; 3] = ["open", "closed", "probing"];
 const LEDGER_STATES: [&str; 2] = ["up", "down"];
+const CLOCK_STATES: [&str; 3] = ["trusted", "unconfirmed", "skewed"];
 const SOURCE_STATES: [&str; 4] = ["connecting", "up", "paused", "down"];
 /// Upper bounds of sizes; the last bucket has none.
 const SIZE_BOUNDS: [u64; 7] = [1, 4, 16, 64, 256, 1_024, 4_096];
@@ -210,6 +212,8 @@ pub struct Standing {
     pub ledger_up: bool,
     /// Bytes in the file of the ledger's write-ahead log; `None` where there is none to see.
     pub wal_bytes: Option<u64>,
+    /// How far the ledger's clock can be trusted.
+    pub clock: ClockStatus,
     /// Every source.
     pub sources: Statuses,
     /// What waits; `None` where the ledger does not tell.
@@ -339,6 +343,9 @@ impl Metrics {
         page.count(&family::LOST_LEASES, &[], commits.lost_leases.load(Ordering::Relaxed));
         let is = if standing.ledger_up { "up" } else { "down" };
         page.state(&family::LEDGER_STATE, &[], &LEDGER_STATES, is);
+        page.state(&family::CLOCK_STATE, &[], &CLOCK_STATES, standing.clock.state.as_str());
+        #[expect(clippy::cast_precision_loss, reason = "a century of milliseconds is below 2^53")]
+        page.gauge(&family::CLOCK_SKEW, &[], standing.clock.skew_ms as f64 / 1_000.0);
         if let Some(bytes) = standing.wal_bytes {
             page.number(&family::WAL_BYTES, &[], bytes);
         }

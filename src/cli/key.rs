@@ -108,8 +108,9 @@ impl Keys {
         if server.url.is_some() || running {
             return Ok(Self::Server(Box::new(Client::new(server, config)?)));
         }
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        Ok(Self::Ledger(Ledger::open(&config.ledger_options(), clock.clone()).await?, clock))
+        let ledger = Ledger::open(&config.ledger_options(), Arc::new(SystemClock::new())).await?;
+        let clock: Arc<dyn Clock> = ledger.clock();
+        Ok(Self::Ledger(ledger, clock))
     }
 
     async fn carry_out(&self, command: KeyCommand) -> anyhow::Result<()> {

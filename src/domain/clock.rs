@@ -119,6 +119,12 @@ pub trait Clock: Send + Sync + fmt::Debug {
     fn chance(&self) -> f64 {
         (self.random() >> 75) as f64 / (1_u64 << 53) as f64
     }
+
+    /// Whether the ledger takes its time from this clock unchecked, jumps included. Only clocks that tests move by hand
+    /// ask for that.
+    fn drives_ledger(&self) -> bool {
+        false
+    }
 }
 
 #[cfg(test)]

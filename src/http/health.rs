@@ -34,8 +34,20 @@ struct Ready {
     waiting: u64,
     /// The ways out; a node that only takes events has none. A closed one is shown, and events are taken all the same.
     gates: Vec<GateView>,
+    /// The ledger's clock. One that is in doubt is shown; events are taken and sent all the same, and nothing is pruned.
+    clock: ClockView,
     /// The queues and streams that are read. One that is down is shown, and the rest goes on.
     sources: Vec<SourceView>,
+}
+
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+struct ClockView {
+    /// `trusted`; `skewed`: this machine's clock differs from the ledger's; `unconfirmed`: the clock does not follow on
+    /// the ledger's last heartbeat, and has not yet run evenly for an hour since.
+    state: &'static str,
+    /// How many milliseconds this machine's clock is ahead of the ledger's; of an unconfirmed one, how many it is ahead of
+    /// the last heartbeat.
+    skew_ms: i64,
 }
 
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -112,6 +124,7 @@ pub async fn ready(State(state): State<HttpState>) -> Response {
     });
     let gates = gates.collect();
     let ready = reasons.is_empty();
+    let clock = state.ledger.clock().status();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = Ready {
         status: if ready { "ready" } else { "not_ready" },
@@ -119,6 +132,7 @@ pub async fn ready(State(state): State<HttpState>) -> Response {
         reasons,
         waiting: state.ledger.waiting(),
         gates,
+        clock: ClockView { state: clock.state.as_str(), skew_ms: clock.skew_ms },
         sources: state.sources.iter().map(|source| SourceView::new(source)).collect(),
     };
     (status, Json(body)).into_response()

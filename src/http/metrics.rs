@@ -37,6 +37,7 @@ pub async fn metrics(State(state): State<HttpState>, caller: Caller) -> Result<R
         waiting_limit: state.ledger.waiting_limit(),
         ledger_up: state.ledger.trouble().is_none(),
         wal_bytes: state.ledger.wal_bytes(),
+        clock: state.ledger.clock().status(),
         sources: state.sources.clone(),
         // A ledger that is down shows as such; the rest is told all the same.
         backlogs: state.watch.stats.backlogs().await.ok(),

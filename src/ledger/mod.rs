@@ -5,6 +5,7 @@
 //! text ([`sql`]). A [`writer`] takes what waits and commits it together.
 
 mod backlog;
+mod clock;
 mod connections;
 mod endpoints;
 mod gates;
@@ -44,6 +45,8 @@ use tokio::sync::oneshot;
 
 use self::backlog::Backlog;
 pub use self::backlog::BacklogLimits;
+use self::clock::ClockKeeper;
+pub use self::clock::{ClockState, ClockStatus, LedgerClock};
 pub use self::connections::{Connections, Pooler};
 pub use self::endpoints::{EndpointMark, EndpointRow, NewEndpoint, Sealed, SealedColumn, StoredSettings};
 pub use self::gates::ClosedGate;
@@ -214,6 +217,12 @@ trait Store: Send + Sync {
         vec![None; ids.len()]
     }
 
+    /// The ledger's time goes back to `now` by so many milliseconds: due times that lie in the future keep their distance.
+    /// Nothing to do where the database's own clock is the ledger's.
+    async fn set_back(&self, _now: Timestamp, _back_ms: i64) -> Result<()> {
+        Ok(())
+    }
+
     /// A delivery was put into the queue past [`Self::commit`].
     fn appeared(&self, _id: DeliveryId, _class: Class, _due_at: Timestamp) {}
 
@@ -300,7 +309,9 @@ struct Shared {
     health: tokio::sync::watch::Receiver<Option<String>>,
     lanes: Mutex<LaneCache>,
     lease: Duration,
+    /// The ledger's clock, as everybody knows it and with its status.
     clock: Arc<dyn Clock>,
+    ledger_clock: Arc<LedgerClock>,
 }
 
 impl Ledger {
@@ -311,12 +322,18 @@ impl Ledger {
     /// (SQLite) belongs to another process; [`LedgerError::Unavailable`] where it can't be reached.
     pub async fn open(options: &LedgerOptions, clock: Arc<dyn Clock>) -> Result<Self> {
         let (health_sender, health) = tokio::sync::watch::channel(None);
+        let ledger_clock = Arc::new(LedgerClock::new(clock));
+        let clock: Arc<dyn Clock> = ledger_clock.clone();
         let (store, opened): (Arc<dyn Store>, _) = if is_sqlite(&options.url) {
             sqlite::open(options, &clock, &health_sender).await?.apart()
         } else {
             postgres::open(options, &clock, &health_sender).await?.apart()
         };
-        let Opened { database, sequence, membership, notices, .. } = opened;
+        let Opened { database, mut sequence, membership, notices, .. } = opened;
+        ledger_clock.start(&database, &*store).await?;
+        let lead_ms = database.lead_ms().await?;
+        let clock_keeper = ClockKeeper { clock: ledger_clock.clone(), database: database.clone(), lead_ms };
+        clock_keeper.leave_the_future(&mut sequence).await?;
         // Before anyone writes: what is committed during a count might be counted twice.
         let backlog = Arc::new(Backlog::new(options.backlog, database.count_waiting().await?));
         let (outlet, meter) = (Arc::new(OnceLock::new()), Arc::new(OnceLock::new()));
@@ -334,6 +351,7 @@ impl Ledger {
             membership: membership.clone(),
             last_beat: clock.moment(),
             settle_together: writer::SETTLE_TOGETHER,
+            clock_keeper: Some(clock_keeper),
             clock: clock.clone(),
         };
         let writer = Mutex::new(Some(tokio::spawn(writer.run(inbox))));
@@ -356,6 +374,7 @@ impl Ledger {
                 lanes,
                 lease,
                 clock,
+                ledger_clock,
             }),
         };
         backlog::keep_counting(&ledger);

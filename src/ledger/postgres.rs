@@ -49,6 +49,7 @@ pub(super) const MIGRATIONS: Migrations = &[
     (9, "replays", include_str!("../../migrations/postgres/0009_replays.sql")),
     (10, "console", include_str!("../../migrations/postgres/0010_console.sql")),
     (11, "steered_by", include_str!("../../migrations/postgres/0011_steered_by.sql")),
+    (12, "clock", include_str!("../../migrations/postgres/0012_clock.sql")),
     (13, "epochs", include_str!("../../migrations/postgres/0013_epochs.sql")),
     (17, "unused_lanes", include_str!("../../migrations/postgres/0017_unused_lanes.sql")),
 ];

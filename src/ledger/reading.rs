@@ -25,9 +25,6 @@ use crate::domain::tenant::LaneId;
 
 /// Rows that a page looks at, step by step: most answers are found in the first.
 const STEPS: [i64; 4] = [1_000, 4_000, 15_000, 30_000];
-/// How far a number may be ahead of its event's time: a full millisecond borrows from the next. A clock that is set
-/// back by more lets events of that time be missed by `until`.
-const BORROWED: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// How an event stands, over all its deliveries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
@@ -77,7 +74,7 @@ pub struct EventFilter {
     pub state: Option<EventState>,
     /// Recorded then or later.
     pub since: Option<Timestamp>,
-    /// Recorded before.
+    /// Recorded before; a time that is not over yet bounds nothing.
     pub until: Option<Timestamp>,
 }
 
@@ -134,11 +131,20 @@ pub struct Part<T, C> {
     pub next: Option<C>,
 }
 
-/// The numbers between which events of a time lie: from the first, below the second.
-fn bounds(since: Option<Timestamp>, until: Option<Timestamp>) -> (i64, i64) {
-    let floor = since.map_or(0, |since| sequence::floor(since).0);
-    let ceiling = until.map_or(i64::MAX, |until| sequence::floor(until + BORROWED).0);
-    (floor, ceiling)
+/// What a filter's times come to.
+#[derive(Debug, Clone, Copy)]
+struct Times {
+    since: Timestamp,
+    /// Events recorded then or later are not asked for.
+    end: Timestamp,
+    /// No number of an event that is asked for is smaller, and every one is smaller than the second.
+    numbers: (i64, i64),
+}
+
+impl Times {
+    fn contain(&self, at: Timestamp) -> bool {
+        self.since <= at && at < self.end
+    }
 }
 
 /// A type as two columns: exactly this one, or all that begin so.
@@ -161,7 +167,18 @@ impl Ledger {
         before: Option<EventSeq>,
         limit: u32,
     ) -> Result<Part<EventRow, EventSeq>> {
-        self.shared.database.events(filter, before, limit).await
+        let times = self.times(filter.since, filter.until).await?;
+        self.shared.database.events(filter, times, before, limit).await
+    }
+
+    /// What a filter's times come to now.
+    async fn times(&self, since: Option<Timestamp>, until: Option<Timestamp>) -> Result<Times> {
+        let (end, last) = self.window_end(until).await?;
+        Ok(Times {
+            since: since.unwrap_or(Timestamp::from_millis(i64::MIN)),
+            end: Timestamp::from_millis(end),
+            numbers: (since.map_or(0, |since| sequence::floor(since).0), last),
+        })
     }
 }
 
@@ -169,10 +186,11 @@ impl Database {
     async fn events(
         &self,
         filter: &EventFilter,
+        times: Times,
         before: Option<EventSeq>,
         limit: u32,
     ) -> Result<Part<EventRow, EventSeq>> {
-        let (floor, newest) = bounds(filter.since, filter.until);
+        let (floor, newest) = times.numbers;
         let mut ceiling = before.map_or(newest, |before| before.0.min(newest));
         let mut rows = Vec::new();
         let dead = filter.state == Some(EventState::Dead);
@@ -180,7 +198,7 @@ impl Database {
             let lowest = self.lowest_of(step, floor, ceiling, dead).await?;
             let from = lowest.unwrap_or(floor);
             let room = i64::from(limit) - super::rows::count(rows.len());
-            rows.extend(self.events_between(filter, from, ceiling, room).await?);
+            rows.extend(self.events_between(filter, times, from, ceiling, room).await?);
             if rows.len() >= limit as usize {
                 return Ok(Part { next: rows.last().map(|row| row.seq), rows });
             }
@@ -209,6 +227,7 @@ impl Database {
     async fn events_between(
         &self,
         filter: &EventFilter,
+        times: Times,
         from: i64,
         ceiling: i64,
         limit: i64,
@@ -237,8 +256,8 @@ impl Database {
                 .bind(&filter.tenant)
                 .bind(exact)
                 .bind(prefix)
-                .bind(filter.since.map_or(i64::MIN, Timestamp::as_millis))
-                .bind(filter.until.map_or(i64::MAX, Timestamp::as_millis))
+                .bind(times.since.as_millis())
+                .bind(times.end.as_millis())
                 .bind(filter.state.map(EventState::as_str))
                 .bind(limit)
                 .fetch_all(pool)

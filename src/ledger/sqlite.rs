@@ -7,6 +7,7 @@ mod backup;
 mod claims;
 mod file;
 mod reads;
+mod set_back;
 mod waiting;
 mod write;
 
@@ -59,6 +60,7 @@ const MIGRATIONS: Migrations = &[
     (9, "replays", include_str!("../../migrations/sqlite/0009_replays.sql")),
     (10, "console", include_str!("../../migrations/sqlite/0010_console.sql")),
     (11, "steered_by", include_str!("../../migrations/sqlite/0011_steered_by.sql")),
+    (12, "clock", include_str!("../../migrations/sqlite/0012_clock.sql")),
     (13, "epochs", include_str!("../../migrations/sqlite/0013_epochs.sql")),
     (17, "unused_lanes", include_str!("../../migrations/sqlite/0017_unused_lanes.sql")),
 ];
@@ -85,6 +87,7 @@ pub(super) struct SqliteStore {
     writer: Turn,
     /// The hot path's readers.
     reads: SqlitePool,
+    writes: SqlitePool,
     claims: Mutex<Claims>,
     /// One claim at a time: `Claims::reading` belongs to it.
     claiming: tokio::sync::Mutex<()>,
@@ -150,8 +153,14 @@ pub(super) async fn open(
     let redoable = single().connect_lazy_with(connect.clone().synchronous(SqliteSynchronous::Normal));
     let writer: Turn = Arc::new(tokio::sync::Mutex::new(writer));
     let turn = writer.clone();
-    let database =
-        Database::Sqlite { hot: hot.clone(), reads: reads.clone(), chores, writes, redoable, turn };
+    let database = Database::Sqlite {
+        hot: hot.clone(),
+        reads: reads.clone(),
+        chores,
+        writes: writes.clone(),
+        redoable,
+        turn,
+    };
     let largest = database.largest_seq().await?;
     let written = Arc::new(tokio::sync::Notify::new());
     let wal = wal_path(&path);
@@ -161,6 +170,7 @@ pub(super) async fn open(
         options: connect,
         writer,
         reads: hot,
+        writes,
         claims: Mutex::default(),
         claiming: tokio::sync::Mutex::default(),
         recent: Recent::new(options.recent_bytes),
@@ -491,12 +501,18 @@ impl Store for SqliteStore {
     }
 
     async fn release(&self, held: &[Held]) -> Result<()> {
+        let held = self.due_now(held).await?;
         let mut claims = self.claims();
         held.iter().for_each(|held| claims.release(held));
         Ok(())
     }
 
+    async fn set_back(&self, now: Timestamp, back_ms: i64) -> Result<()> {
+        self.move_the_future(now, back_ms).await
+    }
+
     async fn claim_one(&self, place: &Held) -> Result<Option<i64>> {
+        let _one_at_a_time = self.claiming.lock().await;
         let moment = self.clock.moment();
         let (attempt, before) = {
             let mut claims = self.claims();

@@ -3,7 +3,6 @@
 use super::Result;
 use super::sql::{Database, on};
 use crate::domain::clock::Timestamp;
-use crate::domain::event::EventSeq;
 
 /// Rows that are written in one transaction: whoever commits events must not wait long for it.
 const WRITE_ROWS: usize = 200;
@@ -36,8 +35,8 @@ pub struct WaitingRow {
     pub tenant: String,
     /// How many.
     pub count: i64,
-    /// The oldest event among them.
-    pub oldest: EventSeq,
+    /// When the oldest event among them was recorded.
+    pub oldest: Timestamp,
     /// When the first of them falls or fell due.
     pub first_due: Timestamp,
 }
@@ -126,7 +125,10 @@ impl Database {
     pub async fn waiting(&self) -> Result<Vec<WaitingRow>> {
         let rows: Vec<(String, String, i64, i64, i64)> = on!(self, chore_reads, pool => {
             sqlx::query_as(
-                "SELECT lane.destination, lane.tenant, waiting.n, waiting.oldest, waiting.first_due
+                // A number proves no time.
+                "SELECT lane.destination, lane.tenant, waiting.n,
+                        COALESCE((SELECT received_at FROM event WHERE event.seq = waiting.oldest), waiting.first_due),
+                        waiting.first_due
                  FROM (SELECT lane, COUNT(*) AS n, MIN(event) AS oldest, MIN(due_at) AS first_due
                        FROM queue GROUP BY lane) AS waiting
                  JOIN lane ON lane.id = waiting.lane",
@@ -138,7 +140,7 @@ impl Database {
             destination,
             tenant,
             count,
-            oldest: EventSeq(oldest),
+            oldest: Timestamp::from_millis(oldest),
             first_due: Timestamp::from_millis(first_due),
         };
         Ok(rows.into_iter().map(row).collect())

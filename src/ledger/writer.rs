@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::backlog::Backlog;
+use super::clock::ClockKeeper;
 use super::incarnation::Membership;
 use super::notices::Bell;
 use super::plan::{self, AcceptRequest, Accepted, Known, Plan, Waiting};
@@ -90,6 +91,8 @@ pub(super) struct Writer {
     pub last_beat: Moment,
     /// See [`SETTLE_TOGETHER`].
     pub settle_together: Duration,
+    /// Compares the clocks with every heartbeat; `None` where the clock is a test's.
+    pub clock_keeper: Option<ClockKeeper>,
     pub clock: Arc<dyn Clock>,
 }
 
@@ -153,7 +156,8 @@ impl Writer {
             if !down {
                 pauses.reset();
             }
-            let wait = if down { pauses.pause() } else { HEARTBEAT };
+            let since_beat = self.last_beat.until(self.clock.moment());
+            let wait = if down { pauses.pause() } else { HEARTBEAT.saturating_sub(since_beat) };
             let idle = tokio::select! {
                 command = inbox.commands.recv() => {
                     group.take(command);
@@ -209,6 +213,9 @@ impl Writer {
         self.report(beat.as_ref().err());
         if beat.is_ok() {
             self.last_beat = moment;
+            if let Some(keeper) = &self.clock_keeper {
+                keeper.beat(&*self.store, &mut self.sequence).await;
+            }
         }
         beat
     }
@@ -293,6 +300,9 @@ impl Writer {
             if plan.writes_nothing() && settlements.is_empty() {
                 self.repeats.note(&plan.repeats, now);
                 return Ok((plan.answers, HashSet::new()));
+            }
+            if let Some(keeper) = self.clock_keeper.as_mut().filter(|_| !plan.inserts.is_empty()) {
+                keeper.note_lead(self.sequence.lead_ms(now)).await?;
             }
             let reserved = reserve(self.outlet(), &mut plan.deliveries);
             let began = self.clock.moment();

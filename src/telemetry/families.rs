@@ -64,6 +64,9 @@ families! {
     LOST_LEASES: Counter "posthaste_ledger_lost_leases" []
         "Attempts that could not be settled because their lease had passed to another";
     LEDGER_STATE: Gauge "posthaste_ledger_state" ["state"] "1 for the state that the ledger is in";
+    CLOCK_STATE: Gauge "posthaste_clock_state" ["state"] "1 for the state that the ledger's clock is in";
+    CLOCK_SKEW: Gauge "posthaste_clock_skew_seconds" []
+        "How far this machine's clock is ahead of the ledger's; of an unconfirmed one, of the ledger's last heartbeat";
     WAL_BYTES: Gauge "posthaste_ledger_wal_bytes" []
         "The write-ahead log's file (SQLite): it grows while somebody reads for long";
     BACKLOG: Gauge "posthaste_backlog_deliveries" [] "Deliveries that wait";

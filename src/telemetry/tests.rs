@@ -1,4 +1,5 @@
 use super::*;
+use crate::ledger::ClockState;
 
 fn standing() -> Standing {
     Standing {
@@ -10,6 +11,7 @@ fn standing() -> Standing {
         waiting_limit: 100,
         ledger_up: true,
         wal_bytes: None,
+        clock: ClockStatus { state: ClockState::Trusted, skew_ms: 0, may_prune: true },
         sources: [].into(),
         backlogs: None,
         partners: BTreeMap::new(),

@@ -12,6 +12,7 @@ mod bounded_tables;
 mod brokers;
 mod chaos;
 mod cli;
+mod clock;
 mod console;
 mod direct;
 mod endpoints;

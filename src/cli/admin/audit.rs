@@ -10,12 +10,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{Admin, Common, encoded, replay};
-use crate::app::SystemClock;
 use crate::cli::output::{complain, say};
 use crate::cli::{Format, stop_signal};
 use crate::config::Config;
-use crate::domain::clock::Clock as _;
-use crate::domain::time_text::parse_time;
 use crate::replays::LISTED_MAX;
 
 /// Exit code where something is missing and nothing was done about it.
@@ -63,6 +60,7 @@ struct Part {
     retry_after_s: Option<u64>,
     #[serde(default)]
     requests: u64,
+    since: String,
 }
 
 #[derive(Default, Serialize)]
@@ -79,7 +77,7 @@ struct Report {
 pub(in crate::cli) async fn run(command: AuditCommand, config: Config) -> anyhow::Result<ExitCode> {
     let AuditCommand::Svix(args) = command;
     let admin = Admin::new(&args.common, &config)?;
-    let mut audit = Running::begin(&args)?;
+    let mut audit = Running::begin(&args);
     let bar = ProgressBar::new_spinner();
     let ended = tokio::select! {
         ended = audit.compare(&admin, &bar) => ended,
@@ -121,25 +119,21 @@ pub(in crate::cli) async fn run(command: AuditCommand, config: Config) -> anyhow
 /// An audit under way.
 struct Running {
     since: String,
-    until: String,
+    until: Option<String>,
     tenant: Option<String>,
     cursor: Option<String>,
     report: Report,
 }
 
 impl Running {
-    fn begin(args: &SvixArgs) -> anyhow::Result<Self> {
-        let now = SystemClock::new().now();
-        // A span means the same in every part.
-        let time = |text: &str| parse_time(text, now).map_err(anyhow::Error::msg);
-        let until = args.until.as_deref().map(time).transpose()?.unwrap_or(now);
-        Ok(Self {
-            since: time(&args.since)?.to_rfc3339(),
-            until: until.to_rfc3339(),
+    fn begin(args: &SvixArgs) -> Self {
+        Self {
+            since: args.since.clone(),
+            until: args.until.clone(),
             tenant: args.tenant.clone(),
             cursor: args.cursor.clone(),
             report: Report::default(),
-        })
+        }
     }
 
     /// Compares part after part. A relay or a Svix that can't be reached is asked again, with longer and longer pauses.
@@ -149,6 +143,8 @@ impl Running {
             match self.part(admin).await {
                 Ok(part) => {
                     failures = 0;
+                    // The relay's clock decides what a span means, the same in every part.
+                    self.since = part.since;
                     self.cursor = part.next_cursor;
                     self.report.checked += part.checked;
                     self.report.missing.extend(part.missing);
@@ -175,9 +171,8 @@ impl Running {
     }
 
     async fn part(&self, admin: &Admin) -> anyhow::Result<Part> {
-        let mut path =
-            format!("/v1/audits/svix?since={}&until={}", encoded(&self.since), encoded(&self.until));
-        for (name, value) in [("tenant", &self.tenant), ("cursor", &self.cursor)] {
+        let mut path = format!("/v1/audits/svix?since={}", encoded(&self.since));
+        for (name, value) in [("until", &self.until), ("tenant", &self.tenant), ("cursor", &self.cursor)] {
             if let Some(value) = value {
                 path.push_str(&format!("&{name}={}", encoded(value)));
             }
@@ -191,8 +186,9 @@ impl Running {
 
     fn how_to_go_on(&self) -> String {
         let Self { since, until, cursor, .. } = self;
+        let until = until.as_ref().map_or_else(String::new, |until| format!(" --until {until}"));
         let cursor = cursor.as_ref().map_or_else(String::new, |cursor| format!(" --cursor {cursor}"));
-        format!("the audit is not complete; go on with --since {since} --until {until}{cursor}")
+        format!("the audit is not complete; go on with --since {since}{until}{cursor}")
     }
 }
 

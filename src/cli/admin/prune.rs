@@ -8,12 +8,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{Admin, Common};
-use crate::app::SystemClock;
 use crate::cli::Format;
 use crate::cli::output::say;
 use crate::config::Config;
-use crate::domain::clock::Clock as _;
-use crate::domain::time_text::parse_time;
 use crate::retention::Pruned;
 
 #[derive(Debug, Args)]
@@ -40,6 +37,7 @@ struct Part {
     #[serde(flatten)]
     pruned: Pruned,
     next_cursor: Option<String>,
+    before: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -51,16 +49,15 @@ struct Report {
 
 pub(in crate::cli) async fn run(args: PruneArgs, config: Config) -> anyhow::Result<ExitCode> {
     let admin = Admin::new(&args.common, &config)?;
-    let now = SystemClock::new().now();
-    // A span means the same in every part.
-    let before = args.before.map(|text| parse_time(&text, now)).transpose().map_err(anyhow::Error::msg)?;
-    let before = before.map(|before| before.to_rfc3339());
+    let mut before = args.before;
     let (mut pruned, mut cursor) = (Pruned::default(), None);
     loop {
         let body =
             json!({ "dry_run": args.dry_run, "before": before, "tenant": args.tenant, "cursor": cursor });
         let part: Part = admin.ask(Method::POST, "/v1/prune", Some(body.to_string())).await?.read()?;
         pruned = pruned.plus(part.pruned);
+        // The relay's clock decides what a span means, the same in every part.
+        before = part.before.or(before);
         cursor = part.next_cursor;
         if cursor.is_none() {
             break;

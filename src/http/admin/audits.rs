@@ -26,12 +26,12 @@ use crate::http::state::HttpState;
 pub(super) struct AuditQuery {
     /// Events that came then or later: a time (RFC 3339), or how long ago (`90m`, `24h`, `7d`).
     since: String,
-    /// Events that came before; by default now.
+    /// Events that came before; by default all that came.
     until: Option<String>,
     /// Events of this tenant alone.
     #[param(min_length = 1, max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f]+$")]
     tenant: Option<String>,
-    /// `next_cursor` of the part before; give the same `since` and `until` as times.
+    /// `next_cursor` of the part before; give the same `until`, and the `since` that it has.
     #[param(pattern = r"^[A-Za-z0-9_-]+$")]
     cursor: Option<String>,
 }
@@ -55,8 +55,8 @@ pub(super) async fn audit_svix(
     let now = state.clock.now();
     let time = |text: &str| parse_time(text, now).map_err(bad_query);
     let since = time(&query.since)?;
-    let until = query.until.as_deref().map(time).transpose()?.unwrap_or(now);
-    if since >= until {
+    let until = query.until.as_deref().map(time).transpose()?;
+    if since >= until.unwrap_or(now) {
         return Err(bad_query("since must be before until".into()));
     }
     let after = query.cursor.map(|cursor| read_cursor(&cursor)).transpose()?;

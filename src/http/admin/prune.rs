@@ -3,6 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -10,8 +11,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{OrProblem as _, bad_field, check_tenant, read};
+use crate::domain::clock::Timestamp;
 use crate::domain::object::JsonObject;
-use crate::domain::time_text::parse_time;
+use crate::domain::time_text::{parse_span, parse_time};
 use crate::http::auth::{Caller, Scope};
 use crate::http::openapi::Problems;
 use crate::http::problem::Problem;
@@ -43,6 +45,8 @@ pub(crate) struct PruneView {
     pruned: Pruned,
     /// Where the next part begins; null where all is done.
     next_cursor: Option<String>,
+    /// The `before` of the request, as a time: the next part wants it so.
+    before: Option<Timestamp>,
 }
 
 /// Takes away what was kept for long enough, for some seconds; call it again with `next_cursor` for the rest. What waits
@@ -61,6 +65,15 @@ pub(super) async fn prune(
         check_tenant(tenant)?;
         caller.require_tenant(tenant)?;
     }
+    let by_age = before.as_deref().is_none_or(|text| parse_span(text).is_some());
+    if by_age && !dry_run && !state.pruner.may_prune() {
+        return Err(Problem::new(
+            StatusCode::CONFLICT,
+            "clock_in_doubt",
+            "the ledger's clock is in doubt (see `clock` at /health/ready), so nothing is pruned by age; name a time in \
+             `before`, or wait until the clock is trusted again",
+        ));
+    }
     let now = state.clock.now();
     let before = before.map(|text| parse_time(&text, now)).transpose();
     let before = before.map_err(|why| bad_field("/before", &why))?;
@@ -72,7 +85,7 @@ pub(super) async fn prune(
     let (pruned, next) = state.pruner.part(&wish, from).await.or_problem(&state)?;
     let text = serde_json::to_vec(&next).unwrap_or_default();
     let next_cursor = (next != Phase::Done).then(|| URL_SAFE_NO_PAD.encode(text));
-    Ok(Json(PruneView { dry_run, pruned, next_cursor }).into_response())
+    Ok(Json(PruneView { dry_run, pruned, next_cursor, before }).into_response())
 }
 
 fn read_cursor(cursor: &str) -> Result<Phase, Problem> {

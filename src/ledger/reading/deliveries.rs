@@ -6,7 +6,7 @@ use sqlx::AssertSqlSafe;
 
 use super::one::{DONE_COLUMNS, DoneTuple, delivery, done_row};
 use super::waiting::{DEPTH, Standing, WaitingTuple, waiting_columns, waiting_row};
-use super::{DeliveryRow, EVENT_COLUMNS, EventFilter, EventRow, EventTuple, Part, STEPS, bounds, event_row};
+use super::{DeliveryRow, EVENT_COLUMNS, EventFilter, EventRow, EventTuple, Part, STEPS, Times, event_row};
 use crate::domain::clock::Timestamp;
 use crate::domain::delivery::DeliveryId;
 use crate::domain::event::EventSeq;
@@ -63,16 +63,11 @@ pub struct DeliveryFilter {
     pub destinations: Option<Vec<String>>,
     /// Of events recorded then or later.
     pub since: Option<Timestamp>,
-    /// Of events recorded before.
+    /// Of events recorded before; a time that is not over yet bounds nothing.
     pub until: Option<Timestamp>,
 }
 
 impl DeliveryFilter {
-    fn takes_time(&self, event: &EventRow) -> bool {
-        self.since.is_none_or(|since| since <= event.received_at)
-            && self.until.is_none_or(|until| event.received_at < until)
-    }
-
     fn takes_destination(&self, destination: &str) -> bool {
         self.destinations.as_ref().is_none_or(|wanted| wanted.iter().any(|wanted| wanted == destination))
     }
@@ -136,7 +131,10 @@ impl Ledger {
         };
         match filter.state {
             Some(DeliveryState::Pending) => self.waiting_deliveries(filter, cursor, limit).await,
-            Some(state) => self.shared.database.done_deliveries(filter, state, below, limit).await,
+            Some(state) => {
+                let times = self.times(filter.since, filter.until).await?;
+                self.shared.database.done_deliveries(filter, times, state, below, limit).await
+            }
             None => self.all_deliveries(filter, below, limit).await,
         }
     }
@@ -179,6 +177,7 @@ impl Ledger {
         limit: u32,
     ) -> Result<Deliveries> {
         let database = &self.shared.database;
+        let times = self.times(filter.since, filter.until).await?;
         let (first, mut place) = match cursor {
             Some(DeliveryCursor::Behind(lane, retry, due_at, event)) => (lane, (retry, due_at, event)),
             _ => (LaneId(0), START),
@@ -209,9 +208,8 @@ impl Ledger {
                 let seqs: Vec<_> = found.iter().map(|(id, _)| id.event.0).collect();
                 let events = database.events_numbered(&seqs).await?;
                 for (id, waiting) in found {
-                    let Some(event) = events.get(&id.event).filter(|event| filter.takes_time(event)) else {
-                        continue;
-                    };
+                    let event = events.get(&id.event).filter(|event| times.contain(event.received_at));
+                    let Some(event) = event else { continue };
                     listed.push(delivery(event, id, (destination.clone(), Standing::Waiting(waiting))));
                 }
                 if end {
@@ -233,11 +231,12 @@ impl Database {
     async fn done_deliveries(
         &self,
         filter: &DeliveryFilter,
+        times: Times,
         state: DeliveryState,
         below: DeliveryId,
         limit: u32,
     ) -> Result<Deliveries> {
-        let (floor, newest) = bounds(filter.since, filter.until);
+        let (floor, newest) = times.numbers;
         let mut below = if below.event.0 < newest { below } else { super::delivery_id(newest, 0) };
         let mut rows = Vec::new();
         for step in STEPS {
@@ -250,7 +249,7 @@ impl Database {
             let seqs: Vec<_> = done.iter().map(|(id, ..)| id.event.0).collect();
             let events = self.events_numbered(&seqs).await?;
             for (id, destination, done) in done {
-                if let Some(event) = events.get(&id.event).filter(|event| filter.takes_time(event)) {
+                if let Some(event) = events.get(&id.event).filter(|event| times.contain(event.received_at)) {
                     rows.push(delivery(event, id, (destination, Standing::Done(done))));
                 }
             }

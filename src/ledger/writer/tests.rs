@@ -106,6 +106,7 @@ fn writer(settle_together: Duration) -> (Writer, Arc<Groups>) {
         membership: Arc::new(Membership::new(Incarnation { node: 0, epoch: 1_025 }, health)),
         last_beat: Moment::default(),
         settle_together,
+        clock_keeper: None,
         clock: Arc::new(StandingClock),
     };
     (writer, store)

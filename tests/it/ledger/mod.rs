@@ -2,6 +2,7 @@
 
 mod backlog;
 mod claims;
+mod clock;
 mod cursors;
 mod depth;
 pub mod fences;

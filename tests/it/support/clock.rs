@@ -15,16 +15,28 @@ pub struct TestClock {
     wall_ms: AtomicI64,
     monotonic_ms: AtomicU64,
     drawn: AtomicU64,
+    /// The ledger watches it as it does a real clock.
+    watched: bool,
 }
 
 impl TestClock {
     /// A clock at 2026-01-01, an hour after the process began.
     pub fn new() -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new(Self::at_start(false))
+    }
+
+    /// The same, and the ledger does not follow where the test moves the wall clock, as it does not with a real one.
+    pub fn watched() -> Arc<Self> {
+        Arc::new(Self::at_start(true))
+    }
+
+    const fn at_start(watched: bool) -> Self {
+        Self {
             wall_ms: AtomicI64::new(START_MS),
             monotonic_ms: AtomicU64::new(3_600_000),
             drawn: AtomicU64::new(0),
-        })
+            watched,
+        }
     }
 
     /// Sets the wall clock forward, or back.
@@ -63,5 +75,9 @@ impl Clock for TestClock {
             u128::from(mixed ^ (mixed >> 31))
         };
         (half() << 64) | half()
+    }
+
+    fn drives_ledger(&self) -> bool {
+        !self.watched
     }
 }

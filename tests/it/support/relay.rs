@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::ops::Deref;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use posthaste::app::{App, SystemClock};
@@ -119,6 +119,8 @@ pub struct RelayProcess {
     child: Child,
     client: HttpClient,
     address: String,
+    /// Its lines on stderr so far.
+    log: Arc<Mutex<Vec<String>>>,
 }
 
 /// A relay that ended before it listened.
@@ -200,13 +202,22 @@ impl RelayProcess {
             }
             seen.push(line);
         };
+        let log = Arc::new(Mutex::new(seen));
+        let kept = log.clone();
         // Goes on reading, or a full pipe would stop the relay.
-        std::thread::spawn(move || lines.for_each(drop));
-        Ok(Self { client: HttpClient::new(format!("http://{address}")), address, child })
+        std::thread::spawn(move || {
+            lines.map_while(Result::ok).for_each(|line| kept.lock().unwrap().push(line))
+        });
+        Ok(Self { client: HttpClient::new(format!("http://{address}")), address, child, log })
     }
 
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// How many of its log lines so far contain `text`.
+    pub fn log_lines_with(&self, text: &str) -> usize {
+        self.log.lock().unwrap().iter().filter(|line| line.contains(text)).count()
     }
 
     /// Its number among the system's processes.
