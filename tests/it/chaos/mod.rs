@@ -5,6 +5,8 @@
 
 use std::fmt::Display;
 
+#[cfg(feature = "failpoints")]
+mod clock;
 mod disk;
 #[cfg(feature = "failpoints")]
 mod failpoints;
