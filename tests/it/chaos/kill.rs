@@ -191,8 +191,13 @@ impl Scene {
     }
 }
 
-/// Short leases: what a dead process held is claimed again soon.
-const SETTINGS: [(&str, &str); 4] = [
+/// Milliseconds that a relay's wall clock is wrong, or the path of a file that holds them.
+pub const CLOCK_OFFSET: &str = "POSTHASTE_TEST_CLOCK_OFFSET";
+pub const HUNDRED_DAYS_MS: i64 = 100 * 86_400_000;
+
+/// Short leases: what a dead process held is claimed again soon. Pruned often: a wrong clock forgets nothing.
+const SETTINGS: [(&str, &str); 5] = [
+    ("POSTHASTE_RETENTION__PRUNE_EVERY_MS", "50"),
     ("POSTHASTE_DISPATCH__LEASE_MS", "2000"),
     ("POSTHASTE_SVIX__TIMEOUT_MS", "500"),
     ("POSTHASTE_DIRECT__ALLOWED_NETWORKS", "127.0.0.0/8"),
@@ -213,7 +218,27 @@ fn event_text(id: &str) -> String {
 /// half of the time Svix forgets keys, so that `eventId` must hold alone.
 async fn what_was_acknowledged_arrives_once(database: TestDatabase) {
     // holds: 19, 36
-    let (rounds, batches) = sized((6, 100), (100, 1_000));
+    kill_again_and_again(database, "kill -9", sized((6, 100), (100, 1_000)), |_| 0).await;
+}
+
+/// The same, with a wall clock that is 100 days wrong at every second start, ahead and behind in turns.
+async fn clocks_that_jump_by_100_days_lose_and_double_nothing(database: TestDatabase) {
+    // holds: 19, 53
+    let offset = |round: usize| match round % 4 {
+        1 => HUNDRED_DAYS_MS,
+        3 => -HUNDRED_DAYS_MS,
+        _ => 0,
+    };
+    kill_again_and_again(database, "kill -9 with wrong clocks", sized((5, 40), (100, 1_000)), offset).await;
+}
+
+/// Starts, kills and starts again, with a clock that is wrong by the milliseconds that `offset` gives for a round.
+async fn kill_again_and_again(
+    database: TestDatabase,
+    promise: &str,
+    (rounds, batches): (usize, usize),
+    offset: impl Fn(usize) -> i64,
+) {
     let place = if database.is_postgres() { "Postgres" } else { "SQLite" };
     let mut random = random();
     let mut scene = Scene::new(database).await;
@@ -221,7 +246,7 @@ async fn what_was_acknowledged_arrives_once(database: TestDatabase) {
         scene.svix.set_replay_by_key(round % 2 == 0);
         // This round's share, evenly.
         scene.add(batches * (round + 1) / rounds - batches * round / rounds);
-        let relay = scene.start(&[]);
+        let relay = scene.start(&[(CLOCK_OFFSET, &offset(round).to_string())]);
         let client = (*relay).clone();
         let after = Duration::from_millis(random.between(5, 600));
         let killing = async {
@@ -232,7 +257,7 @@ async fn what_was_acknowledged_arrives_once(database: TestDatabase) {
     }
     let Figures { events, second_sends: (svix, partner) } = scene.reconcile().await;
     tell(
-        "kill -9",
+        promise,
         format!(
             "{place}: {rounds} rounds, {events} events acknowledged, 0 lost, 0 under two keys; at Svix 0 doubled \
              ({svix} second sends), at the partner {partner} second sends, each under the same id"
@@ -282,4 +307,8 @@ async fn killed_between_a_request_and_its_answer(database: TestDatabase) {
     );
 }
 
-on_both_databases!(what_was_acknowledged_arrives_once, killed_between_a_request_and_its_answer);
+on_both_databases!(
+    what_was_acknowledged_arrives_once,
+    clocks_that_jump_by_100_days_lose_and_double_nothing,
+    killed_between_a_request_and_its_answer
+);

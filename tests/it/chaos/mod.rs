@@ -5,6 +5,8 @@
 
 use std::fmt::Display;
 
+#[cfg(feature = "failpoints")]
+mod clock;
 pub mod disk;
 #[cfg(feature = "failpoints")]
 mod failpoints;

@@ -1,4 +1,4 @@
-//! One attempt, from the last look at the gate to its settlement: as the dispatcher makes it.
+//! One attempt, from the last check of the gate to its settlement, as the dispatcher makes it.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use posthaste::domain::delivery::{self, DeadReason, Failure, Outcome, Timing};
 use posthaste::domain::gate::{Change, Signal};
 use posthaste::domain::scheduler::Permit;
 
-use super::node::{NodeEvent, micros, moment};
+use super::node::{Node, NodeEvent, micros, moment};
 use super::receivers::Mood;
 use super::traffic::Claimed;
 use super::world::{MS, Receiver, SECOND, World};
@@ -20,7 +20,8 @@ impl World {
     pub fn begin(&mut self, node: usize, claimed: Claimed, permit: Permit) {
         let receiver = self.lanes[claimed.lane()].receiver;
         let lane = claimed.delivery.lane.clone();
-        if !self.nodes[node].scheduler().still_admits(&lane, permit, moment(self.now)) {
+        let admitted = self.nodes[node].scheduler().still_admits(&lane, permit, moment(self.now));
+        if !admitted || !self.may_send(node) {
             self.tally.too_late += 1;
             return self.end(node, claimed, permit, Outcome::NotSent, self.now);
         }
@@ -52,6 +53,12 @@ impl World {
     /// Right before a request goes out.
     fn check_send(&mut self, node: usize, claimed: &Claimed, receiver: usize) {
         let attempt = claimed.delivery.attempt;
+        let Node { epoch, number_lost, refused, kept, .. } = &self.nodes[node];
+        assert!(!number_lost, "node {node} sends after its node number was lost");
+        assert!(!refused, "node {node} sends while settlements are refused");
+        assert!(!kept.contains(&claimed.row()), "node {node} sends what it has not settled");
+        let epoch = *epoch;
+        self.unsettled.insert((claimed.row(), attempt), (node, epoch));
         let row = &mut self.ledger.rows[claimed.row()];
         assert!(attempt > row.sent || row.attempt > attempt, "one claim is sent twice: {row:?}");
         row.sent = row.sent.max(attempt);
@@ -87,7 +94,7 @@ impl World {
             self.through_the_net(node, NodeEvent::Release(vec![claimed]));
         } else {
             let timing = Timing {
-                at: self.wall(self.nodes[node].wall_offset_ms),
+                at: self.ledger_time(node),
                 latency: Duration::from_micros(self.now - began),
                 chance: self.random.chance(),
             };
@@ -98,7 +105,7 @@ impl World {
                 self.through_the_net(node, NodeEvent::Settle(settlement.clone()));
             }
             match self.random.below(400) {
-                0 if !self.quiet => {} // lost
+                0 if !self.quiet => _ = self.unsettled.remove(&(claimed.row(), claimed.delivery.attempt)), // lost
                 1 if !self.quiet => self.node_later(node, SECOND, 60 * SECOND, NodeEvent::Settle(settlement)),
                 _ => self.through_the_net(node, NodeEvent::Settle(settlement)),
             }

@@ -1,7 +1,9 @@
 //! What comes in and what goes wrong.
 
-use super::node::NodeEvent;
+use super::node::{Node, NodeEvent};
+use super::random::Random;
 use super::receivers::Mood;
+use super::traffic::CLOCK_ERROR;
 use super::world::{Event, MS, SECOND, World};
 
 impl World {
@@ -31,29 +33,72 @@ impl World {
         if self.quiet {
             return;
         }
-        let node = self.random.below(self.nodes.len());
-        match self.random.below(12) {
+        let node = self.victim();
+        match self.random.below(22) {
             0 | 1 => self.crash(node),
             2 => self.stop(node),
-            3 => {
-                self.nodes[node].stalled_until = self.now + self.random.between(MS, 40 * SECOND);
-                self.note(|| format!("node {node} stalls"));
+            3..=6 => {
+                // Some stalls outlast every lease, those of a replay's worker more often; they end soon after all goes well.
+                let most = self.random.pick(&[SECOND, 15 * SECOND, 40 * SECOND, 150 * SECOND]);
+                let least = if self.nodes[node].worker.is_active() { most / 2 } else { MS };
+                let until = (self.now + self.random.between(least, most)).min(self.quiet_at + 60 * SECOND);
+                self.nodes[node].stalled_until = until;
+                self.tally.stalls += 1;
+                self.note(|| format!("node {node} stalls until {until} µs"));
             }
-            4 | 5 => {
+            7 | 8 => {
                 self.ledger.down = true;
                 self.tally.outages += 1;
                 self.note(|| "the ledger is down".into());
                 self.after(100 * MS, 8 * SECOND, Event::LedgerUp);
             }
-            6 => {
-                let step = i64::try_from(self.random.between(0, 60_000)).expect("small") - 30_000;
-                self.nodes[node].wall_offset_ms = step;
+            9 => self.set_clock(node),
+            10 => {
+                let of = self.random.happens(0.7).then_some(node);
+                self.ledger.unwritable = Some(of);
+                self.note(|| format!("the ledger takes no writes of {of:?}"));
+                self.after(100 * MS, 40 * SECOND, Event::LedgerWritable);
             }
-            7 => self.svix_mood = Mood::draw(&mut self.random, false),
-            8 => self.change_partner(),
+            11 => {
+                if let Some(incarnation) = self.nodes[node].incarnation {
+                    self.ledger.numbers.give_away(incarnation.number, self.now);
+                    self.note(|| format!("the number of node {node} is another's"));
+                }
+            }
+            12..=15 => self.begin_replay(),
+            16 => self.svix_mood = Mood::draw(&mut self.random, false),
+            17 => self.change_partner(),
             _ => self.change_receiver(),
         }
-        self.after(200 * MS, 5 * SECOND, Event::Fault);
+        let most = (self.quiet_at / 20).max(5 * SECOND);
+        self.after(200 * MS, most, Event::Fault);
+    }
+
+    /// Who is hit: any node, or half of the time one that works on a replay.
+    fn victim(&mut self) -> usize {
+        let workers: Vec<_> =
+            (0..self.nodes.len()).filter(|node| self.nodes[*node].worker.is_active()).collect();
+        if !workers.is_empty() && self.random.happens(0.5) {
+            return self.random.pick(&workers);
+        }
+        self.random.below(self.nodes.len())
+    }
+
+    /// A machine's wall clock jumps, by up to a hundred days; a node's idea of the ledger's clock stays close.
+    fn set_clock(&mut self, node: usize) {
+        const MINUTE_MS: u64 = 60_000;
+        let most = self.random.pick(&[MINUTE_MS, 60 * MINUTE_MS, 100 * 24 * 60 * MINUTE_MS]);
+        let around_zero = |random: &mut Random, most: u64| {
+            i64::try_from(random.between(0, 2 * most)).expect("small") - i64::try_from(most).expect("small")
+        };
+        self.nodes[node].wall_offset_ms = around_zero(&mut self.random, most);
+        let most = u64::try_from(CLOCK_ERROR.as_millis()).expect("small");
+        self.nodes[node].clock_error_ms = around_zero(&mut self.random, most);
+        self.tally.clocks += 1;
+        let Node { wall_offset_ms, clock_error_ms, .. } = self.nodes[node];
+        self.note(|| {
+            format!("node {node} is {wall_offset_ms} ms wrong, and {clock_error_ms} ms for the ledger")
+        });
     }
 
     fn change_partner(&mut self) {
@@ -108,6 +153,7 @@ impl World {
         self.note(|| "all is well from now on".into());
         self.quiet = true;
         self.ledger.down = false;
+        self.ledger.unwritable = None;
         self.svix_mood = Mood::Healthy;
         for receiver in self.receivers.iter_mut().filter(|receiver| receiver.mood != Mood::Gone) {
             receiver.mood = Mood::Healthy;

@@ -9,6 +9,8 @@ use posthaste::domain::gate::CloseReason;
 use posthaste::domain::scheduler::{GateId, Remaining, TokenGrant, TokenWish};
 use posthaste::domain::token_budget::{Budget, Pace};
 
+use super::numbers::Numbers;
+use super::replays::Replay;
 use super::world::LEASE_US;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,8 +38,11 @@ pub struct Row {
     pub accepted: bool,
     /// The node, and its epoch, that was told of it and that nobody has claimed it from since.
     pub told: Option<(usize, u32)>,
-    /// The last claim that was sent.
+    /// The last claim that was sent, and the last that was settled.
     pub sent: i64,
+    pub settled: i64,
+    /// How often it has been put back by replays.
+    pub replays: u32,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -72,6 +77,10 @@ pub struct Ledger {
     /// Closed gates: until when, and why.
     pub gates: BTreeMap<GateId, (u64, CloseReason)>,
     pub down: bool,
+    /// Writes of one node are refused, or of all: the disk is full.
+    pub unwritable: Option<Option<usize>>,
+    pub numbers: Numbers,
+    pub replays: Vec<Replay>,
     pub account: Account,
 }
 
@@ -95,6 +104,8 @@ impl Ledger {
             accepted: false,
             told: None,
             sent: 0,
+            settled: 0,
+            replays: 0,
         });
         self.account.created += 1;
         *if handed_over_at.is_some() { &mut self.account.claimed } else { &mut self.account.pending } += 1;
@@ -164,6 +175,21 @@ impl Ledger {
         }
     }
 
+    /// Puts a delivery that is done back into its lane, behind what is fresh.
+    pub fn put_back(&mut self, id: usize, due_at: Timestamp) {
+        let row = &mut self.rows[id];
+        *match row.state {
+            State::Delivered => &mut self.account.delivered,
+            State::Dead => &mut self.account.dead,
+            State::Waiting | State::Canceled => unreachable!("a replay takes what is delivered or dead"),
+        } -= 1;
+        self.account.pending += 1;
+        (row.state, row.class, row.due_at) = (State::Waiting, Class::Retry, due_at.as_millis());
+        (row.failures, row.uncertain, row.accepted) = (0, false, false);
+        row.replays += 1;
+        self.enqueue(id);
+    }
+
     /// Whether the settlement's claim still held; otherwise nothing is changed.
     pub fn settle(&mut self, settlement: &Settlement) -> bool {
         let id = usize::try_from(settlement.id.event.0).expect("positive");
@@ -172,12 +198,16 @@ impl Ledger {
             && row.class == settlement.class
             && row.due_at == settlement.due_at.as_millis();
         if row.state != State::Waiting || !ours || row.lease_until == 0 {
+            let has_passed = row.attempt > settlement.attempt || row.settled >= settlement.attempt;
+            assert!(has_passed || row.lease_until == 0, "a claim that holds can't be settled: {row:?}");
             return false;
         }
         self.dequeue(id);
+        self.tried(id);
         self.account.claimed -= 1;
         let row = &mut self.rows[id];
         row.lease_until = 0;
+        row.settled = settlement.attempt;
         match &settlement.next {
             NextState::Delivered { .. } => {
                 assert!(row.accepted, "{id} is delivered, and nobody took it");

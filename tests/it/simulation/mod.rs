@@ -1,23 +1,35 @@
-//! The rules of who may send when, under a thousand seeds.
+//! Many nodes on one ledger, under a thousand seeds.
 //!
 //! A seed draws a world: one to three nodes with a real [`posthaste::domain::scheduler::Scheduler`] each, driven as the
-//! dispatcher drives it; a model of the ledger with queues, leases and fences; tenants, partners and their endpoints;
-//! receivers that are slow, hang, throttle, refuse, fail or are gone. Time is virtual. Nodes crash, stop and stall, the
-//! ledger is away for a while or its answer gets lost, settlements are late or lost, wall clocks step, partners are
-//! paused and limited anew, endpoints come and go. At every step what must hold is asserted (see `watch`, and the
-//! assertions of `world` and `node`); in the end all goes well, and then everything must be done and forgotten,
-//! without anybody asking the ledger whether a wake-up was lost.
+//! dispatcher drives it; a model of the ledger with queues, leases, fences and replays; tenants, partners and their
+//! endpoints; receivers that are slow, hang, throttle, refuse, fail or are gone. Time is virtual: most seeds go wrong for a
+//! minute, some for an hour.
 //!
-//! A failing seed is run once more and its last events are told. To run one alone:
+//! These things go wrong:
+//! - Nodes crash, stop, and stall for longer than every lease, in the middle of sends and of replays' steps.
+//! - A node's number is given to another, and the node comes back.
+//! - The ledger is down, an answer of it is lost, or it answers and can't write.
+//! - Settlements are late, lost or come twice.
+//! - Wall clocks of single nodes jump by up to a hundred days, ahead or behind.
+//! - Partners are paused and get other limits, endpoints come and go.
+//!
+//! Invariants are asserted at every step (see `watch`, `attempt`, `ledger`, `replays`, and the assertions of `world` and
+//! `node`). At the end all goes well. Then everything must be done and forgotten, without polls that would make up for a
+//! lost wake-up. `flaws` takes single fixes out and checks that a seed finds it.
+//!
+//! A failing seed runs a second time and prints its last events. To run one alone:
 //! `POSTHASTE_SIMULATION_SEED=17 cargo nextest run -E 'test(simulation::)'`.
 
 mod attempt;
 mod faults;
+mod flaws;
 mod ledger;
 mod node;
+mod numbers;
 mod partition;
 pub mod random;
 mod receivers;
+mod replays;
 mod tally;
 mod traffic;
 mod turn;
@@ -35,11 +47,11 @@ const PARTS: u64 = 4;
 const ONE_SEED: &str = "POSTHASTE_SIMULATION_SEED";
 
 fn run(seed: u64) -> Tally {
-    let mut world = World::new(seed, false);
+    let mut world = World::new(seed, false, None);
     if catch_unwind(AssertUnwindSafe(|| world.run())).is_ok() {
         return world.tally;
     }
-    let mut again = World::new(seed, true);
+    let mut again = World::new(seed, true, None);
     let failed_again = catch_unwind(AssertUnwindSafe(|| again.run())).is_err();
     for line in again.trace.unwrap_or_default() {
         eprintln!("{line}");

@@ -1,7 +1,7 @@
 //! A node: a real scheduler, driven as [`posthaste::dispatcher`] drives it, in virtual time.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -11,6 +11,8 @@ use posthaste::domain::gate::CloseReason;
 use posthaste::domain::partner::RateLimit;
 use posthaste::domain::scheduler::{GateId, LaneClaim, Permit, Scheduler, TokenGrant, TokenWish};
 
+use super::numbers::Incarnation;
+use super::replays::{Step, Worker};
 use super::traffic::{Answer, Claimed, Reserved};
 use super::watch::Watch;
 use super::world::{Event, MS, SECOND, World};
@@ -24,6 +26,7 @@ pub enum NodeEvent {
     Timer,
     /// A claim reaches the ledger, and its answer the node.
     Claim {
+        by: Incarnation,
         claims: Vec<LaneClaim>,
         asked_at: Moment,
     },
@@ -34,6 +37,7 @@ pub enum NodeEvent {
     },
     MayClaim,
     Reserve {
+        by: Incarnation,
         wishes: Vec<TokenWish>,
         asked_at: Moment,
     },
@@ -43,6 +47,7 @@ pub enum NodeEvent {
         grants: Option<Vec<TokenGrant>>,
     },
     Commit {
+        by: Incarnation,
         deliveries: Vec<(usize, Option<Reserved>)>,
     },
     Begin {
@@ -58,6 +63,29 @@ pub enum NodeEvent {
     Settle(Settlement),
     Release(Vec<Claimed>),
     Policies,
+    /// It is time for a sign of life, and one reaches the ledger.
+    BeatDue,
+    Beat {
+        by: Incarnation,
+    },
+    /// A node without a number asks for one.
+    Register,
+    /// A turn of the worker on replays, and its statements and their answers.
+    Feed,
+    TakeReplays {
+        by: Incarnation,
+    },
+    ReplaysTaken {
+        taken: Option<Vec<(usize, usize)>>,
+    },
+    ReplayStep {
+        by: Incarnation,
+        step: Step,
+    },
+    ReplayStepped {
+        step: Step,
+        made: bool,
+    },
     GateTold {
         gate: GateId,
         gate_index: usize,
@@ -69,8 +97,12 @@ pub enum NodeEvent {
 impl NodeEvent {
     /// It happens in the ledger: a node that stalls or dies does not hold it back.
     const fn in_ledger(&self) -> bool {
-        use NodeEvent::{Claim, Commit, Release, Reserve, Settle};
-        matches!(self, Claim { .. } | Reserve { .. } | Commit { .. } | Settle(_) | Release(_))
+        use NodeEvent::{Beat, Claim, Commit, Register, Release, ReplayStep, Reserve, Settle, TakeReplays};
+        match self {
+            Claim { .. } | Reserve { .. } | Commit { .. } | Settle(_) | Release(_) => true,
+            Beat { .. } | Register | TakeReplays { .. } | ReplayStep { .. } => true,
+            _ => false,
+        }
     }
 }
 
@@ -96,9 +128,20 @@ pub struct Node {
     pub stopping: bool,
     number: usize,
     pub epoch: u32,
+    /// Who it is for the ledger; `None` while its number is lost.
+    pub incarnation: Option<Incarnation>,
+    /// A guarded call has found that its number is another's.
+    pub number_lost: bool,
+    /// A write was refused, and not all that waits has been written since.
+    pub refused: bool,
+    /// Deliveries whose settlements could not be written: the node's writer keeps them.
+    pub kept: HashSet<usize>,
+    pub worker: Worker,
     pub scheduler: Option<Scheduler<Claimed>>,
     pub stalled_until: u64,
+    /// How wrong the machine's wall clock is, and how wrong this node takes the ledger's to be.
     pub wall_offset_ms: i64,
+    pub clock_error_ms: i64,
     pub claiming: bool,
     pub working: bool,
     pub timer: Option<u64>,
@@ -124,9 +167,15 @@ impl Node {
             up: false,
             stopping: false,
             epoch: 0,
+            incarnation: None,
+            number_lost: false,
+            refused: false,
+            kept: HashSet::new(),
+            worker: Worker::default(),
             scheduler: None,
             stalled_until: 0,
             wall_offset_ms: 0,
+            clock_error_ms: 0,
             claiming: false,
             working: false,
             timer: None,
@@ -162,7 +211,7 @@ impl Node {
             return;
         }
         // What it was told of, and what is not due yet, it will look for in time (once no clock steps any more).
-        let (alarm, now) = (scheduler.next_alarm().0, world.wall(self.wall_offset_ms).as_millis());
+        let (alarm, now) = (scheduler.next_alarm().0, world.ledger_time(self.number).as_millis());
         let told = world.ledger.rows.iter().filter(|row| row.told == Some((self.number, self.epoch)));
         let steady = world.now > world.polls_until();
         if let Some(first) = told.map(|row| row.due_at).filter(|due_at| steady && *due_at > now).min() {
@@ -213,25 +262,43 @@ impl World {
     }
 
     pub fn start_node(&mut self, node: usize) {
+        if self.ledger.down || self.ledger.unwritable.is_some() {
+            return self.after(100 * MS, SECOND, Event::Restart { node });
+        }
         let (limits, svix, endpoint) = (self.limits, self.svix_gate, self.endpoint_gate);
-        let wall_offset_ms = self.nodes[node].wall_offset_ms;
-        let epoch = self.nodes[node].epoch + 1;
+        let Node { wall_offset_ms, clock_error_ms, epoch, incarnation, .. } = self.nodes[node];
+        if let Some(incarnation) = incarnation {
+            self.ledger.numbers.give_back(incarnation);
+        }
+        let epoch = epoch + 1;
+        self.process_ended(node);
         self.nodes[node] = Node {
             up: true,
             epoch,
+            incarnation: Some(self.ledger.numbers.take(self.now)),
+            clock_error_ms,
             scheduler: Some(Scheduler::new(limits, svix, endpoint)),
             wall_offset_ms,
             next_poll: self.now,
             watch: Rc::new(RefCell::new(Watch::new(limits.max_in_flight_per_destination))),
             ..Node::down(node)
         };
-        self.note(|| format!("node {node} starts"));
+        let incarnation = self.nodes[node].incarnation;
+        self.note(|| format!("node {node} starts as {incarnation:?}"));
         for (gate, (until, reason)) in self.ledger.gates.clone() {
             let gate_index = self.gate_indexes[&gate];
             self.close_gate(node, gate, gate_index, until, reason);
         }
         self.set_policies(node);
         self.notify(node);
+        self.node_later(node, 0, SECOND, NodeEvent::BeatDue);
+        self.node_later(node, 0, SECOND, NodeEvent::Feed);
+    }
+
+    /// What the process has sent and not settled is excused.
+    fn process_ended(&mut self, node: usize) {
+        let epoch = self.nodes[node].epoch;
+        self.unsettled.retain(|_, of| *of != (node, epoch));
     }
 
     pub fn crash(&mut self, node: usize) {
@@ -239,8 +306,9 @@ impl World {
             self.note(|| format!("node {node} crashes"));
             self.tally.crashes += 1;
             self.count_watch(node);
-            let (epoch, wall_offset_ms) = (self.nodes[node].epoch + 1, self.nodes[node].wall_offset_ms);
-            self.nodes[node] = Node { epoch, wall_offset_ms, ..Node::down(node) };
+            self.process_ended(node);
+            let Node { wall_offset_ms, clock_error_ms, epoch, .. } = self.nodes[node];
+            self.nodes[node] = Node { epoch: epoch + 1, wall_offset_ms, clock_error_ms, ..Node::down(node) };
             self.after(100 * MS, 20 * SECOND, Event::Restart { node });
         }
     }
@@ -254,6 +322,9 @@ impl World {
         let mut unsent = self.nodes[node].scheduler().drain();
         self.take_out(node, &mut unsent);
         self.through_the_net(node, NodeEvent::Release(unsent));
+        if let Some(by) = self.nodes[node].incarnation.filter(|_| !self.ledger.down) {
+            self.ledger.give_back_replays(by);
+        }
         self.after(10 * SECOND, 20 * SECOND, Event::Restart { node });
     }
 
@@ -315,6 +386,10 @@ impl World {
                 self.set_policies(node);
                 self.notify(node);
             }
+            NodeEvent::BeatDue => self.beat(node),
+            NodeEvent::Feed => self.feed(node),
+            NodeEvent::ReplaysTaken { taken } => self.replays_taken(node, taken),
+            NodeEvent::ReplayStepped { step, made } => self.replay_stepped(node, step, made),
             NodeEvent::GateTold { gate, gate_index, until, reason } => {
                 if self.nodes[node].closed.get(&gate_index).is_none_or(|closed| closed.until < until) {
                     self.close_gate(node, gate.clone(), gate_index, until, reason);

@@ -22,12 +22,21 @@ pub struct Tally {
     pub destination_bounds: u64,
     pub shares: u64,
     pub turns: u64,
+    pub stalls: u64,
+    /// Wall clocks that jumped.
+    pub clocks: u64,
+    pub numbers_lost: u64,
+    /// How often a node found that its writes are refused.
+    pub refusals: u64,
+    /// Deliveries that replays put back, and steps of replays that were not the worker's to make.
+    pub put_back: u64,
+    pub steps_refused: u64,
     /// Of all that was sent, in order.
     pub digest: u64,
 }
 
 impl Tally {
-    fn parts(&mut self) -> [(&'static str, &mut u64); 18] {
+    fn parts(&mut self) -> [(&'static str, &mut u64); 24] {
         [
             ("steps", &mut self.steps),
             ("created", &mut self.created),
@@ -47,6 +56,12 @@ impl Tally {
             ("destination bounds", &mut self.destination_bounds),
             ("shares", &mut self.shares),
             ("turns", &mut self.turns),
+            ("stalls", &mut self.stalls),
+            ("clocks", &mut self.clocks),
+            ("numbers lost", &mut self.numbers_lost),
+            ("refusals", &mut self.refusals),
+            ("put back", &mut self.put_back),
+            ("steps refused", &mut self.steps_refused),
         ]
     }
 

@@ -1,5 +1,7 @@
 //! What goes between a node and the ledger, and may be late or get lost on its way.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use posthaste::domain::clock::{Moment, Timestamp};
 use posthaste::domain::delivery::{Class, Delivery, DeliveryId, NextState, ReplayNumber, Settlement};
@@ -8,8 +10,14 @@ use posthaste::domain::gate::Signal;
 use posthaste::domain::scheduler::{LaneClaim, Permit, Remaining};
 
 use super::node::{AFTER_ERROR_US, NodeEvent, micros, moment};
+use super::numbers::{Incarnation, Refusal};
 use super::watch::Buffered;
 use super::world::{ATTEMPT_TIMEOUT_US, Event, LEASE_US, MS, SECOND, World};
+
+/// How wrong a node may take the ledger's clock to be.
+pub const CLOCK_ERROR: Duration = Duration::from_millis(500);
+/// No retry waits longer.
+const LONGEST_WAIT: Duration = Duration::from_secs(600);
 
 /// What a claim yields.
 #[derive(Debug)]
@@ -32,6 +40,10 @@ impl Claimed {
     }
 }
 
+fn row_of(settlement: &Settlement) -> usize {
+    usize::try_from(settlement.id.event.0).expect("positive")
+}
+
 /// A place in flight that is taken for a delivery to come, and the partner whose limits it counts against.
 pub type Reserved = (Permit, Option<usize>);
 
@@ -49,38 +61,60 @@ impl World {
         let down = self.ledger.down;
         let answer_lost = !self.quiet && self.random.happens(0.01);
         match event {
-            NodeEvent::Claim { claims, asked_at } => {
-                let answer = (!down).then(|| self.claim(node, &claims));
+            NodeEvent::Claim { by, claims, asked_at } => {
+                let answer = self.refuses_claim(by).is_none().then(|| self.claim(node, &claims));
                 if alive {
+                    self.heard_of_number(node, by, down || self.ledger.numbers.holds(by));
                     let answer = answer.filter(|_| !answer_lost);
                     self.through_the_net(node, NodeEvent::Claimed { claims, answer, asked_at });
                 }
             }
-            NodeEvent::Reserve { wishes, asked_at } => {
-                let now = self.wall(0);
-                let grants = (!down).then(|| self.ledger.reserve_tokens(&wishes, now));
+            NodeEvent::Reserve { by, wishes, asked_at } => {
+                let (now, refusal) = (self.wall(0), self.refuses_claim(by));
+                let grants = refusal.is_none().then(|| self.ledger.reserve_tokens(&wishes, now));
                 if alive {
+                    self.heard_of_number(node, by, down || self.ledger.numbers.holds(by));
                     let grants = grants.filter(|_| !answer_lost);
                     self.through_the_net(node, NodeEvent::Reserved { wishes, asked_at, grants });
                 }
             }
-            NodeEvent::Commit { deliveries } => self.commit(node, deliveries, alive),
+            NodeEvent::Commit { by, deliveries } => self.commit(node, by, deliveries, alive),
             NodeEvent::Settle(settlement) => {
-                if !down {
+                if let Some(refusal) = self.refuses_settlement(node) {
+                    if alive {
+                        self.keep(node, epoch, settlement, refusal);
+                    }
+                } else {
+                    if alive {
+                        self.nodes[node].kept.remove(&row_of(&settlement));
+                        self.heard_of_write(node, self.nodes[node].incarnation, None);
+                    }
                     self.settle(node, &settlement, alive);
-                } else if alive {
-                    // The writer keeps it.
-                    let at = self.now + AFTER_ERROR_US;
-                    self.at(at, Event::Node { node, epoch, event: NodeEvent::Settle(settlement) });
                 }
             }
             NodeEvent::Release(given_back) => self.release(node, given_back, alive),
+            NodeEvent::Beat { by } => self.beaten(node, by, alive),
+            NodeEvent::Register => {
+                if alive {
+                    self.register(node);
+                }
+            }
+            NodeEvent::TakeReplays { by } => self.take_replays(node, by, alive),
+            NodeEvent::ReplayStep { by, step } => self.replay_step(node, by, step, alive),
             _ => unreachable!("it happens in the node"),
         }
     }
 
+    /// The writer keeps a settlement that can't be written, and tries again.
+    fn keep(&mut self, node: usize, epoch: u32, settlement: Settlement, refusal: Refusal) {
+        self.nodes[node].kept.insert(row_of(&settlement));
+        self.heard_of_write(node, self.nodes[node].incarnation, Some(refusal));
+        let at = self.now + AFTER_ERROR_US;
+        self.at(at, Event::Node { node, epoch, event: NodeEvent::Settle(settlement) });
+    }
+
     fn claim(&mut self, node: usize, claims: &[LaneClaim]) -> Answer {
-        let (now, wall) = (self.now, self.wall(self.nodes[node].wall_offset_ms));
+        let (now, wall) = (self.now, self.ledger_time(node));
         let claim = |claim: &LaneClaim| {
             let lane = usize::try_from(claim.lane.id.0).expect("positive");
             let (rows, remaining) = self.ledger.claim(lane, claim.class, claim.limit, now, wall);
@@ -113,7 +147,7 @@ impl World {
 
     /// The answer to a claim has come.
     pub fn claimed(&mut self, node: usize, claims: &[LaneClaim], answer: Option<Answer>, asked_at: Moment) {
-        let wall = self.wall(self.nodes[node].wall_offset_ms);
+        let wall = self.ledger_time(node);
         let Some(answer) = answer else {
             // The ledger did not answer: the lanes are asked again later.
             for claim in claims {
@@ -149,6 +183,7 @@ impl World {
         if !reserving.up || reserving.stopping || reserving.stalled_until > self.now {
             return;
         }
+        let Some(by) = reserving.incarnation.filter(|_| self.may_send(node)) else { return };
         let now = moment(self.now);
         let mut deliveries = Vec::with_capacity(lanes.len());
         for lane in lanes {
@@ -156,7 +191,7 @@ impl World {
             let permit = self.nodes[node].scheduler().reserve(&name, now);
             let reserved = permit.map(|permit| {
                 let this = (node, self.nodes[node].epoch);
-                let wall = self.wall(self.nodes[node].wall_offset_ms);
+                let wall = self.ledger_time(node);
                 let older = self.ledger.has_older(lane, this, wall);
                 let waits = self.nodes[node].watch.borrow().has_fresh(lane);
                 assert!(!older && !waits, "it overtakes: {name:?}");
@@ -164,16 +199,26 @@ impl World {
             });
             deliveries.push((lane, reserved));
         }
-        self.through_the_net(node, NodeEvent::Commit { deliveries });
+        self.through_the_net(node, NodeEvent::Commit { by, deliveries });
     }
 
     /// The batch reaches the ledger: all of it is recorded, or nothing.
-    fn commit(&mut self, node: usize, deliveries: Vec<(usize, Option<Reserved>)>, alive: bool) {
-        let (now, down) = (self.now, self.ledger.down);
-        let wall = self.wall(self.nodes[node].wall_offset_ms);
+    fn commit(
+        &mut self,
+        node: usize,
+        by: Incarnation,
+        deliveries: Vec<(usize, Option<Reserved>)>,
+        alive: bool,
+    ) {
+        let (now, refusal) = (self.now, self.ledger.refuses(node, by));
+        let wall = self.ledger_time(node);
+        if alive {
+            self.heard_of_write(node, Some(by), refusal);
+        }
+        self.check_due(wall.as_millis(), CLOCK_ERROR);
         for (lane, reserved) in deliveries {
             let handed_over = reserved.map(|_| now);
-            let row = (!down).then(|| self.ledger.insert(lane, wall.as_millis(), handed_over));
+            let row = refusal.is_none().then(|| self.ledger.insert(lane, wall.as_millis(), handed_over));
             if !alive {
                 continue;
             }
@@ -201,12 +246,17 @@ impl World {
     }
 
     fn settle(&mut self, node: usize, settlement: &Settlement, alive: bool) {
-        if !self.ledger.settle(settlement) {
+        let settled = self.ledger.settle(settlement);
+        let row = row_of(settlement);
+        self.unsettled.remove(&(row, settlement.attempt));
+        if settled && let NextState::Pending { due_at, .. } = &settlement.next {
+            self.check_due(due_at.as_millis(), LONGEST_WAIT);
+        }
+        if !settled {
             self.tally.fenced += 1;
         } else if let (true, NextState::Pending { due_at, failures, .. }) = (alive, &settlement.next) {
-            let wall = self.wall(self.nodes[node].wall_offset_ms);
+            let wall = self.ledger_time(node);
             let class = settlement.class_with(*failures);
-            let row = usize::try_from(settlement.id.event.0).expect("positive");
             self.ledger.rows[row].told = Some((node, self.nodes[node].epoch));
             self.nodes[node].scheduler().wake(&settlement.lane, class, *due_at, wall);
             self.notify(node);
@@ -214,7 +264,7 @@ impl World {
     }
 
     fn release(&mut self, node: usize, given_back: Vec<Claimed>, alive: bool) {
-        let now = self.wall(self.nodes[node].wall_offset_ms);
+        let now = self.ledger_time(node);
         for claimed in given_back {
             if !self.ledger.down {
                 self.ledger.release(claimed.row(), claimed.delivery.attempt);

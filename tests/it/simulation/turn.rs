@@ -22,22 +22,28 @@ impl World {
             let poll = if self.nodes.len() > 1 { POLL_SHARED_US } else { POLL_OWN_US };
             self.nodes[node].next_poll = self.now + poll;
         }
+        let now = moment(self.now);
+        if !self.may_send(node) {
+            let wall = self.ledger_time(node);
+            self.nodes[node].scheduler().tick(wall, now);
+            return self.sleep(node);
+        }
         self.start_sends(node);
         let expired = self.nodes[node].watch.borrow().expired;
         if std::mem::replace(&mut self.nodes[node].expired, expired) != expired {
             self.nodes[node].expired_until = self.now + LEASE_US + POLL_OWN_US;
         }
-        let now = moment(self.now);
+        let by = self.nodes[node].incarnation.expect("it may send");
         let wishes = self.nodes[node].scheduler().token_wishes();
         if !wishes.is_empty() {
-            self.through_the_net(node, NodeEvent::Reserve { wishes, asked_at: now });
+            self.through_the_net(node, NodeEvent::Reserve { by, wishes, asked_at: now });
         }
         if !self.nodes[node].claiming {
             let claims = self.nodes[node].scheduler().claims(now);
             self.check_held(node);
             if !claims.is_empty() {
                 self.nodes[node].claiming = true;
-                self.through_the_net(node, NodeEvent::Claim { claims, asked_at: now });
+                self.through_the_net(node, NodeEvent::Claim { by, claims, asked_at: now });
             }
         }
         self.sleep(node);
@@ -52,7 +58,7 @@ impl World {
         if self.ledger.down {
             return;
         }
-        let now = self.wall(self.nodes[node].wall_offset_ms);
+        let now = self.ledger_time(node);
         let scheduler = self.nodes[node].scheduler.as_mut().expect("up");
         for (lane, first_due) in self.ledger.busy_lanes() {
             for (class, due_at) in Class::ALL.into_iter().zip(first_due) {
@@ -64,7 +70,7 @@ impl World {
     }
 
     fn sleep(&mut self, node: usize) {
-        let wall = self.wall(self.nodes[node].wall_offset_ms);
+        let wall = self.ledger_time(node);
         let (due_at, opens_at) = self.nodes[node].scheduler().next_alarm();
         let due = due_at.map(|due_at| u64::try_from(due_at.since(wall).as_micros()).expect("short"));
         let opens = opens_at.map(|opens_at| micros(opens_at).saturating_sub(self.now));
@@ -85,7 +91,7 @@ impl World {
     }
 
     fn start_sends(&mut self, node: usize) {
-        let (wall, now) = (self.wall(self.nodes[node].wall_offset_ms), moment(self.now));
+        let (wall, now) = (self.ledger_time(node), moment(self.now));
         self.nodes[node].scheduler().tick(wall, now);
         let widths = self.room(node);
         loop {

@@ -11,6 +11,7 @@ use posthaste::domain::retry::RetrySchedule;
 use posthaste::domain::scheduler::{EndpointPolicy, GateId, PartnerPolicy, Policies, SchedulerLimits};
 use posthaste::domain::tenant::{Destination, Lane, LaneId};
 
+use super::flaws::Flaw;
 use super::ledger::Ledger;
 use super::node::{Node, NodeEvent};
 use super::random::Random;
@@ -39,6 +40,7 @@ pub enum Event {
     Arrive,
     Fault,
     LedgerUp,
+    LedgerWritable,
     Restart {
         node: usize,
     },
@@ -97,6 +99,10 @@ pub struct World {
     pub endpoint_gate: GateLimits,
     pub schedule: RetrySchedule,
     pub arrivals: usize,
+    /// Requests that have begun and whose settlement has not reached the ledger: claim, and node with its process.
+    pub unsettled: HashMap<(usize, i64), (usize, u32)>,
+    /// The fix that is taken out.
+    flaw: Option<Flaw>,
     /// Nothing goes wrong any more.
     pub quiet: bool,
     pub quiet_at: u64,
@@ -106,7 +112,7 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(seed: u64, trace: bool) -> Self {
+    pub fn new(seed: u64, trace: bool, flaw: Option<Flaw>) -> Self {
         let mut random = Random::new(seed);
         let large = seed.is_multiple_of(50);
         let limits = limits(&mut random);
@@ -123,7 +129,9 @@ impl World {
         svix_gate.adaptive = seed.is_multiple_of(2).then(|| AdaptiveLimits::new(2));
         let delays = [1, 3, 10, 30, 60].map(Duration::from_secs);
         let delays = delays[..random.size(2, 5)].to_vec();
-        let quiet_at = random.between(20, 90) * SECOND;
+        // Some go wrong for up to an hour.
+        let wrong_for = if seed % 20 == 7 { random.between(600, 3_600) } else { random.between(20, 90) };
+        let quiet_at = wrong_for * SECOND;
         let mut world = Self {
             now: SECOND,
             events: BTreeMap::new(),
@@ -141,6 +149,8 @@ impl World {
             endpoint_gate,
             schedule: RetrySchedule::new(delays),
             arrivals: if large { 4_000 } else { random.size(50, 700) },
+            unsettled: HashMap::new(),
+            flaw,
             quiet: false,
             quiet_at,
             tally: Tally::default(),
@@ -267,6 +277,23 @@ impl World {
         Timestamp::from_millis(1_700_000_000_000 + i64::try_from(self.now / MS).expect("small") + offset_ms)
     }
 
+    /// The ledger's clock, as a node takes it to be.
+    pub fn ledger_time(&self, node: usize) -> Timestamp {
+        let Node { wall_offset_ms, clock_error_ms, .. } = self.nodes[node];
+        self.wall(if self.has(Flaw::LocalDueTimes) { wall_offset_ms } else { clock_error_ms })
+    }
+
+    pub fn has(&self, flaw: Flaw) -> bool {
+        self.flaw == Some(flaw)
+    }
+
+    /// No delivery falls due later than `most` from now because a node's clock is wrong.
+    pub fn check_due(&self, due_at: i64, most: Duration) {
+        let late = due_at - self.wall(0).as_millis();
+        let most = i64::try_from(most.as_millis()).expect("short");
+        assert!(late <= most, "due too late: {late} ms from now, {most} at most");
+    }
+
     /// After that every wake-up must have been heard.
     pub const fn polls_until(&self) -> u64 {
         self.quiet_at + AFTERMATH_US
@@ -288,8 +315,10 @@ impl World {
 
     /// Runs until nothing is left to happen.
     pub fn run(&mut self) {
+        // With a flaw some things never end, and that is not what it is for.
+        let patience = if self.flaw.is_some() { AFTERMATH_US * 4 } else { PATIENCE_US };
         while let Some(((at, _), event)) = self.events.pop_first() {
-            assert!(at <= self.quiet_at + PATIENCE_US, "not done in time: {:?}", self.ledger.account);
+            assert!(at <= self.quiet_at + patience, "not done in time: {:?}", self.ledger.account);
             self.now = at;
             self.tally.steps += 1;
             self.handle(event);
@@ -308,6 +337,7 @@ impl World {
             Event::Arrive => self.arrive(),
             Event::Fault => self.fault(),
             Event::LedgerUp => self.ledger.down = false,
+            Event::LedgerWritable => self.ledger.unwritable = None,
             Event::Restart { node } => self.start_node(node),
             Event::Quiet => self.calm_down(),
             Event::LastBatches => {
@@ -353,6 +383,8 @@ impl World {
     fn check_end(&mut self) {
         let account = self.ledger.account;
         assert_eq!(account.waiting(), 0, "what waits is never sent: {account:?}");
+        assert!(self.unsettled.is_empty(), "sent and never settled: {:?}", self.unsettled);
+        self.ledger.check_replays();
         for node in &self.nodes {
             node.check_idle();
         }
