@@ -3,8 +3,10 @@
 //! Leases are a column, on the database's clock. A claim changes only columns without an index, which Postgres does
 //! without touching one (a heap-only update); `SKIP LOCKED` keeps two nodes from waiting for each other.
 
+mod fan_out;
 mod heads;
 mod settle;
+mod taken;
 
 use std::collections::HashMap;
 use std::str::FromStr as _;
@@ -17,6 +19,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Executor as _, PgConnection, PgPool};
 
 use self::heads::{FRONT, Heads};
+use super::fan_out::{Next, Step};
 use super::notices::Notices;
 use super::payloads::{self, ClaimedPlaces, Payload, Place, Recent};
 use super::plan::{Known, Plan, RequestKey};
@@ -26,7 +29,7 @@ use super::sql::Database;
 use super::{ClaimedLane, Committed, Held, LedgerError, LedgerOptions, Migrations, Opened, Result, Store};
 use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::delivery::Settlement;
-use crate::domain::event::{Event, Fingerprint, Identity};
+use crate::domain::event::{Event, Identity};
 use crate::domain::scheduler::{LaneClaim, Remaining};
 use crate::domain::sequence::{NODES, Sequence};
 use crate::failpoint::failpoint;
@@ -44,6 +47,7 @@ const MIGRATIONS: Migrations = &[
     (9, "replays", include_str!("../../migrations/postgres/0009_replays.sql")),
     (10, "console", include_str!("../../migrations/postgres/0010_console.sql")),
     (11, "steered_by", include_str!("../../migrations/postgres/0011_steered_by.sql")),
+    (15, "fan_out", include_str!("../../migrations/postgres/0015_fan_out.sql")),
 ];
 const CONNECTIONS: u32 = 8;
 /// Every statement of ours has an index to go by. A plan that is kept from when a table was small, or a guess from old
@@ -169,11 +173,14 @@ async fn take_node(pool: &PgPool, epoch: &str) -> Result<i64> {
 }
 
 impl PostgresStore {
-    async fn insert_plan(&self, connection: &mut PgConnection, plan: &Plan<'_>) -> Result<bool> {
-        if !insert_keys(connection, plan).await? {
+    /// Writes a plan's rows without what is there already, which is taken out of the plan. Returns false where the plan has
+    /// to be made again.
+    async fn insert_plan(&self, connection: &mut PgConnection, plan: &mut Plan<'_>) -> Result<bool> {
+        if !taken::insert_keys(connection, plan).await? {
             return Ok(false);
         }
         insert_events(connection, plan).await?;
+        fan_out::insert(connection, plan).await?;
         let rows = &plan.deliveries;
         if !rows.is_empty() {
             sqlx::query(
@@ -185,7 +192,7 @@ impl PostgresStore {
             .bind(rows.iter().map(|waiting| waiting.lane.id.0).collect::<Vec<_>>())
             .bind(rows.iter().map(|waiting| waiting.seq.0).collect::<Vec<_>>())
             .bind(plan.now.as_millis())
-            .bind(rows.iter().map(|waiting| i64::from(waiting.handed_over)).collect::<Vec<_>>())
+            .bind(rows.iter().map(|waiting| i64::from(waiting.is_handed_over())).collect::<Vec<_>>())
             .bind(self.lease_ms)
             .execute(connection)
             .await?;
@@ -283,50 +290,6 @@ impl PostgresStore {
     }
 }
 
-/// Writes a plan's keys; false where some are taken.
-async fn insert_keys(connection: &mut PgConnection, plan: &Plan<'_>) -> Result<bool> {
-    let keys: Vec<_> = plan.sorted().collect();
-    if !keys.is_empty() {
-        let identities = || keys.iter().map(|insert| &insert.new.event.identity);
-        let written = sqlx::query(
-            "INSERT INTO event_key (tenant, source, id, fingerprint, event)
-             SELECT * FROM UNNEST($1::text[], $2::text[], $3::text[], $4::bytea[], $5::bigint[])
-             ON CONFLICT DO NOTHING",
-        )
-        .bind(identities().map(|identity| &*identity.tenant).collect::<Vec<_>>())
-        .bind(identities().map(|identity| &*identity.source).collect::<Vec<_>>())
-        .bind(identities().map(|identity| &*identity.id).collect::<Vec<_>>())
-        .bind(keys.iter().map(|insert| &insert.new.event.fingerprint.0[..]).collect::<Vec<_>>())
-        .bind(keys.iter().map(|insert| insert.seq.0).collect::<Vec<_>>())
-        .execute(&mut *connection)
-        .await?
-        .rows_affected();
-        if written < keys.len() as u64 {
-            return Ok(false);
-        }
-    }
-    let keys = &plan.request_keys;
-    if !keys.is_empty() {
-        let written = sqlx::query(
-            "INSERT INTO request_key (scope, key, fingerprint, created_at)
-             SELECT scope, key, fingerprint, $4 FROM UNNEST($1::text[], $2::text[], $3::bytea[])
-                 AS t (scope, key, fingerprint)
-             ON CONFLICT DO NOTHING",
-        )
-        .bind(keys.iter().map(|key| &*key.scope).collect::<Vec<_>>())
-        .bind(keys.iter().map(|key| &*key.key).collect::<Vec<_>>())
-        .bind(keys.iter().map(|key| &key.fingerprint[..]).collect::<Vec<_>>())
-        .bind(plan.now.as_millis())
-        .execute(connection)
-        .await?
-        .rows_affected();
-        if written < keys.len() as u64 {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
 const INSERT_EVENTS: &str =
     "INSERT INTO event (seq, tenant, source, id, type, received_at, destinations, body, data_start, data_end)
      SELECT seq, tenant, source, id, type, $9, destinations, body, data_start, data_end
@@ -373,7 +336,7 @@ fn column<'a, R, T>(rows: &'a [R], value: impl Fn(&'a R) -> T) -> Vec<T> {
 }
 
 impl PostgresStore {
-    async fn write(&self, plan: &Plan<'_>, settlements: &[Settlement]) -> Result<Committed> {
+    async fn write(&self, plan: &mut Plan<'_>, settlements: &[Settlement]) -> Result<Committed> {
         let mut transaction = self.pool.begin().await?;
         if !self.insert_plan(&mut transaction, plan).await? {
             transaction.rollback().await?;
@@ -391,33 +354,7 @@ impl PostgresStore {
     }
 
     async fn look_up(&self, identities: &[&Identity], keys: &[&RequestKey]) -> Result<Known> {
-        let mut known = Known::default();
-        let events: Vec<(String, String, String, Vec<u8>)> = sqlx::query_as(
-            "SELECT event_key.tenant, event_key.source, event_key.id, fingerprint
-             FROM UNNEST($1::text[], $2::text[], $3::text[]) AS wanted (tenant, source, id)
-             JOIN event_key USING (tenant, source, id)",
-        )
-        .bind(column(identities, |identity| &*identity.tenant))
-        .bind(column(identities, |identity| &*identity.source))
-        .bind(column(identities, |identity| &*identity.id))
-        .fetch_all(&self.pool)
-        .await?;
-        for (tenant, source, id, fingerprint) in events {
-            let identity = Identity { tenant: tenant.into(), source: source.into(), id: id.into() };
-            known.events.insert(identity, Fingerprint(rows::digest(&fingerprint)?));
-        }
-        let requests: Vec<(String, String, Vec<u8>)> = sqlx::query_as(
-            "SELECT request_key.scope, request_key.key, fingerprint
-             FROM UNNEST($1::text[], $2::text[]) AS wanted (scope, key) JOIN request_key USING (scope, key)",
-        )
-        .bind(column(keys, |key| &*key.scope))
-        .bind(column(keys, |key| &*key.key))
-        .fetch_all(&self.pool)
-        .await?;
-        for (scope, key, fingerprint) in requests {
-            known.requests.insert((scope, key), rows::digest(&fingerprint)?);
-        }
-        Ok(known)
+        taken::look_up(&mut *self.pool.acquire().await?, identities, keys).await
     }
 
     async fn claim_lanes(&self, claims: &[LaneClaim], now: Timestamp) -> Result<Vec<ClaimedLane>> {
@@ -460,8 +397,12 @@ impl PostgresStore {
 
 #[async_trait]
 impl Store for PostgresStore {
-    async fn commit(&self, plan: &Plan<'_>, settlements: &[Settlement]) -> Result<Committed> {
+    async fn commit(&self, plan: &mut Plan<'_>, settlements: &[Settlement]) -> Result<Committed> {
         in_time(self.write(plan, settlements)).await
+    }
+
+    async fn continue_fan_out(&self, next: Next<'_>) -> Result<Option<Step>> {
+        in_time(self.queue_fan_out(next)).await
     }
 
     async fn lookup(&self, identities: &[&Identity], keys: &[&RequestKey]) -> Result<Known> {

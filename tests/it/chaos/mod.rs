@@ -8,6 +8,8 @@ use std::fmt::Display;
 mod disk;
 #[cfg(feature = "failpoints")]
 mod failpoints;
+#[cfg(feature = "failpoints")]
+mod fan_out;
 mod kill;
 mod model;
 mod partners;

@@ -4,6 +4,8 @@ mod backlog;
 mod claims;
 mod cursors;
 mod depth;
+mod duplicates;
+mod fan_out;
 mod files;
 mod handoff;
 mod ingest;
