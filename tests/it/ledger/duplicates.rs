@@ -12,7 +12,7 @@ on_both_databases! {
 }
 
 const BATCH: usize = 500;
-const ROUNDS: usize = 60;
+const ROUNDS: usize = 100;
 /// One event in so many came before; none where it is `None`.
 const KINDS: [Option<usize>; 3] = [None, Some(100), Some(10)];
 /// What duplicates may cost: the rate with them over the rate without.
