@@ -95,7 +95,7 @@ impl Shape {
 
     /// The same of several parts: first number, count and time of each.
     pub fn body_of(&self, ids: Ids, parts: &[(u64, u64, u64)]) -> Vec<u8> {
-        let count = parts.iter().map(|(_, count, _)| count).sum();
+        let count: u64 = parts.iter().map(|(_, count, _)| count).sum();
         let mut body = Vec::with_capacity(usize::try_from(count).unwrap_or(0) * (self.bytes + 1) + 1);
         for (first, part, millis) in parts {
             for index in *first..first + part {
