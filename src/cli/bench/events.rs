@@ -89,6 +89,7 @@ pub(super) const SHORTEST_EVENT_BYTES: usize = 200;
 
 impl Shape {
     /// The body of a request with `count` events from number `first`: an object for one, an array for more.
+    #[cfg(test)]
     pub fn body(&self, ids: Ids, first: u64, count: u64, millis: u64) -> Vec<u8> {
         self.body_of(ids, &[(first, count, millis)])
     }

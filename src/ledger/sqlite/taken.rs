@@ -5,8 +5,9 @@ use std::sync::Arc;
 use sqlx::sqlite::SqliteArguments;
 use sqlx::{AssertSqlSafe, SqliteConnection};
 
+use super::waiting;
 use super::write::{Rows, Values, next_chunk};
-use crate::domain::event::{Fingerprint, Identity};
+use crate::domain::event::Identity;
 use crate::ledger::plan::{Insert, Known, Plan, RequestKey};
 use crate::ledger::{Result, rows};
 
@@ -15,16 +16,19 @@ static EVENT_KEYS: Rows = Rows::new(
     "(?,?,?,?,?)",
     " ON CONFLICT DO NOTHING",
 );
-/// Identities that are stored, but for those of events with numbers of this plan.
+/// Identities that are stored, but for those of events with numbers of this plan: with their fingerprints, packed into one
+/// value.
 pub(super) static TAKEN: Rows = Rows::new(
-    "SELECT tenant, source, id, fingerprint FROM event_key WHERE event NOT BETWEEN ? AND ? \
+    "SELECT CAST(group_concat(format('%d %d %d ', octet_length(tenant), octet_length(source), octet_length(id)) \
+     || tenant || source || id || hex(fingerprint), '') AS BLOB) FROM event_key WHERE event NOT BETWEEN ? AND ? \
      AND (tenant, source, id) IN (VALUES",
     "(?,?,?)",
     ")",
 );
 /// The same of one tenant and source: a third of what is bound, and most requests have no more.
 pub(super) static TAKEN_OF_ONE: Rows = Rows::new(
-    "SELECT tenant, source, id, fingerprint FROM event_key WHERE event NOT BETWEEN ? AND ? \
+    "SELECT CAST(group_concat(format('%d %d %d ', octet_length(tenant), octet_length(source), octet_length(id)) \
+     || tenant || source || id || hex(fingerprint), '') AS BLOB) FROM event_key WHERE event NOT BETWEEN ? AND ? \
      AND tenant = ? AND source = ? AND id IN (",
     "?",
     ")",
@@ -115,14 +119,12 @@ async fn find_taken<T>(
     let mut rest = rows;
     while let Some((chunk, left)) = next_chunk(rest) {
         let values = statement.values(&bind_first, chunk, &bind)?;
-        let query = sqlx::query_as_with::<_, (String, String, String, Vec<u8>), SqliteArguments>(
+        let query = sqlx::query_as_with::<_, (Option<Vec<u8>>,), SqliteArguments>(
             AssertSqlSafe(statement.text(chunk.len())),
             values,
         );
-        for (tenant, source, id, fingerprint) in query.fetch_all(&mut *connection).await? {
-            let identity = Identity { tenant: tenant.into(), source: source.into(), id: id.into() };
-            taken.events.insert(identity, Fingerprint(rows::digest(&fingerprint)?));
-        }
+        let (packed,) = query.fetch_one(&mut *connection).await?;
+        taken.events.extend(waiting::identities(&packed.unwrap_or_default())?);
         rest = left;
     }
     Ok(())

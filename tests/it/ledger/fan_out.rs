@@ -15,7 +15,6 @@ use crate::support::{TestClock, TestDatabase, bounded, event, eventually};
 
 on_both_databases! {
     load_of_a_large_fan_out_delays_no_other_tenant,
-    load_of_a_large_body_delays_no_other_tenant,
     a_restart_continues_a_fan_out,
     a_large_fan_out_leaves_others_their_turn,
     an_event_with_very_many_lanes_reaches_all,
@@ -26,8 +25,6 @@ on_both_databases! {
 /// The largest request that the default limits allow, for a tenant with many endpoints.
 const EVENTS: usize = 10_000;
 const LANES: usize = 120;
-/// About as much data in each event as makes the largest body that the default limits allow.
-const DATA_BYTES: usize = 1_500;
 /// Longest that another tenant may wait for an answer.
 const DELAY_LIMIT: Duration = Duration::from_millis(500);
 /// How often the other tenant posts an event.
@@ -123,22 +120,6 @@ async fn load_of_a_large_fan_out_delays_no_other_tenant(database: TestDatabase) 
     println!(
         "accepted after {accepted:?}, queued after {queued:?}; the slowest of {posted} posts took {slowest:?}"
     );
-}
-
-async fn load_of_a_large_body_delays_no_other_tenant(database: TestDatabase) {
-    let ledger = database.open_with(&roomy(&database), &TestClock::new()).await.expect("it opens");
-    let acme = lane(&ledger, "acme", "acme").await;
-    let mut neighbour = Neighbour::of(&ledger).await;
-    let data = format!("\"{}\"", "0123456789abcdef".repeat(DATA_BYTES / 16));
-    let request = |name: &str| {
-        let one = |n| event(format!("{name}{n}")).data(data.clone()).to(&acme).build();
-        (0..EVENTS).map(one).collect::<Vec<_>>()
-    };
-    for name in ["one", "two", "three"] {
-        let accepted = neighbour.post_beside(request(name)).await;
-        println!("accepted after {accepted:?}");
-    }
-    println!("the slowest of {} posts took {:?}", neighbour.posted, neighbour.slowest);
 }
 
 /// A request whose deliveries take 25 steps.
