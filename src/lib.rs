@@ -36,7 +36,8 @@
 //!   `/console`: a client of `/v1` from inside; `templates` and `assets` are its HTML, stylesheet and scripts.
 //! - [`ingest`]: the doorway of the ledger, for HTTP and for sources; how fast tenants may put events in.
 //! - [`ledger`]: every event once, every delivery until it is done. The only place that knows SQL. Its writer commits
-//!   together what waits; `sqlite` and `postgres` are the hot path; `payloads` keeps what was just recorded until it is
+//!   together what waits; `fan_out` queues the deliveries of large requests step by step; `sqlite` and `postgres` are the
+//!   hot path; `payloads` keeps what was just recorded until it is
 //!   claimed; `reading`, `repeats`, `steering`, `replays` and `prune` are what operators ask of it; `sql`, `registry`,
 //!   `partners`, `endpoints`, `gates`, `rejected` and `stats` are the text they share; `notices` is what nodes tell one
 //!   another; `incarnation` is a node's number and the epoch that fences its writes; `silence` is how long a database may say nothing.

@@ -401,14 +401,13 @@ impl Database {
     /// # Errors
     /// [`LedgerError::Unavailable`].
     pub async fn waiting_by_destination(&self) -> Result<Vec<(String, i64)>> {
-        on!(self, chore_reads, pool => {
-            Ok(sqlx::query_as(
-                "SELECT lane.destination, COUNT(*) FROM queue JOIN lane ON lane.id = queue.lane
-                 GROUP BY lane.destination ORDER BY lane.destination",
-            )
-            .fetch_all(pool)
-            .await?)
-        })
+        let sql = format!(
+            "SELECT lane.destination, CAST(SUM(waiting.n) AS BIGINT)
+             FROM {} AS waiting JOIN lane ON lane.id = waiting.lane
+             GROUP BY lane.destination ORDER BY lane.destination",
+            self.waiting_by_lane()
+        );
+        on!(self, chore_reads, pool => Ok(sqlx::query_as(sqlx::AssertSqlSafe(sql)).fetch_all(pool).await?))
     }
 
     /// Every sealed text there is: for a new master key.

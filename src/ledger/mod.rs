@@ -8,6 +8,7 @@ mod backlog;
 mod clock;
 mod connections;
 mod endpoints;
+mod fan_out;
 mod gates;
 mod incarnation;
 mod lanes;
@@ -49,6 +50,7 @@ use self::clock::ClockKeeper;
 pub use self::clock::{ClockState, ClockStatus, LedgerClock};
 pub use self::connections::{Connections, Pooler};
 pub use self::endpoints::{EndpointMark, EndpointRow, NewEndpoint, Sealed, SealedColumn, StoredSettings};
+use self::fan_out::{Next, Step};
 pub use self::gates::ClosedGate;
 use self::incarnation::Membership;
 pub use self::lanes::BusyLane;
@@ -186,8 +188,12 @@ pub trait Outlet: Send + Sync {
 /// `commit` and `lookup` are called by the writer alone, one at a time; the rest from anywhere.
 #[async_trait]
 trait Store: Send + Sync {
-    /// Writes a plan and settlements in one transaction, made durable before it returns.
-    async fn commit(&self, plan: &Plan<'_>, settlements: &[Settlement]) -> Result<Committed>;
+    /// Writes a plan and settlements in one transaction, made durable before it returns. What the database has already is
+    /// taken out of the plan, which is then what was written.
+    async fn commit(&self, plan: &mut Plan<'_>, settlements: &[Settlement]) -> Result<Committed>;
+
+    /// Moves the deliveries of one row of `fan_out` into the queue; `None` where there is no such row.
+    async fn continue_fan_out(&self, next: Next<'_>) -> Result<Option<Step>>;
 
     /// What the ledger already knows of these identities and request keys, each list in order.
     async fn lookup(&self, identities: &[&Identity], keys: &[&RequestKey]) -> Result<Known>;
@@ -281,7 +287,8 @@ enum Committed {
         /// Claims whose settlement was fenced off.
         stale: HashSet<ClaimId>,
     },
-    /// Nothing was written: some identities or request keys of the plan are known already.
+    /// Nothing was written: some identities or request keys of the plan are known already, and without them it would be
+    /// another plan.
     Clash,
 }
 
@@ -352,6 +359,7 @@ impl Ledger {
             last_beat: clock.moment(),
             settle_together: writer::SETTLE_TOGETHER,
             clock_keeper: Some(clock_keeper),
+            fan_out: writer::FanOutTurn::first(),
             clock: clock.clone(),
         };
         let writer = Mutex::new(Some(tokio::spawn(writer.run(inbox))));

@@ -150,7 +150,7 @@ impl Recent {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.forget_older(now);
         for deliveries in plan.deliveries.chunk_by(|one, next| one.seq == next.seq) {
-            let mut waiting = deliveries.iter().filter(|waiting| !waiting.handed_over);
+            let mut waiting = deliveries.iter().filter(|waiting| !waiting.is_handed_over());
             let Some(first) = waiting.next() else { continue };
             let event = &first.new.event;
             let texts = event.identity.source.len() + event.identity.id.len() + event.event_type.len();
@@ -243,7 +243,7 @@ mod tests {
         let requests = [AcceptRequest { events: events.collect(), strict: true, request_key: None }];
         let mut numbers = numbers.map(EventSeq);
         let next = || numbers.next().expect("a number for each");
-        let plan = plan::plan(&requests, &Known::default(), Timestamp::from_millis(7), next);
+        let plan = plan::plan(&requests, Known::default(), Timestamp::from_millis(7), next);
         recent.keep(&plan, now);
     }
 

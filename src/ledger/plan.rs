@@ -2,14 +2,17 @@
 //!
 //! Requests that share a commit stay apart: [`plan`] works them out one after another, as if each had its own, and a
 //! strict request that must be refused takes only its own rows with it. It decides against what is *known* to be
-//! stored, at first nothing; where the database then finds a clash, the writer looks the identities up and plans again.
+//! stored, at first nothing. Where the database then finds that some keys are taken, [`Plan::narrow`] takes those events
+//! out of the plan, and the same transaction goes on without them.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
+use super::fan_out;
 use crate::domain::clock::Timestamp;
 use crate::domain::event::{Event, EventSeq, Fingerprint, Identity};
+use crate::domain::scheduler::Permit;
 use crate::domain::tenant::Lane;
 
 /// A well-formed event and the lanes its deliveries go to.
@@ -63,7 +66,7 @@ pub enum ItemVerdict {
 }
 
 /// What the ledger is known to hold.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Known {
     pub events: HashMap<Identity, Fingerprint>,
     /// By scope and key.
@@ -75,6 +78,13 @@ impl Known {
         self.events.extend(more.events);
         self.requests.extend(more.requests);
     }
+
+    fn request(&self, key: &RequestKey) -> Option<&[u8; 32]> {
+        // Nearly always empty: no need to copy the key then.
+        (!self.requests.is_empty())
+            .then(|| self.requests.get(&(key.scope.clone(), key.key.clone())))
+            .flatten()
+    }
 }
 
 /// An event that is to be written.
@@ -82,6 +92,10 @@ impl Known {
 pub(super) struct Insert<'a> {
     pub seq: EventSeq,
     pub new: &'a NewEvent,
+    /// Its place: which request, and which event of that.
+    place: (usize, usize),
+    /// Its request is large: its deliveries join the queue after the commit, step by step. See [`fan_out`].
+    pub fans_out: bool,
 }
 
 /// A delivery that is to be written, in the order of the events.
@@ -90,8 +104,14 @@ pub(super) struct Waiting<'a> {
     pub seq: EventSeq,
     pub lane: &'a Arc<Lane>,
     pub new: &'a NewEvent,
-    /// Handed over in memory after the commit, and so claimed from the start.
-    pub handed_over: bool,
+    /// Its place in flight, where it is handed over in memory after the commit. It is then claimed from the start.
+    pub permit: Option<Permit>,
+}
+
+impl Waiting<'_> {
+    pub const fn is_handed_over(&self) -> bool {
+        self.permit.is_some()
+    }
 }
 
 /// An event that came although its identity was taken.
@@ -105,6 +125,9 @@ pub(super) struct Repeat<'a> {
 /// What a commit writes and what it answers.
 #[derive(Debug)]
 pub(super) struct Plan<'a> {
+    requests: &'a [AcceptRequest],
+    /// What the plan was made against.
+    known: Known,
     /// When the events are recorded and their deliveries fall due.
     pub now: Timestamp,
     /// One for each request, in order.
@@ -113,11 +136,21 @@ pub(super) struct Plan<'a> {
     pub inserts: Vec<Insert<'a>>,
     /// Indexes into `inserts`, in the order of their identities: two nodes that insert the same identities take them
     /// in the same order, and can't wait for each other in a ring.
-    pub by_identity: Vec<usize>,
+    by_identity: Vec<usize>,
+    /// Deliveries that join the queue with the commit.
     pub deliveries: Vec<Waiting<'a>>,
+    /// Deliveries that [`Self::narrow`] took out.
+    pub withdrawn: Vec<Waiting<'a>>,
     pub request_keys: Vec<&'a RequestKey>,
     /// What came again: to be counted, not written here.
     pub repeats: Vec<Repeat<'a>>,
+}
+
+/// Keys of refused requests, which the transaction has written before it was known that they are refused.
+#[derive(Debug, Default)]
+pub(super) struct Refused<'a> {
+    pub inserts: Vec<Insert<'a>>,
+    pub request_keys: Vec<&'a RequestKey>,
 }
 
 impl<'a> Plan<'a> {
@@ -139,68 +172,119 @@ impl<'a> Plan<'a> {
     pub fn writes_nothing(&self) -> bool {
         self.inserts.is_empty() && self.request_keys.is_empty()
     }
+
+    /// What is known to be stored, to plan the same requests again with.
+    pub fn into_known(self) -> Known {
+        self.known
+    }
+
+    /// Takes out what can't be written since these keys are `taken`: their events, and all of a request that is refused for
+    /// them. Returns the keys that the transaction has to delete again.
+    ///
+    /// Returns `None` where that makes room for events that are not in this plan: it has to be made again.
+    pub fn narrow(&mut self, taken: Known) -> Option<Refused<'a>> {
+        if self.leave_out_duplicates(&taken) {
+            self.known.merge(taken);
+            return Some(Refused::default());
+        }
+        self.known.merge(taken);
+        let Judged { answers, fresh, request_keys, repeats } = judge_all(self.requests, &self.known);
+        let mut left = fresh.iter().peekable();
+        let stays = |insert: &Insert<'a>| left.next_if(|fresh| std::ptr::eq(fresh.new, insert.new)).is_some();
+        let stay: Vec<_> = self.inserts.iter().map(stays).collect();
+        // Both are in the same order.
+        let mut left_keys = request_keys.iter().peekable();
+        let mut refused = Refused::default();
+        for key in &self.request_keys {
+            let stays = left_keys.next_if(|left| std::ptr::eq(**left, *key)).is_some();
+            if !stays && self.known.request(key).is_none() {
+                refused.request_keys.push(key);
+            }
+        }
+        if left.next().is_some() || left_keys.next().is_some() {
+            return None;
+        }
+        self.request_keys = request_keys;
+        let mut left_out = Vec::new();
+        self.keep(&stay, |insert| left_out.push(insert));
+        // A key that is not known was free: this transaction has written it.
+        left_out.retain(|insert| !self.known.events.contains_key(&insert.new.event.identity));
+        refused.inserts = left_out;
+        (self.answers, self.repeats) = (answers, repeats);
+        Some(refused)
+    }
+
+    /// Where all that is taken are events that came again as they are, makes them duplicates: nothing else changes. Returns
+    /// whether that is so.
+    fn leave_out_duplicates(&mut self, taken: &Known) -> bool {
+        let mut stay = vec![true; self.inserts.len()];
+        for (identity, stored) in &taken.events {
+            let order = |index: &usize| self.inserts[*index].new.event.identity.cmp(identity);
+            let Ok(found) = self.by_identity.binary_search_by(order) else { return false };
+            let index = self.by_identity[found];
+            if self.inserts[index].new.event.fingerprint != *stored {
+                return false;
+            }
+            stay[index] = false;
+        }
+        if !taken.requests.is_empty() {
+            return false;
+        }
+        for (insert, _) in self.inserts.iter().zip(&stay).filter(|(_, stays)| !**stays) {
+            let (request, item) = insert.place;
+            if let Accepted::Stored(verdicts) = &mut self.answers[request] {
+                verdicts[item] = ItemVerdict::Duplicate;
+            }
+            self.repeats.push(Repeat { event: &insert.new.event, conflict: false });
+        }
+        self.keep(&stay, |_| {});
+        true
+    }
+
+    /// Keeps those inserts that `stay`, with their deliveries, and hands the others to `leave`.
+    fn keep(&mut self, stay: &[bool], mut leave: impl FnMut(Insert<'a>)) {
+        let mut places = Vec::with_capacity(stay.len());
+        let mut kept = 0;
+        for stays in stay {
+            places.push(stays.then_some(kept));
+            kept += usize::from(*stays);
+        }
+        self.by_identity = self.by_identity.iter().filter_map(|index| places[*index]).collect();
+        let mut gone = Vec::new();
+        let mut inserts = Vec::with_capacity(kept);
+        for (insert, stays) in std::mem::take(&mut self.inserts).into_iter().zip(stay) {
+            if *stays {
+                inserts.push(insert);
+            } else {
+                gone.push(insert.seq);
+                leave(insert);
+            }
+        }
+        self.inserts = inserts;
+        // Numbers grow along the plan.
+        let is_gone = |waiting: &mut Waiting<'_>| gone.binary_search(&waiting.seq).is_ok();
+        self.withdrawn.extend(self.deliveries.extract_if(.., is_gone));
+    }
 }
 
 /// Works out `requests` one after another against what is known.
-pub(super) fn plan<'a>(
-    requests: impl IntoIterator<Item = &'a AcceptRequest>,
-    known: &Known,
+pub(super) fn plan(
+    requests: &[AcceptRequest],
+    known: Known,
     now: Timestamp,
     mut next_seq: impl FnMut() -> EventSeq,
-) -> Plan<'a> {
-    let mut plan = Plan {
-        now,
-        answers: Vec::new(),
-        inserts: Vec::new(),
-        by_identity: Vec::new(),
-        deliveries: Vec::new(),
-        request_keys: Vec::new(),
-        repeats: Vec::new(),
-    };
-    let mut planned: HashMap<&Identity, Fingerprint> = HashMap::new();
-    let mut planned_keys: HashMap<(&str, &str), &[u8; 32]> = HashMap::new();
-    for request in requests {
-        if let Some(key) = &request.request_key {
-            let name = (key.scope.as_str(), key.key.as_str());
-            let stored = known.requests.get(&(key.scope.clone(), key.key.clone()));
-            match stored.or_else(|| planned_keys.get(&name).copied()) {
-                Some(fingerprint) if *fingerprint != key.fingerprint => {
-                    plan.answers.push(Accepted::KeyReused);
-                    continue;
-                }
-                Some(_) => {}
-                None => {
-                    planned_keys.insert(name, &key.fingerprint);
-                    plan.request_keys.push(key);
-                }
-            }
-        }
-        let (verdicts, fresh) = judge(request, known, &mut planned, &mut plan.repeats);
-        if request.strict && verdicts.contains(&ItemVerdict::Conflict) {
-            // Its key is not remembered either: nothing of it is.
-            if let Some(key) = &request.request_key
-                && plan.request_keys.last().is_some_and(|last| std::ptr::eq(*last, key))
-            {
-                plan.request_keys.pop();
-                planned_keys.remove(&(key.scope.as_str(), key.key.as_str()));
-            }
-            for new in fresh {
-                planned.remove(&new.event.identity);
-            }
-            plan.answers.push(Accepted::Refused(verdicts));
-            continue;
-        }
-        for new in fresh {
-            let seq = next_seq();
-            plan.inserts.push(Insert { seq, new });
-            let lanes = new.lanes.iter();
-            plan.deliveries.extend(lanes.map(|lane| Waiting { seq, lane, new, handed_over: false }));
-        }
-        plan.answers.push(Accepted::Stored(verdicts));
+) -> Plan<'_> {
+    let Judged { answers, fresh, request_keys, repeats } = judge_all(requests, &known);
+    let insert = |Fresh { new, place, fans_out }| Insert { seq: next_seq(), new, place, fans_out };
+    let inserts: Vec<_> = fresh.into_iter().map(insert).collect();
+    let by_identity = by_identity(&inserts);
+    let mut deliveries = Vec::new();
+    for Insert { seq, new, .. } in inserts.iter().filter(|insert| !insert.fans_out) {
+        let lanes = new.lanes.iter();
+        deliveries.extend(lanes.map(|lane| Waiting { seq: *seq, lane, new, permit: None }));
     }
-    plan.request_keys.sort_by_key(|key| (&key.scope, &key.key));
-    plan.by_identity = by_identity(&plan.inserts);
-    plan
+    let withdrawn = Vec::new();
+    Plan { requests, known, now, answers, inserts, by_identity, deliveries, withdrawn, request_keys, repeats }
 }
 
 /// What an insert is sorted by: all that most comparisons need in one place. Following each identity to its three texts
@@ -254,16 +338,78 @@ fn head(id: &str) -> [u64; 4] {
     std::array::from_fn(|n| u64::from_be_bytes(words[n]))
 }
 
-/// The verdicts on one request, and which of its events are new: they are `planned` from then on.
+/// An event that is new.
+struct Fresh<'a> {
+    new: &'a NewEvent,
+    place: (usize, usize),
+    fans_out: bool,
+}
+
+/// What becomes of all requests.
+#[derive(Default)]
+struct Judged<'a> {
+    answers: Vec<Accepted>,
+    /// In the order they came.
+    fresh: Vec<Fresh<'a>>,
+    /// In the order of their scopes and keys.
+    request_keys: Vec<&'a RequestKey>,
+    repeats: Vec<Repeat<'a>>,
+}
+
+/// The answers to `requests`, judged one after another against what is known, and what is new in them.
+fn judge_all<'a>(requests: &'a [AcceptRequest], known: &Known) -> Judged<'a> {
+    let mut judged = Judged::default();
+    let mut planned: HashMap<&Identity, Fingerprint> = HashMap::new();
+    let mut planned_keys: HashMap<(&str, &str), &[u8; 32]> = HashMap::new();
+    for (number, request) in requests.iter().enumerate() {
+        if let Some(key) = &request.request_key {
+            let name = (key.scope.as_str(), key.key.as_str());
+            match known.request(key).or_else(|| planned_keys.get(&name).copied()) {
+                Some(fingerprint) if *fingerprint != key.fingerprint => {
+                    judged.answers.push(Accepted::KeyReused);
+                    continue;
+                }
+                Some(_) => {}
+                None => {
+                    planned_keys.insert(name, &key.fingerprint);
+                    judged.request_keys.push(key);
+                }
+            }
+        }
+        let (verdicts, fresh) = judge(request, known, &mut planned, &mut judged.repeats);
+        if request.strict && verdicts.contains(&ItemVerdict::Conflict) {
+            // Its key is not remembered either: nothing of it is.
+            if let Some(key) = &request.request_key
+                && judged.request_keys.last().is_some_and(|last| std::ptr::eq(*last, key))
+            {
+                judged.request_keys.pop();
+                planned_keys.remove(&(key.scope.as_str(), key.key.as_str()));
+            }
+            for (_, new) in fresh {
+                planned.remove(&new.event.identity);
+            }
+            judged.answers.push(Accepted::Refused(verdicts));
+            continue;
+        }
+        let fans_out = fan_out::is_large(&request.events);
+        let fresh = fresh.into_iter();
+        judged.fresh.extend(fresh.map(|(item, new)| Fresh { new, place: (number, item), fans_out }));
+        judged.answers.push(Accepted::Stored(verdicts));
+    }
+    judged.request_keys.sort_by_key(|key| (&key.scope, &key.key));
+    judged
+}
+
+/// The verdicts on one request, and which of its events are new, with their places in it: they are `planned` from then on.
 fn judge<'a>(
     request: &'a AcceptRequest,
     known: &Known,
     planned: &mut HashMap<&'a Identity, Fingerprint>,
     repeats: &mut Vec<Repeat<'a>>,
-) -> (Vec<ItemVerdict>, Vec<&'a NewEvent>) {
+) -> (Vec<ItemVerdict>, Vec<(usize, &'a NewEvent)>) {
     let mut verdicts = Vec::with_capacity(request.events.len());
     let mut fresh = Vec::with_capacity(request.events.len());
-    for new in &request.events {
+    for (item, new) in request.events.iter().enumerate() {
         let event = &new.event;
         let stored = match known.events.get(&event.identity) {
             Some(stored) => Some(*stored),
@@ -282,7 +428,7 @@ fn judge<'a>(
                 if conflict { ItemVerdict::Conflict } else { ItemVerdict::Duplicate }
             }
             None => {
-                fresh.push(new);
+                fresh.push((item, new));
                 ItemVerdict::Accepted
             }
         });
@@ -314,7 +460,7 @@ mod tests {
         AcceptRequest { events, strict, request_key: None }
     }
 
-    fn planned<'a>(requests: &'a [AcceptRequest], known: &Known) -> Plan<'a> {
+    fn planned(requests: &[AcceptRequest], known: Known) -> Plan<'_> {
         let mut seq = 0;
         plan(requests, known, Timestamp::from_millis(1), || {
             seq += 1;
@@ -335,7 +481,7 @@ mod tests {
             request(true, vec![event("a", "2"), event("b", "1"), event("b", "1")]),
             request(false, vec![event("b", "2"), event("c", "1")]),
         ];
-        let plan = planned(&requests, &Known::default());
+        let plan = planned(&requests, Known::default());
         assert_eq!(
             plan.answers,
             [
@@ -353,7 +499,7 @@ mod tests {
         let mut known = Known::default();
         known.events.insert(event("y", "1").event.identity, Fingerprint::of("t", Some("1")));
         known.events.insert(event("x", "1").event.identity, Fingerprint::of("t", Some("other")));
-        let plan = planned(&requests, &known);
+        let plan = planned(&requests, known);
         use ItemVerdict::{Accepted as New, Conflict, Duplicate};
         assert_eq!(plan.answers, [Accepted::Stored(vec![New, Duplicate, Conflict])]);
         assert_eq!(ids(&plan), ["z"]);
@@ -372,13 +518,104 @@ mod tests {
             keyed(2, vec![event("b", "1")]),
             keyed(3, vec![event("c", "1")]),
         ];
-        let plan = planned(&requests, &Known::default());
+        let plan = planned(&requests, Known::default());
         assert!(matches!(plan.answers[0], Accepted::Refused(_)));
         assert_eq!(plan.answers[1], Accepted::Stored(vec![ItemVerdict::Accepted]));
         assert_eq!(plan.answers[2], Accepted::Stored(vec![ItemVerdict::Duplicate]));
         assert_eq!(plan.answers[3], Accepted::KeyReused);
         assert_eq!(plan.request_keys.len(), 1);
         assert_eq!(plan.request_keys[0].fingerprint, [2; 32]);
+    }
+
+    /// What the ledger holds: these ids with this data.
+    fn stored(ids: &[&str], data: &str) -> Known {
+        let mut known = Known::default();
+        for id in ids {
+            let event = event(id, data).event;
+            known.events.insert(event.identity, event.fingerprint);
+        }
+        known
+    }
+
+    #[test]
+    fn a_plan_is_narrowed_to_what_it_would_have_been() {
+        use ItemVerdict::{Accepted as New, Conflict, Duplicate};
+        let requests = [
+            request(true, vec![event("b", "1"), event("a", "1"), event("c", "1")]),
+            request(true, vec![event("e", "1"), event("d", "1")]),
+            request(false, vec![event("d", "2"), event("f", "1"), event("a", "1")]),
+        ];
+        let mut plan = planned(&requests, Known::default());
+        let mut taken = stored(&["a"], "1");
+        taken.merge(stored(&["d"], "2"));
+        let refused = plan.narrow(taken.clone()).expect("the rest stays as it is");
+        let again = planned(&requests, taken);
+        assert_eq!(plan.answers, again.answers);
+        assert_eq!(
+            plan.answers,
+            [
+                Accepted::Stored(vec![New, Duplicate, New]),
+                Accepted::Refused(vec![New, Conflict]),
+                Accepted::Stored(vec![Duplicate, New, Duplicate]),
+            ]
+        );
+        assert_eq!((ids(&plan), ids(&again)), (vec!["b", "c", "f"], vec!["b", "c", "f"]));
+        let sorted: Vec<_> = plan.sorted().map(|insert| &*insert.new.event.identity.id).collect();
+        assert_eq!(sorted, ["b", "c", "f"]);
+        let seqs: Vec<_> = plan.inserts.iter().map(|insert| insert.seq.0).collect();
+        assert_eq!(seqs, [1, 3, 6], "numbers stay as they were written");
+        let deleted: Vec<_> = refused.inserts.iter().map(|insert| &*insert.new.event.identity.id).collect();
+        assert_eq!(deleted, ["e"], "its key was written, and its request is refused");
+        assert_eq!(plan.repeats.len(), again.repeats.len());
+    }
+
+    #[test]
+    fn events_that_come_again_as_they_are_become_duplicates() {
+        let requests = [
+            request(true, vec![event("b", "1"), event("a", "1"), event("a", "1")]),
+            request(false, vec![event("c", "1"), event("a", "2"), event("b", "1")]),
+        ];
+        let mut plan = planned(&requests, Known::default());
+        let taken = stored(&["a", "c"], "1");
+        let refused = plan.narrow(taken.clone()).expect("the rest stays as it is");
+        let again = planned(&requests, taken);
+        assert_eq!((&plan.answers, ids(&plan)), (&again.answers, ids(&again)));
+        assert_eq!(ids(&plan), ["b"]);
+        assert_eq!((refused.inserts.len(), plan.repeats.len()), (0, again.repeats.len()));
+        assert_eq!(plan.sorted().count(), 1);
+    }
+
+    #[test]
+    fn a_plan_that_would_get_other_events_is_made_again() {
+        let requests = [
+            request(true, vec![event("a", "1"), event("b", "1")]),
+            // Once the first request is refused, this one is the first that has `b`.
+            request(false, vec![event("b", "1")]),
+        ];
+        let mut plan = planned(&requests, Known::default());
+        assert!(plan.narrow(stored(&["a"], "2")).is_none());
+        let plan = planned(&requests, plan.into_known());
+        assert_eq!(plan.answers[1], Accepted::Stored(vec![ItemVerdict::Accepted]));
+        assert_eq!(ids(&plan), ["b"]);
+    }
+
+    #[test]
+    fn a_request_key_that_is_taken_takes_its_request_out() {
+        let keyed = |key: &str, body: u8, id: &str| AcceptRequest {
+            events: vec![event(id, "1")],
+            strict: true,
+            request_key: Some(RequestKey { scope: String::new(), key: key.into(), fingerprint: [body; 32] }),
+        };
+        let requests = [keyed("reused", 1, "a"), keyed("resent", 1, "b"), keyed("new", 1, "c")];
+        let mut plan = planned(&requests, Known::default());
+        let mut taken = Known::default();
+        taken.requests.insert((String::new(), "reused".into()), [2; 32]);
+        taken.requests.insert((String::new(), "resent".into()), [1; 32]);
+        let refused = plan.narrow(taken).expect("the rest stays as it is");
+        assert_eq!(plan.answers[0], Accepted::KeyReused);
+        assert_eq!(ids(&plan), ["b", "c"]);
+        assert_eq!(plan.request_keys.iter().map(|key| &*key.key).collect::<Vec<_>>(), ["new"]);
+        assert_eq!((refused.inserts.len(), refused.request_keys.len()), (1, 0));
     }
 
     #[test]
@@ -394,7 +631,7 @@ mod tests {
             events.push(new);
         }
         let requests = [request(false, events)];
-        let plan = planned(&requests, &Known::default());
+        let plan = planned(&requests, Known::default());
         let sorted: Vec<_> = plan.sorted().map(|insert| &insert.new.event.identity).collect();
         assert_eq!(sorted.len(), 45);
         assert!(sorted.is_sorted(), "{sorted:?}");
@@ -403,7 +640,7 @@ mod tests {
     #[test]
     fn identities_are_sorted_for_the_insert() {
         let requests = [request(false, vec![event("b", "1"), event("c", "1"), event("a", "1")])];
-        let plan = planned(&requests, &Known::default());
+        let plan = planned(&requests, Known::default());
         let sorted: Vec<_> = plan.sorted().map(|insert| &*insert.new.event.identity.id).collect();
         assert_eq!(sorted, ["a", "b", "c"]);
         assert_eq!(plan.inserts.iter().map(|insert| insert.seq.0).collect::<Vec<_>>(), [1, 2, 3]);

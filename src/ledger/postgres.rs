@@ -4,11 +4,13 @@
 //! without touching one (a heap-only update); `SKIP LOCKED` keeps two nodes from waiting for each other.
 
 mod connect;
+mod fan_out;
 mod heads;
 mod numbers;
 mod pooler;
 mod pools;
 mod settle;
+mod taken;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,6 +22,7 @@ use tokio::sync::watch;
 use self::heads::{FRONT, Heads};
 pub use self::pools::PostgresPools;
 pub(super) use self::pools::{Session, Sessions};
+use super::fan_out::{Next, Step};
 use super::incarnation::{Incarnation, Membership};
 use super::notices::Notices;
 use super::payloads::{self, ClaimedPlaces, Payload, Place, Recent};
@@ -32,7 +35,7 @@ use super::{
 };
 use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::delivery::Settlement;
-use crate::domain::event::{Event, Fingerprint, Identity};
+use crate::domain::event::{Event, Identity};
 use crate::domain::scheduler::{LaneClaim, Remaining};
 use crate::domain::sequence::Sequence;
 use crate::failpoint::failpoint;
@@ -51,6 +54,7 @@ pub(super) const MIGRATIONS: Migrations = &[
     (11, "steered_by", include_str!("../../migrations/postgres/0011_steered_by.sql")),
     (12, "clock", include_str!("../../migrations/postgres/0012_clock.sql")),
     (13, "epochs", include_str!("../../migrations/postgres/0013_epochs.sql")),
+    (15, "fan_out", include_str!("../../migrations/postgres/0015_fan_out.sql")),
     (17, "unused_lanes", include_str!("../../migrations/postgres/0017_unused_lanes.sql")),
 ];
 
@@ -122,14 +126,17 @@ async fn check(pool: &Sessions) -> Result<()> {
 }
 
 impl PostgresStore {
-    async fn insert_plan(&self, connection: &mut Session, plan: &Plan<'_>) -> Result<bool> {
-        if !insert_keys(connection, plan).await? {
+    /// Writes a plan's rows without what is there already, which is taken out of the plan. Returns false where the plan has
+    /// to be made again.
+    async fn insert_plan(&self, connection: &mut Session, plan: &mut Plan<'_>) -> Result<bool> {
+        if !taken::insert_keys(connection, plan).await? {
             return Ok(false);
         }
         let incarnation = self.membership.current();
         if insert_events(connection, plan, incarnation).await? < plan.inserts.len() as u64 {
             return Err(self.membership.lose(incarnation));
         }
+        fan_out::insert(connection, plan).await?;
         let rows = &plan.deliveries;
         if !rows.is_empty() {
             sqlx::query(
@@ -141,7 +148,7 @@ impl PostgresStore {
             .bind(rows.iter().map(|waiting| waiting.lane.id.0).collect::<Vec<_>>())
             .bind(rows.iter().map(|waiting| waiting.seq.0).collect::<Vec<_>>())
             .bind(plan.now.as_millis())
-            .bind(rows.iter().map(|waiting| i64::from(waiting.handed_over)).collect::<Vec<_>>())
+            .bind(rows.iter().map(|waiting| i64::from(waiting.is_handed_over())).collect::<Vec<_>>())
             .bind(self.lease_ms)
             .execute(connection)
             .await?;
@@ -253,50 +260,6 @@ impl PostgresStore {
     }
 }
 
-/// Writes a plan's keys; false where some are taken.
-async fn insert_keys(connection: &mut Session, plan: &Plan<'_>) -> Result<bool> {
-    let keys: Vec<_> = plan.sorted().collect();
-    if !keys.is_empty() {
-        let identities = || keys.iter().map(|insert| &insert.new.event.identity);
-        let written = sqlx::query(
-            "INSERT INTO event_key (tenant, source, id, fingerprint, event)
-             SELECT * FROM UNNEST($1::text[], $2::text[], $3::text[], $4::bytea[], $5::bigint[])
-             ON CONFLICT DO NOTHING",
-        )
-        .bind(identities().map(|identity| &*identity.tenant).collect::<Vec<_>>())
-        .bind(identities().map(|identity| &*identity.source).collect::<Vec<_>>())
-        .bind(identities().map(|identity| &*identity.id).collect::<Vec<_>>())
-        .bind(keys.iter().map(|insert| &insert.new.event.fingerprint.0[..]).collect::<Vec<_>>())
-        .bind(keys.iter().map(|insert| insert.seq.0).collect::<Vec<_>>())
-        .execute(&mut *connection)
-        .await?
-        .rows_affected();
-        if written < keys.len() as u64 {
-            return Ok(false);
-        }
-    }
-    let keys = &plan.request_keys;
-    if !keys.is_empty() {
-        let written = sqlx::query(
-            "INSERT INTO request_key (scope, key, fingerprint, created_at)
-             SELECT scope, key, fingerprint, $4 FROM UNNEST($1::text[], $2::text[], $3::bytea[])
-                 AS t (scope, key, fingerprint)
-             ON CONFLICT DO NOTHING",
-        )
-        .bind(keys.iter().map(|key| &*key.scope).collect::<Vec<_>>())
-        .bind(keys.iter().map(|key| &*key.key).collect::<Vec<_>>())
-        .bind(keys.iter().map(|key| &key.fingerprint[..]).collect::<Vec<_>>())
-        .bind(plan.now.as_millis())
-        .execute(connection)
-        .await?
-        .rows_affected();
-        if written < keys.len() as u64 {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
 const INSERT_EVENTS: &str =
     "INSERT INTO event (seq, tenant, source, id, type, received_at, destinations, body, data_start, data_end)
      SELECT seq, tenant, source, id, type, $9, destinations, body, data_start, data_end
@@ -347,7 +310,7 @@ fn column<'a, R, T>(rows: &'a [R], value: impl Fn(&'a R) -> T) -> Vec<T> {
 }
 
 impl PostgresStore {
-    async fn write(&self, plan: &Plan<'_>, settlements: &[Settlement]) -> Result<Committed> {
+    async fn write(&self, plan: &mut Plan<'_>, settlements: &[Settlement]) -> Result<Committed> {
         let mut transaction = self.pool.begin().await?;
         if !self.insert_plan(&mut transaction, plan).await? {
             transaction.rollback().await?;
@@ -365,32 +328,9 @@ impl PostgresStore {
     }
 
     async fn look_up(&self, identities: &[&Identity], keys: &[&RequestKey]) -> Result<Known> {
-        let mut known = Known::default();
-        let events: Vec<(String, String, String, Vec<u8>)> = sqlx::query_as(
-            "SELECT event_key.tenant, event_key.source, event_key.id, fingerprint
-             FROM UNNEST($1::text[], $2::text[], $3::text[]) AS wanted (tenant, source, id)
-             JOIN event_key USING (tenant, source, id)",
-        )
-        .bind(column(identities, |identity| &*identity.tenant))
-        .bind(column(identities, |identity| &*identity.source))
-        .bind(column(identities, |identity| &*identity.id))
-        .fetch_all(&self.pool)
-        .await?;
-        for (tenant, source, id, fingerprint) in events {
-            let identity = Identity { tenant: tenant.into(), source: source.into(), id: id.into() };
-            known.events.insert(identity, Fingerprint(rows::digest(&fingerprint)?));
-        }
-        let requests: Vec<(String, String, Vec<u8>)> = sqlx::query_as(
-            "SELECT request_key.scope, request_key.key, fingerprint
-             FROM UNNEST($1::text[], $2::text[]) AS wanted (scope, key) JOIN request_key USING (scope, key)",
-        )
-        .bind(column(keys, |key| &*key.scope))
-        .bind(column(keys, |key| &*key.key))
-        .fetch_all(&self.pool)
-        .await?;
-        for (scope, key, fingerprint) in requests {
-            known.requests.insert((scope, key), rows::digest(&fingerprint)?);
-        }
+        let mut transaction = self.pool.begin().await?;
+        let known = taken::look_up(&mut transaction, identities, keys).await?;
+        transaction.commit().await?;
         Ok(known)
     }
 
@@ -438,8 +378,12 @@ impl PostgresStore {
 
 #[async_trait]
 impl Store for PostgresStore {
-    async fn commit(&self, plan: &Plan<'_>, settlements: &[Settlement]) -> Result<Committed> {
+    async fn commit(&self, plan: &mut Plan<'_>, settlements: &[Settlement]) -> Result<Committed> {
         in_time(self.write(plan, settlements)).await
+    }
+
+    async fn continue_fan_out(&self, next: Next<'_>) -> Result<Option<Step>> {
+        in_time(self.queue_fan_out(next)).await
     }
 
     async fn lookup(&self, identities: &[&Identity], keys: &[&RequestKey]) -> Result<Known> {

@@ -268,7 +268,9 @@ impl Database {
             sqlx::query_as(
                 "SELECT lane.tenant, waiting.n
                  FROM (SELECT lane, COUNT(*) AS n FROM queue GROUP BY lane) AS waiting
-                 JOIN lane ON lane.id = waiting.lane",
+                 JOIN lane ON lane.id = waiting.lane
+                 UNION ALL
+                 SELECT tenant, CAST(SUM(deliveries) AS BIGINT) FROM fan_out GROUP BY tenant",
             )
             .fetch_all(pool)
             .await?
@@ -291,7 +293,8 @@ impl Database {
                 "SELECT 'events', COUNT(*) FROM event
                  UNION ALL SELECT 'unrouted', COUNT(*) FROM event WHERE destinations = 0
                  UNION ALL SELECT 'created', CAST(COALESCE(SUM(destinations), 0) AS BIGINT) FROM event
-                 UNION ALL SELECT 'pending', COUNT(*) FROM queue
+                 UNION ALL SELECT 'pending', (SELECT COUNT(*) FROM queue)
+                     + (SELECT CAST(COALESCE(SUM(deliveries), 0) AS BIGINT) FROM fan_out)
                  UNION ALL SELECT state, COUNT(*) FROM outcome GROUP BY state",
             )
             .fetch_all(pool)

@@ -5,9 +5,11 @@
 
 mod backup;
 mod claims;
+mod fan_out;
 mod file;
 mod reads;
 mod set_back;
+mod taken;
 mod waiting;
 mod write;
 
@@ -31,9 +33,10 @@ pub use self::reads::LimitedReads;
 use self::waiting::{EVENTS, WAITING};
 use self::write::{insert_plan, next_chunk, placeholders, settle_rows};
 
+use super::fan_out::{Next, Step};
 use super::incarnation::{Incarnation, Membership};
 use super::payloads::{self, ClaimedPlaces, Payload, Place, Recent};
-use super::plan::{Known, Plan, RequestKey};
+use super::plan::{Known, Plan, RequestKey, Waiting};
 use super::rows;
 use super::sql::{Database, Turn};
 use super::{
@@ -62,6 +65,7 @@ const MIGRATIONS: Migrations = &[
     (11, "steered_by", include_str!("../../migrations/sqlite/0011_steered_by.sql")),
     (12, "clock", include_str!("../../migrations/sqlite/0012_clock.sql")),
     (13, "epochs", include_str!("../../migrations/sqlite/0013_epochs.sql")),
+    (15, "fan_out", include_str!("../../migrations/sqlite/0015_fan_out.sql")),
     (17, "unused_lanes", include_str!("../../migrations/sqlite/0017_unused_lanes.sql")),
 ];
 
@@ -74,7 +78,7 @@ const NODE: i64 = 0;
 /// Pages in the WAL at which a commit itself checkpoints. High, because that commit pays for it.
 const AUTOCHECKPOINT_PAGES: u32 = 16_000;
 /// Prepared statements that a connection keeps: those for many rows in all their sizes, and the others.
-const STATEMENTS: usize = 500;
+const STATEMENTS: usize = 600;
 /// What a WAL that grew beyond it, behind a slow reader, is cut back to when it begins anew.
 const WAL_LIMIT_BYTES: u32 = 60 << 20;
 /// What must find room before events are taken again.
@@ -231,7 +235,7 @@ impl SqliteStore {
     }
 
     /// Runs one transaction on the writer's connection, which is given up with any error.
-    async fn transact(&self, plan: &Plan<'_>, settlements: &[&Settlement]) -> Result<bool> {
+    async fn transact(&self, plan: &mut Plan<'_>, settlements: &[&Settlement]) -> Result<bool> {
         let mut writer = self.writer.lock().await;
         let mut connection = match writer.take() {
             Some(connection) => connection,
@@ -275,9 +279,17 @@ impl SqliteStore {
     fn hold_handed_over(&self, plan: &Plan<'_>) {
         let leased_until = self.clock.moment() + self.lease;
         let mut claims = self.claims();
-        for waiting in plan.deliveries.iter().filter(|waiting| waiting.handed_over) {
+        for waiting in plan.deliveries.iter().filter(|waiting| waiting.is_handed_over()) {
             let id = DeliveryId { event: waiting.seq, lane: waiting.lane.id };
             claims.hold(id, Class::Fresh, 1, leased_until);
+        }
+    }
+
+    /// Takes back what [`Self::hold_handed_over`] has claimed of these.
+    fn drop_handed_over(&self, deliveries: &[Waiting<'_>]) {
+        let mut claims = self.claims();
+        for waiting in deliveries.iter().filter(|waiting| waiting.is_handed_over()) {
+            claims.drop_hold(DeliveryId { event: waiting.seq, lane: waiting.lane.id });
         }
     }
 
@@ -440,21 +452,23 @@ fn held(claim: &LaneClaim, places: &[Place]) -> impl Iterator<Item = Held> {
 
 #[async_trait]
 impl Store for SqliteStore {
-    async fn commit(&self, plan: &Plan<'_>, settlements: &[Settlement]) -> Result<Committed> {
+    async fn commit(&self, plan: &mut Plan<'_>, settlements: &[Settlement]) -> Result<Committed> {
         let (valid, stale) = self.fence(settlements);
         self.hold_handed_over(plan);
         let done = self.transact(plan, &valid).await;
+        self.drop_handed_over(&plan.withdrawn);
         if !matches!(done, Ok(true)) {
-            let mut claims = self.claims();
-            for waiting in plan.deliveries.iter().filter(|waiting| waiting.handed_over) {
-                claims.drop_hold(DeliveryId { event: waiting.seq, lane: waiting.lane.id });
-            }
+            self.drop_handed_over(&plan.deliveries);
         }
         if !done? {
             return Ok(Committed::Clash);
         }
         self.after_commit(plan, &valid);
         Ok(Committed::Done { stale })
+    }
+
+    async fn continue_fan_out(&self, next: Next<'_>) -> Result<Option<Step>> {
+        self.queue_fan_out(next).await
     }
 
     async fn lookup(&self, identities: &[&Identity], keys: &[&RequestKey]) -> Result<Known> {

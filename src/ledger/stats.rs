@@ -1,5 +1,7 @@
 //! What was counted in each minute, and what waits for each destination.
 
+use sqlx::AssertSqlSafe;
+
 use super::Result;
 use super::sql::{Database, on};
 use crate::domain::clock::Timestamp;
@@ -123,18 +125,16 @@ impl Database {
     /// # Errors
     /// [`super::LedgerError::Unavailable`].
     pub async fn waiting(&self) -> Result<Vec<WaitingRow>> {
+        let sql = format!(
+            // A number proves no time.
+            "SELECT lane.destination, lane.tenant, waiting.n,
+                    COALESCE((SELECT received_at FROM event WHERE event.seq = waiting.oldest), waiting.first_due),
+                    waiting.first_due
+             FROM {} AS waiting JOIN lane ON lane.id = waiting.lane",
+            self.waiting_by_lane()
+        );
         let rows: Vec<(String, String, i64, i64, i64)> = on!(self, chore_reads, pool => {
-            sqlx::query_as(
-                // A number proves no time.
-                "SELECT lane.destination, lane.tenant, waiting.n,
-                        COALESCE((SELECT received_at FROM event WHERE event.seq = waiting.oldest), waiting.first_due),
-                        waiting.first_due
-                 FROM (SELECT lane, COUNT(*) AS n, MIN(event) AS oldest, MIN(due_at) AS first_due
-                       FROM queue GROUP BY lane) AS waiting
-                 JOIN lane ON lane.id = waiting.lane",
-            )
-            .fetch_all(pool)
-            .await?
+            sqlx::query_as(AssertSqlSafe(sql)).fetch_all(pool).await?
         });
         let row = |(destination, tenant, count, oldest, first_due)| WaitingRow {
             destination,

@@ -119,7 +119,11 @@ impl Ledger {
             return Ok(Steered::InFlight(waiting.claimed_for));
         }
         let place = waiting.place(row.id);
-        let Some(attempt) = self.shared.store.claim_one(&place).await? else { return Ok(Steered::Changed) };
+        let mut claimed = self.shared.store.claim_one(&place).await?;
+        if claimed.is_none() && self.queue_all_of(&lane.tenant, row.id.event).await? {
+            claimed = self.shared.store.claim_one(&place).await?;
+        }
+        let Some(attempt) = claimed else { return Ok(Steered::Changed) };
         self.settle_and_wait(lane, Held { attempt, ..place }, (waiting.failures, waiting.replay), next).await
     }
 

@@ -3,7 +3,7 @@
 //! Nobody who waits for an answer waits on purpose: while one commit is being made durable, the next group gathers by itself.
 //! Settlements, for which nobody waits, wait a moment for others where more are under way.
 
-use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::backlog::Backlog;
 use super::clock::ClockKeeper;
+use super::fan_out::{self, Next};
 use super::incarnation::Membership;
 use super::notices::Bell;
 use super::plan::{self, AcceptRequest, Accepted, Known, Plan, Waiting};
@@ -19,7 +20,6 @@ use super::{ClaimId, Committed, LedgerError, Outlet, Result, Store, claim_of};
 use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::delivery::{Class, Delivery, DeliveryId, NextState, ReplayNumber, Settlement};
 use crate::domain::hash::FastSet;
-use crate::domain::scheduler::Permit;
 use crate::domain::sequence::Sequence;
 use crate::domain::tenant::LaneId;
 use crate::failpoint::failpoint;
@@ -28,10 +28,11 @@ use crate::telemetry::CommitMetrics;
 
 /// Most commands that wait, and most settlements.
 const QUEUE_LIMIT: usize = 4_096;
-/// About how many events a commit takes.
+/// About how many rows a commit takes: events, or deliveries that join the queue with it where those are more. One request
+/// may have more events, and is not split.
 const GROUP_ROWS: usize = 2_000;
-/// How many bytes of bodies: Postgres refuses a statement of 1 GiB.
-const GROUP_BYTES: usize = 32 << 20;
+/// About how many bytes of bodies a commit takes. Whoever comes next waits for it.
+const GROUP_BYTES: usize = 8 << 20;
 /// How often a plan may clash with other nodes before its requests are told to come back.
 const CLASH_LIMIT: usize = 8;
 /// How often the ledger is asked for a sign of life. While it is down, sooner.
@@ -93,7 +94,25 @@ pub(super) struct Writer {
     pub settle_together: Duration,
     /// Compares the clocks with every heartbeat; `None` where the clock is a test's.
     pub clock_keeper: Option<ClockKeeper>,
+    /// Large requests whose deliveries join the queue step by step.
+    pub fan_out: FanOutTurn,
     pub clock: Arc<dyn Clock>,
+}
+
+/// Whose fan-out is continued next, where there may be any.
+#[derive(Debug, Default)]
+pub(super) struct FanOutTurn {
+    /// There may be some.
+    pending: bool,
+    /// The tenant of the last step.
+    tenant: Arc<str>,
+}
+
+impl FanOutTurn {
+    /// At the start: an earlier process may have left some.
+    pub fn first() -> Self {
+        Self { pending: true, tenant: Arc::default() }
+    }
 }
 
 /// What is written together, beside settlements.
@@ -110,7 +129,7 @@ impl Group {
     fn take(&mut self, command: Option<Command>) {
         match command {
             Some(Command::Accept { request, answer }) => {
-                self.rows += request.events.len();
+                self.rows += fan_out::rows_in_commit(&request.events);
                 self.bytes += request.events.iter().map(|new| new.event.body.len()).sum::<usize>();
                 self.accepts.push(Pending { request, answer });
             }
@@ -159,6 +178,7 @@ impl Writer {
             let since_beat = self.last_beat.until(self.clock.moment());
             let wait = if down { pauses.pause() } else { HEARTBEAT.saturating_sub(since_beat) };
             let idle = tokio::select! {
+                biased;
                 command = inbox.commands.recv() => {
                     group.take(command);
                     false
@@ -168,10 +188,18 @@ impl Writer {
                     false
                 }
                 () = self.membership.lost() => true,
+                // No request waits: the next step is due.
+                () = std::future::ready(()), if self.fan_out.pending && !down => false,
                 () = tokio::time::sleep(wait) => true,
             };
             let more_to_come = || self.outlet().is_some_and(Outlet::is_sending);
-            if !idle && !down && group.accepts.is_empty() && !group.last && more_to_come() {
+            if !idle
+                && !down
+                && !self.fan_out.pending
+                && group.accepts.is_empty()
+                && !group.last
+                && more_to_come()
+            {
                 let command = tokio::time::timeout(self.settle_together, inbox.commands.recv()).await;
                 // Time is up: what has come meanwhile is enough.
                 command.into_iter().for_each(|command| group.take(command));
@@ -189,6 +217,35 @@ impl Writer {
             }
             if !group.accepts.is_empty() || !unsettled.is_empty() {
                 self.write(alive, group.accepts, &mut unsettled).await;
+            }
+            if open && self.fan_out.pending && self.health.borrow().is_none() {
+                self.continue_fan_out().await;
+            }
+        }
+    }
+
+    /// Makes one step of a large request's fan-out: the deliveries of one row of `fan_out` join the queue. Between two steps
+    /// the requests that wait are committed, and tenants take turns.
+    async fn continue_fan_out(&mut self) {
+        let tenant = self.fan_out.tenant.clone();
+        match self.store.continue_fan_out(Next::AfterTenant(&tenant)).await {
+            Ok(Some(step)) => {
+                if let Some(outlet) = self.outlet() {
+                    step.wake(outlet);
+                }
+                if let Some(bell) = &self.bell {
+                    bell.lanes(step.lanes.iter().map(|lane| lane.id));
+                }
+                self.fan_out.tenant = step.tenant;
+            }
+            // All tenants had their turn, or there are none.
+            Ok(None) => {
+                self.fan_out.pending = !tenant.is_empty();
+                self.fan_out.tenant = Arc::default();
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a large request's deliveries could not be queued; they are tried again later");
+                self.fan_out.pending = false;
             }
         }
     }
@@ -216,6 +273,8 @@ impl Writer {
             if let Some(keeper) = &self.clock_keeper {
                 keeper.beat(&*self.store, &mut self.sequence).await;
             }
+            // Another node may have left some, or a step of ours has failed.
+            self.fan_out.pending = true;
         }
         beat
     }
@@ -289,10 +348,11 @@ impl Writer {
         let mut is_known = false;
         for _ in 0..CLASH_LIMIT {
             let now = self.clock.now();
-            let mut plan = plan::plan(requests, &known, now, || self.sequence.next(now));
-            // Who is refused for conflicts in the request itself is told of those with what is stored, too. Nothing of it is
+            let mut plan = plan::plan(requests, known, now, || self.sequence.next(now));
+            // A request that is refused for conflicts in itself gets the conflicts with what is stored, too. Nothing of it is
             // written that could clash with that.
             if plan.refuses() && !is_known {
+                known = plan.into_known();
                 known.merge(self.lookup(requests).await?);
                 is_known = true;
                 continue;
@@ -304,26 +364,30 @@ impl Writer {
             if let Some(keeper) = self.clock_keeper.as_mut().filter(|_| !plan.inserts.is_empty()) {
                 keeper.note_lead(self.sequence.lead_ms(now)).await?;
             }
-            let reserved = reserve(self.outlet(), &mut plan.deliveries);
+            reserve(self.outlet(), &mut plan.deliveries);
             let began = self.clock.moment();
-            match self.store.commit(&plan, settlements).await {
+            let committed = self.store.commit(&mut plan, settlements).await;
+            give_back(self.outlet(), &plan.withdrawn);
+            match committed {
                 Ok(Committed::Done { stale }) => {
                     self.measure(began, plan.inserts.len());
                     self.repeats.note(&plan.repeats, now);
-                    self.committed(&plan, reserved);
+                    self.committed(&plan);
                     return Ok((plan.answers, stale));
                 }
                 Ok(Committed::Clash) => {
-                    give_back(self.outlet(), &plan.deliveries, reserved);
+                    give_back(self.outlet(), &plan.deliveries);
+                    known = plan.into_known();
                     known.merge(self.lookup(requests).await?);
                     is_known = true;
                 }
                 Err(LedgerError::NumberLost(_)) => {
-                    give_back(self.outlet(), &plan.deliveries, reserved);
+                    give_back(self.outlet(), &plan.deliveries);
+                    known = plan.into_known();
                     self.rejoin().await?;
                 }
                 Err(error) => {
-                    give_back(self.outlet(), &plan.deliveries, reserved);
+                    give_back(self.outlet(), &plan.deliveries);
                     return Err(error);
                 }
             }
@@ -348,21 +412,26 @@ impl Writer {
     }
 
     /// After the commit: deliveries go to the dispatcher, from memory or as a wake-up, and the backlog is told.
-    fn committed(&self, plan: &Plan<'_>, mut reserved: VecDeque<Permit>) {
+    fn committed(&mut self, plan: &Plan<'_>) {
         let outlet = self.outlet();
         let mut woken = FastSet::default();
         self.backlog.add_each(plan.deliveries.iter().map(|waiting| &waiting.lane.tenant), 1);
         for waiting in &plan.deliveries {
             let Some(outlet) = outlet else { break };
-            match waiting.handed_over.then(|| reserved.pop_front()).flatten() {
+            match waiting.permit {
                 Some(permit) => outlet.deliver(fresh(waiting, plan.now), permit),
                 None if woken.insert(waiting.lane.id) => outlet.wake(waiting.lane, Class::Fresh, plan.now),
                 None => {}
             }
         }
         if let Some(bell) = &self.bell {
-            let waiting = plan.deliveries.iter().filter(|waiting| !waiting.handed_over);
+            let waiting = plan.deliveries.iter().filter(|waiting| !waiting.is_handed_over());
             bell.lanes(waiting.map(|waiting| waiting.lane.id));
+        }
+        for insert in plan.inserts.iter().filter(|insert| insert.fans_out) {
+            let deliveries = i64::try_from(insert.new.lanes.len()).unwrap_or(i64::MAX);
+            self.backlog.add(&insert.new.event.identity.tenant, deliveries);
+            self.fan_out.pending = true;
         }
     }
 
@@ -389,32 +458,29 @@ impl Writer {
     }
 }
 
-/// Takes places in flight for as many deliveries as may go out at once.
-fn reserve(outlet: Option<&dyn Outlet>, deliveries: &mut [Waiting<'_>]) -> VecDeque<Permit> {
-    let Some(outlet) = outlet else { return VecDeque::new() };
-    let mut permits = VecDeque::new();
-    // Whoever is behind one that waits waits, too.
+/// Takes places in flight for as many deliveries as may go out now.
+fn reserve(outlet: Option<&dyn Outlet>, deliveries: &mut [Waiting<'_>]) {
+    let Some(outlet) = outlet else { return };
+    // Preserves order: once one delivery in a lane waits, all later ones wait.
     let mut refused: FastSet<LaneId> = FastSet::default();
     for waiting in deliveries {
         if refused.contains(&waiting.lane.id) {
             continue;
         }
-        match outlet.reserve(waiting.lane) {
-            Some(permit) => {
-                waiting.handed_over = true;
-                permits.push_back(permit);
-            }
-            None => _ = refused.insert(waiting.lane.id),
+        waiting.permit = outlet.reserve(waiting.lane);
+        if waiting.permit.is_none() {
+            refused.insert(waiting.lane.id);
         }
     }
-    permits
 }
 
-fn give_back(outlet: Option<&dyn Outlet>, deliveries: &[Waiting<'_>], permits: VecDeque<Permit>) {
+/// Gives back the places in flight that were taken for these deliveries.
+fn give_back(outlet: Option<&dyn Outlet>, deliveries: &[Waiting<'_>]) {
     let Some(outlet) = outlet else { return };
-    let handed_over = deliveries.iter().filter(|waiting| waiting.handed_over);
-    for (waiting, permit) in handed_over.zip(permits) {
-        outlet.give_back(waiting.lane, permit);
+    for waiting in deliveries {
+        if let Some(permit) = waiting.permit {
+            outlet.give_back(waiting.lane, permit);
+        }
     }
 }
 

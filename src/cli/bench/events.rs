@@ -89,18 +89,26 @@ pub(super) const SHORTEST_EVENT_BYTES: usize = 200;
 
 impl Shape {
     /// The body of a request with `count` events from number `first`: an object for one, an array for more.
+    #[cfg(test)]
     pub fn body(&self, ids: Ids, first: u64, count: u64, millis: u64) -> Vec<u8> {
-        let count_here = usize::try_from(count).unwrap_or(0);
-        let mut body = Vec::with_capacity(count_here * (self.bytes + 1) + 1);
-        if count == 1 {
-            self.write(ids, first, millis, &mut body);
-            return body;
+        self.body_of(ids, &[(first, count, millis)])
+    }
+
+    /// The same of several parts: first number, count and time of each.
+    pub fn body_of(&self, ids: Ids, parts: &[(u64, u64, u64)]) -> Vec<u8> {
+        let count: u64 = parts.iter().map(|(_, count, _)| count).sum();
+        let mut body = Vec::with_capacity(usize::try_from(count).unwrap_or(0) * (self.bytes + 1) + 1);
+        for (first, part, millis) in parts {
+            for index in *first..first + part {
+                if count > 1 {
+                    body.push(if body.is_empty() { b'[' } else { b',' });
+                }
+                self.write(ids, index, *millis, &mut body);
+            }
         }
-        for index in first..first + count {
-            body.push(if index == first { b'[' } else { b',' });
-            self.write(ids, index, millis, &mut body);
+        if count > 1 {
+            body.push(b']');
         }
-        body.push(b']');
         body
     }
 

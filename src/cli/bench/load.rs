@@ -27,6 +27,8 @@ pub(super) struct Load {
     pub shape: Shape,
     /// Events in a request.
     pub batch: u64,
+    /// Events of its producer's last request that a request repeats.
+    pub duplicates: u64,
     /// Requests at once.
     pub producers: u64,
     /// Events per second; 0: each producer posts again as soon as it has its answer.
@@ -91,6 +93,7 @@ pub(super) async fn run(
 impl Producer {
     async fn run(self) -> anyhow::Result<Posted> {
         let mut posted = Posted::default();
+        let mut again = (0, 0, 0);
         loop {
             let first = self.next.fetch_add(1, Ordering::Relaxed) * self.load.batch;
             let count = self.load.batch.min(self.tally.events().saturating_sub(first));
@@ -99,7 +102,8 @@ impl Producer {
             }
             let from = self.turn(first).await;
             let millis = self.clock.now().as_millis().unsigned_abs();
-            let body = self.load.shape.body(self.tally.ids(), first, count, millis);
+            let body = self.load.shape.body_of(self.tally.ids(), &[(first, count, millis), again]);
+            again = (first, count.min(self.load.duplicates), millis);
             posted.refusals += self.post(body.into()).await?;
             self.tally.accepted(first, count);
             let wait = from.until(self.clock.moment()).as_micros();

@@ -66,6 +66,9 @@ pub(super) struct BenchArgs {
     /// Events in a request
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     batch: u64,
+    /// Events of its producer's last request that each request repeats: duplicates, beside those of `--batch`
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=10_000))]
+    duplicates: u64,
     /// Requests at once
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u64).range(1..=4_000))]
     producers: u64,
@@ -180,6 +183,7 @@ impl Bench {
             events: args.events,
             deliveries_per_event: args.profile.copies(),
             batch: args.batch,
+            duplicates: args.duplicates,
             producers: args.producers,
             payload_bytes: args.payload_bytes,
             tenants: args.tenants,
@@ -245,7 +249,7 @@ impl Bench {
     }
 
     const fn filling(&self, shape: Shape) -> Load {
-        Load { shape, batch: FILL_BATCH, producers: FILL_PRODUCERS, rate: 0 }
+        Load { shape, batch: FILL_BATCH, duplicates: 0, producers: FILL_PRODUCERS, rate: 0 }
     }
 
     async fn round(&mut self, place: &Place) -> anyhow::Result<Round> {
@@ -260,8 +264,13 @@ impl Bench {
         let events_before = self.events_in_ledger.map(|events| events + u64::from(host.first_202.is_some()));
         let idle = self.idle(&mut host).await?;
         let secrets = args.profile.make_partners(&host.client, &self.sink).await?;
-        let load =
-            Load { shape: self.shape(), batch: args.batch, producers: args.producers, rate: args.rate };
+        let load = Load {
+            shape: self.shape(),
+            batch: args.batch,
+            duplicates: args.duplicates,
+            producers: args.producers,
+            rate: args.rate,
+        };
         let tally = self.tally(args.events, args.profile.copies());
         self.sink.expect(tally.clone(), &secrets)?;
         let before = host.usage();

@@ -25,6 +25,8 @@ pub(super) struct Subject {
     pub events: u64,
     pub deliveries_per_event: usize,
     pub batch: u64,
+    /// Events that a request repeats, beside those of `batch`.
+    pub duplicates: u64,
     pub producers: u64,
     pub payload_bytes: usize,
     pub tenants: u64,
@@ -257,11 +259,15 @@ impl Report {
             0 => "as fast as it goes".to_owned(),
             rate => format!("at {rate} events/s"),
         };
+        let repeated = match self.subject.duplicates {
+            0 => String::new(),
+            count => format!(" and {count} that came before"),
+        };
         let name = format!("{profile:?}").to_lowercase();
         let order = format!("{key_order:?}").to_lowercase();
         format!(
             "{name} on {ledger}, {} rounds (medians), {} cores for relay, load and sink together\n\
-             {events} events of {payload_bytes} bytes, {batch} a request, {producers} producers, {tenants} tenants, \
+             {events} events of {payload_bytes} bytes, {batch} a request{repeated}, {producers} producers, {tenants} tenants, \
              {rate}; ids in order of {order}, {prefilled} events in the ledger before, {backlog} deliveries waiting\n",
             self.rounds.len(),
             self.subject.cores,

@@ -92,7 +92,7 @@ impl Heads {
     }
 
     /// There something waits now.
-    fn put(&self, waiting: impl Iterator<Item = (LaneId, Class, Timestamp)>) {
+    pub fn put(&self, waiting: impl Iterator<Item = (LaneId, Class, Timestamp)>) {
         let mut known = self.known();
         if known.is_empty() {
             return;

@@ -54,6 +54,19 @@ pub struct Waiting {
 }
 
 impl Waiting {
+    /// A delivery that nobody has claimed yet.
+    fn fresh(due_at: Timestamp) -> Self {
+        Self {
+            class: Class::Fresh,
+            due_at,
+            attempt: 0,
+            failures: 0,
+            uncertain: false,
+            replay: ReplayNumber::default(),
+            claimed_for: None,
+        }
+    }
+
     /// Whether the claim that it was read with has been settled by one of these attempts. `shared`: claims are in the
     /// table, and counted there.
     pub fn is_settled_by(&self, failed: &[AttemptRow], shared: bool) -> bool {
@@ -149,7 +162,7 @@ impl Ledger {
         expected: usize,
     ) -> Result<Vec<(DeliveryId, Waiting)>> {
         let database = &self.shared.database;
-        let mut found = database.waiting_at_places(event).await?;
+        let mut found = database.waiting_or_unqueued(event).await?;
         if found.len() < expected {
             // Put there by something that has left no trace.
             let lanes = database.lanes_of(&event.identity.tenant).await?;
@@ -166,7 +179,7 @@ impl Ledger {
     /// One delivery of an event, where it waits.
     pub(super) async fn waiting_delivery(&self, event: &EventRow, lane: LaneId) -> Result<Option<Waiting>> {
         let database = &self.shared.database;
-        let mut found = database.waiting_at_places(event).await?;
+        let mut found = database.waiting_or_unqueued(event).await?;
         found.retain(|(id, _)| id.lane == lane);
         if found.is_empty() {
             found.extend(database.waiting_in_lane(event.seq, lane).await?);
@@ -197,6 +210,19 @@ impl Ledger {
 }
 
 impl Database {
+    /// The deliveries of an event that stand where they may be expected, and those that are not in the queue yet.
+    async fn waiting_or_unqueued(&self, event: &EventRow) -> Result<Vec<(DeliveryId, Waiting)>> {
+        // Read first: what joins the queue in between is found there.
+        let unqueued = self.unqueued_lanes(event).await?;
+        let mut found = self.waiting_at_places(event).await?;
+        for (lane, due_at) in unqueued {
+            if !found.iter().any(|(id, _)| id.lane == lane) {
+                found.push((delivery_id(event.seq.0, lane.0), Waiting::fresh(due_at)));
+            }
+        }
+        Ok(found)
+    }
+
     async fn waiting_at_places(&self, event: &EventRow) -> Result<Vec<(DeliveryId, Waiting)>> {
         let columns = waiting_columns(self);
         // One look into the queue's key for each place: a join of another kind would read whole queues.

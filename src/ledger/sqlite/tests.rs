@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::super::plan::{self, AcceptRequest, NewEvent};
 use super::super::sql::BUSY_LANES;
+use super::taken::{TAKEN, TAKEN_OF_ONE};
 use super::write::{TAKE_OUT, TAKE_OUT_TOGETHER, sizes};
 use super::*;
 use crate::domain::clock::Moment;
@@ -45,6 +46,15 @@ async fn what_is_settled_is_found_by_its_key() {
         let plan = plan_of(&statement.text(size)).await;
         let search = "SEARCH queue USING PRIMARY KEY (lane=? AND retry=? AND due_at=? AND event=?)";
         assert!(plan.contains(search) && !plan.contains("SCAN queue"), "{size}: {plan}");
+    }
+}
+
+#[tokio::test]
+async fn identities_that_are_taken_are_found_by_their_key() {
+    for (size, statement) in sizes().flat_map(|size| [(size, &TAKEN), (size, &TAKEN_OF_ONE)]) {
+        let plan = plan_of(&statement.text(size)).await;
+        let search = "SEARCH event_key USING PRIMARY KEY (tenant=? AND source=? AND id=?)";
+        assert!(plan.contains(search) && !plan.contains("SCAN event_key"), "{size}: {plan}");
     }
 }
 
@@ -111,8 +121,9 @@ async fn record(store: &SqliteStore, lane: &Arc<Lane>, number: i64) {
     };
     let events = vec![NewEvent { event, lanes: vec![lane.clone()] }];
     let requests = [AcceptRequest { events, strict: true, request_key: None }];
-    let plan = plan::plan(&requests, &Known::default(), Timestamp::from_millis(number), || EventSeq(number));
-    let committed = store.commit(&plan, &[]).await.expect("committed");
+    let mut plan =
+        plan::plan(&requests, Known::default(), Timestamp::from_millis(number), || EventSeq(number));
+    let committed = store.commit(&mut plan, &[]).await.expect("committed");
     assert!(matches!(committed, Committed::Done { .. }));
 }
 
@@ -194,8 +205,8 @@ async fn what_is_settled_while_a_claim_reads_is_not_claimed() {
         settlement(2, pending(Timestamp::from_millis(900))),
     ];
     let settled = async {
-        let nothing = plan::plan([], &Known::default(), store.clock.now(), || EventSeq(0));
-        store.commit(&nothing, &settlements).await.expect("committed");
+        let mut nothing = plan::plan(&[], Known::default(), store.clock.now(), || EventSeq(0));
+        store.commit(&mut nothing, &settlements).await.expect("committed");
     };
     let meanwhile = claim_and(&store, &claim, settled).await;
     assert_eq!((numbers(&meanwhile), meanwhile.remaining), (vec![], Remaining::Due));
@@ -228,8 +239,8 @@ async fn commit_many(
         next += 1;
         EventSeq(next)
     };
-    let plan = plan::plan(&requests, &Known::default(), Timestamp::from_millis(first), numbers);
-    store.commit(&plan, &[]).await
+    let mut plan = plan::plan(&requests, Known::default(), Timestamp::from_millis(first), numbers);
+    store.commit(&mut plan, &[]).await
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use sqlx::error::DatabaseError;
 
+use crate::domain::event::{Fingerprint, Identity};
 use crate::ledger::payloads::{Payload, Place};
 use crate::ledger::{LedgerError, Result, rows};
 
@@ -59,6 +60,20 @@ pub(super) fn events(packed: &[u8]) -> Result<Vec<(i64, Payload)>> {
             trace: rows::trace(std::str::from_utf8(take_bytes(rest, trace)?).ok()),
         };
         Some((number, payload))
+    })
+}
+
+/// Takes apart identities and their fingerprints: three lengths, three texts, and 64 hexadecimal digits each.
+pub(super) fn identities(packed: &[u8]) -> Result<Vec<(Identity, Fingerprint)>> {
+    unpack(packed, |rest| {
+        let [tenant, source, id] = take_numbers(rest)?;
+        let (tenant, source, id) = (take_text(rest, tenant)?, take_text(rest, source)?, take_text(rest, id)?);
+        let mut fingerprint = [0; 32];
+        for byte in &mut fingerprint {
+            let digits = std::str::from_utf8(take_bytes(rest, 2)?).ok()?;
+            *byte = u8::from_str_radix(digits, 16).ok()?;
+        }
+        Some((Identity { tenant, source, id }, Fingerprint(fingerprint)))
     })
 }
 
@@ -133,6 +148,21 @@ mod tests {
         assert_eq!(places(b"").expect("places"), []);
         for damaged in [&packed[..packed.len() - 1], b"1 2 3", b"x", b"  "] {
             assert!(places(damaged).is_err(), "{damaged:?}");
+        }
+    }
+
+    #[test]
+    fn identities_come_apart_with_their_fingerprints() {
+        let packed = format!("4 0 3 acmea 1{}4 1 0 acmes{}", "0A".repeat(32), "FF".repeat(32));
+        let identity =
+            |source: &str, id: &str| Identity { tenant: "acme".into(), source: source.into(), id: id.into() };
+        assert_eq!(
+            identities(packed.as_bytes()).expect("identities"),
+            [(identity("", "a 1"), Fingerprint([10; 32])), (identity("s", ""), Fingerprint([255; 32]))]
+        );
+        assert_eq!(identities(b"").expect("identities"), []);
+        for damaged in [&packed.as_bytes()[..packed.len() - 1], b"4 0 3 acmea 1", b"1 2"] {
+            assert!(identities(damaged).is_err(), "{damaged:?}");
         }
     }
 

@@ -5,7 +5,9 @@ use std::sync::{Arc, OnceLock};
 use sqlx::sqlite::SqliteArguments;
 use sqlx::{Arguments as _, AssertSqlSafe, Encode, Sqlite, SqliteConnection, Type};
 
+use super::taken::insert_keys;
 use crate::domain::delivery::{NextState, Settlement};
+use crate::ledger::fan_out::fan_outs;
 use crate::ledger::plan::Plan;
 use crate::ledger::rows::{self, AttemptColumns, OutcomeColumns, WaitingColumns};
 use crate::ledger::{LedgerError, Result};
@@ -41,15 +43,10 @@ static PUT_IN: Rows = Rows::new(
     "(?,0,?,?,0,0,0)",
     "",
 );
-static EVENT_KEYS: Rows = Rows::new(
-    "INSERT INTO event_key (tenant, source, id, fingerprint, event) VALUES",
-    "(?,?,?,?,?)",
-    " ON CONFLICT DO NOTHING",
-);
-static REQUEST_KEYS: Rows = Rows::new(
-    "INSERT INTO request_key (scope, key, fingerprint, created_at) VALUES",
-    "(?,?,?,?)",
-    " ON CONFLICT DO NOTHING",
+static FAN_OUT: Rows = Rows::new(
+    "INSERT INTO fan_out (tenant, event, part, last_event, due_at, deliveries, events, lanes) VALUES",
+    "(?,?,?,?,?,?,?,?)",
+    "",
 );
 static EVENTS: Rows = Rows::new(
     "INSERT INTO event (seq, tenant, source, id, type, received_at, destinations, body, data_start, data_end) VALUES",
@@ -106,7 +103,7 @@ pub(super) fn placeholders(rows: usize, columns: usize) -> String {
 }
 
 impl Rows {
-    const fn new(head: &'static str, row: &'static str, tail: &'static str) -> Self {
+    pub const fn new(head: &'static str, row: &'static str, tail: &'static str) -> Self {
         Self { head, row, tail, texts: [const { OnceLock::new() }; LARGE.len() + FEW] }
     }
 
@@ -139,19 +136,49 @@ impl Rows {
         let mut changed = 0;
         let mut rest = rows;
         while let Some((chunk, left)) = next_chunk(rest) {
-            let mut values = Values::default();
-            values
-                .arguments
-                .reserve(self.head.matches('?').count() + chunk.len() * self.row.matches('?').count(), 0);
-            bind_first(&mut values)?;
-            for row in chunk {
-                bind(&mut values, row)?;
-            }
-            let query = sqlx::query_with(AssertSqlSafe(self.text(chunk.len())), values.arguments);
+            let values = self.values(&bind_first, chunk, &bind)?;
+            let query = sqlx::query_with(AssertSqlSafe(self.text(chunk.len())), values);
             changed += query.execute(&mut *connection).await?.rows_affected();
             rest = left;
         }
         Ok(changed)
+    }
+
+    /// Writes all rows, a chunk at a time. Returns those chunks of which not all rows were written.
+    pub async fn write_new<'r, T>(
+        &self,
+        connection: &mut SqliteConnection,
+        rows: &'r [T],
+        bind: impl Fn(&mut Values, &T) -> sqlx::Result<()>,
+    ) -> Result<Vec<&'r [T]>> {
+        let mut short = Vec::new();
+        let mut rest = rows;
+        while let Some((chunk, left)) = next_chunk(rest) {
+            let values = self.values(|_| Ok(()), chunk, &bind)?;
+            let query = sqlx::query_with(AssertSqlSafe(self.text(chunk.len())), values);
+            if query.execute(&mut *connection).await?.rows_affected() < chunk.len() as u64 {
+                short.push(chunk);
+            }
+            rest = left;
+        }
+        Ok(short)
+    }
+
+    /// What is bound to the statement for these rows.
+    pub fn values<T>(
+        &self,
+        bind_first: impl Fn(&mut Values) -> sqlx::Result<()>,
+        rows: &[T],
+        bind: impl Fn(&mut Values, &T) -> sqlx::Result<()>,
+    ) -> sqlx::Result<SqliteArguments> {
+        let mut values = Values::default();
+        let count = self.head.matches('?').count() + rows.len() * self.row.matches('?').count();
+        values.arguments.reserve(count, 0);
+        bind_first(&mut values)?;
+        for row in rows {
+            bind(&mut values, row)?;
+        }
+        Ok(values.arguments)
     }
 }
 
@@ -162,37 +189,21 @@ pub(super) struct Values {
 }
 
 impl Values {
-    fn add<'v>(&mut self, value: impl Encode<'v, Sqlite> + Type<Sqlite>) -> sqlx::Result<&mut Self> {
+    pub fn add<'v>(&mut self, value: impl Encode<'v, Sqlite> + Type<Sqlite>) -> sqlx::Result<&mut Self> {
         self.arguments.add(value).map_err(sqlx::Error::Encode)?;
         Ok(self)
     }
 
     /// A text, shared with the connection's thread: a `&str` would be copied.
-    fn text(&mut self, text: &Arc<str>) -> sqlx::Result<&mut Self> {
+    pub fn text(&mut self, text: &Arc<str>) -> sqlx::Result<&mut Self> {
         self.add(text.clone())
     }
 }
 
-/// Writes a plan's rows; false where some of its keys are taken.
-pub(super) async fn insert_plan(connection: &mut SqliteConnection, plan: &Plan<'_>) -> Result<bool> {
-    let keys: Vec<_> = plan.sorted().collect();
-    let written = EVENT_KEYS.write(connection, &keys, |values, insert| {
-        let identity = &insert.new.event.identity;
-        values.text(&identity.tenant)?.text(&identity.source)?.text(&identity.id)?;
-        values.add(&insert.new.event.fingerprint.0[..])?.add(insert.seq.0).map(drop)
-    });
-    if written.await? < keys.len() as u64 {
-        return Ok(false);
-    }
-    let written = REQUEST_KEYS.write(connection, &plan.request_keys, |values, key| {
-        values
-            .add(&*key.scope)?
-            .add(&*key.key)?
-            .add(&key.fingerprint[..])?
-            .add(plan.now.as_millis())
-            .map(drop)
-    });
-    if written.await? < plan.request_keys.len() as u64 {
+/// Writes a plan's rows without what is there already, which is taken out of the plan. Returns false where the plan has to be
+/// made again.
+pub(super) async fn insert_plan(connection: &mut SqliteConnection, plan: &mut Plan<'_>) -> Result<bool> {
+    if !insert_keys(connection, plan).await? {
         return Ok(false);
     }
     let traced = plan.is_traced();
@@ -211,6 +222,12 @@ pub(super) async fn insert_plan(connection: &mut SqliteConnection, plan: &Plan<'
     written.await?;
     let written = PUT_IN.write(connection, &plan.deliveries, |values, waiting| {
         values.add(waiting.lane.id.0)?.add(plan.now.as_millis())?.add(waiting.seq.0).map(drop)
+    });
+    written.await?;
+    let later = fan_outs(&plan.inserts);
+    let written = FAN_OUT.write(connection, &later, |values, row| {
+        values.text(row.tenant)?.add(row.event)?.add(row.part)?.add(row.last_event)?;
+        values.add(plan.now.as_millis())?.add(row.deliveries)?.add(&*row.events)?.add(&*row.lanes).map(drop)
     });
     written.await?;
     Ok(true)

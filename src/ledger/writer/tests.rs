@@ -6,13 +6,14 @@ use std::sync::Mutex;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use super::super::fan_out::Step;
 use super::super::incarnation::Incarnation;
 use super::super::plan::NewEvent;
 use super::super::sql::Database;
 use super::super::{BacklogLimits, ClaimedLane, Held, RequestKey};
 use super::*;
 use crate::domain::event::{Event, EventSeq, Fingerprint, Identity};
-use crate::domain::scheduler::LaneClaim;
+use crate::domain::scheduler::{LaneClaim, Permit};
 use crate::domain::tenant::{Destination, Lane};
 
 /// Remembers how many events and settlements each commit had.
@@ -21,9 +22,13 @@ struct Groups(Mutex<Vec<(usize, usize)>>);
 
 #[async_trait]
 impl Store for Groups {
-    async fn commit(&self, plan: &Plan<'_>, settlements: &[Settlement]) -> Result<Committed> {
+    async fn commit(&self, plan: &mut Plan<'_>, settlements: &[Settlement]) -> Result<Committed> {
         self.0.lock().unwrap().push((plan.inserts.len(), settlements.len()));
         Ok(Committed::Done { stale: HashSet::new() })
+    }
+
+    async fn continue_fan_out(&self, _next: Next<'_>) -> Result<Option<Step>> {
+        Ok(None)
     }
 
     async fn lookup(&self, _identities: &[&Identity], _keys: &[&RequestKey]) -> Result<Known> {
@@ -107,6 +112,7 @@ fn writer(settle_together: Duration) -> (Writer, Arc<Groups>) {
         last_beat: Moment::default(),
         settle_together,
         clock_keeper: None,
+        fan_out: FanOutTurn::default(),
         clock: Arc::new(StandingClock),
     };
     (writer, store)
@@ -163,7 +169,7 @@ async fn groups(requests: usize, events: usize, body: usize) -> Vec<usize> {
 #[tokio::test]
 async fn a_group_is_bounded_by_rows_and_by_bytes() {
     assert_eq!(groups(50, 100, 10).await, [2_000, 2_000, 1_000]);
-    assert_eq!(groups(20, 4, 1 << 20).await, [32, 32, 16]);
+    assert_eq!(groups(20, 2, 1 << 20).await, [8, 8, 8, 8, 8]);
     assert_eq!(groups(3, 5_000, 1).await, [5_000, 5_000, 5_000], "a request is not split");
 }
 

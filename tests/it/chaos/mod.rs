@@ -10,6 +10,8 @@ mod clock;
 pub mod disk;
 #[cfg(feature = "failpoints")]
 mod failpoints;
+#[cfg(feature = "failpoints")]
+mod fan_out;
 mod kill;
 mod model;
 mod partners;

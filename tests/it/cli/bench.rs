@@ -118,13 +118,13 @@ fn has_figures_of_the_process(report: &Value) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_to_svix_are_counted_and_compared_with_the_machine() {
-    let report = small(&["--rounds", "2", "--tenants", "3", "--ids", "random"]).await;
+    let report = small(&["--rounds", "2", "--tenants", "3", "--ids", "random", "--duplicates", "2"]).await;
     has_arrived_once(&report);
     has_figures(&report);
     has_figures_of_the_process(&report);
     let expected = serde_json::json!({
-        "profile": "svix", "ledger": "sqlite", "key_order": "random", "events": 300, "batch": 25, "producers": 4,
-        "payload_bytes": 500, "tenants": 3, "rate": 0, "prefilled_events": 0, "backlog_deliveries": 0,
+        "profile": "svix", "ledger": "sqlite", "key_order": "random", "events": 300, "batch": 25, "duplicates": 2,
+        "producers": 4, "payload_bytes": 500, "tenants": 3, "rate": 0, "prefilled_events": 0, "backlog_deliveries": 0,
         "deliveries_per_event": 1,
     });
     for (name, value) in expected.as_object().expect("an object") {

@@ -5,6 +5,8 @@ mod claims;
 mod clock;
 mod cursors;
 mod depth;
+mod duplicates;
+mod fan_out;
 pub mod fences;
 mod files;
 mod handoff;
