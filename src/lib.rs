@@ -39,7 +39,7 @@
 //!   together what waits; `sqlite` and `postgres` are the hot path; `payloads` keeps what was just recorded until it is
 //!   claimed; `reading`, `repeats`, `steering`, `replays` and `prune` are what operators ask of it; `sql`, `registry`,
 //!   `partners`, `endpoints`, `gates`, `rejected` and `stats` are the text they share; `notices` is what nodes tell one
-//!   another; `silence` is how long a database may say nothing.
+//!   another; `incarnation` is a node's number and the epoch that fences its writes; `silence` is how long a database may say nothing.
 //! - `mock` (feature `mock`): a mock Svix and a mock partner for tests, ours and yours, and for `posthaste dev`.
 //! - [`provisioning`]: checking, sealing and opening what an administrator sets; seeds of the configuration.
 //! - [`reconnect`]: waiting for a neighbour that is away.
@@ -66,6 +66,8 @@
 //! - No transaction is open while a request is under way.
 //! - A partner's secret is never stored as it is, and never shown after it was made.
 //! - A settlement that names an old claim changes no row.
+//! - A node whose number was given to another claims, accepts, replays and prunes nothing: each of these writes names its
+//!   epoch, and no epoch is given out twice.
 //! - Two attempts of one delivery never carry different idempotency keys.
 //! - Nothing in memory grows with the backlog: lanes are remembered while they have work, deliveries up to a bound.
 //! - Nothing depends on a notice from another node being heard: what it tells is in the ledger, which is looked at anyway.

@@ -16,7 +16,7 @@ use crate::config::RetentionConfig;
 use crate::directory::Directory;
 use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::sequence;
-use crate::ledger::{Doomed, Ledger, LedgerError};
+use crate::ledger::{Chore, Doomed, Ledger, LedgerError};
 
 /// The chore's name in the ledger, and of its part that walks all identities, which is done once a day.
 const CHORE: &str = "prune";
@@ -143,6 +143,8 @@ struct Rules {
     config: Arc<RetentionConfig>,
     tenants: HashMap<String, TenantRetention>,
     wish: PruneWish,
+    /// The chore that a step belongs to; `None` where an operator asks for it.
+    chore: Option<Chore>,
 }
 
 fn days(days: u32) -> Option<Duration> {
@@ -195,7 +197,7 @@ impl Pruner {
     /// [`LedgerError::Unavailable`]: what was taken away before is gone.
     pub async fn part(&self, wish: &PruneWish, from: Phase) -> Result<(Pruned, Phase), LedgerError> {
         let began = self.clock.moment();
-        let rules = self.rules(wish.clone());
+        let rules = self.rules(wish.clone(), None);
         let (mut pruned, mut phase) = (Pruned::default(), from);
         while phase != Phase::Done && began.until(self.clock.moment()) < PATIENCE {
             let (count, next) = self.step(&rules, phase).await?;
@@ -216,19 +218,19 @@ impl Pruner {
     }
 
     async fn do_chores(&self, every: Duration, stop: &CancellationToken) -> Result<(), LedgerError> {
-        if self.ledger.take_chore(CHORE, every, LEASE).await? {
-            self.all(Phase::default(), CHORE, stop).await?;
+        if let Some(chore) = self.ledger.take_chore(CHORE, every, LEASE).await? {
+            self.all(Phase::default(), chore, stop).await?;
         }
-        if self.ledger.take_chore(KEYS_CHORE, every.max(KEYS_EVERY), LEASE).await? {
-            self.all(Phase::Identities(String::new(), String::new(), String::new()), KEYS_CHORE, stop)
-                .await?;
+        if let Some(chore) = self.ledger.take_chore(KEYS_CHORE, every.max(KEYS_EVERY), LEASE).await? {
+            let all = Phase::Identities(String::new(), String::new(), String::new());
+            self.all(all, chore, stop).await?;
         }
         Ok(())
     }
 
     /// Takes away all that may go, from a phase on.
-    async fn all(&self, mut phase: Phase, chore: &str, stop: &CancellationToken) -> Result<(), LedgerError> {
-        let rules = self.rules(PruneWish::default());
+    async fn all(&self, mut phase: Phase, chore: Chore, stop: &CancellationToken) -> Result<(), LedgerError> {
+        let rules = self.rules(PruneWish::default(), Some(chore));
         let (mut pruned, mut renewed) = (Pruned::default(), self.clock.moment());
         let keys = matches!(phase, Phase::Identities(..));
         while phase != Phase::Done && (keys || !matches!(phase, Phase::Identities(..))) {
@@ -242,12 +244,12 @@ impl Pruner {
             }
             if renewed.until(now) > LEASE / 3 {
                 renewed = now;
-                if !self.ledger.keep_chore(chore, LEASE).await? {
+                if !self.ledger.keep_chore(&chore, LEASE).await? {
                     return Ok(());
                 }
             }
         }
-        self.ledger.chore_done(chore).await?;
+        self.ledger.chore_done(&chore).await?;
         if pruned != Pruned::default() {
             let Pruned { events, identities, attempts, request_keys, rejected, replays } = pruned;
             tracing::info!(
@@ -263,15 +265,15 @@ impl Pruner {
         Ok(())
     }
 
-    fn rules(&self, wish: PruneWish) -> Rules {
+    fn rules(&self, wish: PruneWish, chore: Option<Chore>) -> Rules {
         let tenants = self.directory.snapshot().retention().clone();
-        Rules { now: self.clock.now(), config: self.config.clone(), tenants, wish }
+        Rules { now: self.clock.now(), config: self.config.clone(), tenants, wish, chore }
     }
 
     /// One small step of a phase.
     async fn step(&self, rules: &Rules, phase: Phase) -> Result<(Pruned, Phase), LedgerError> {
         let none = Pruned::default();
-        let dry_run = rules.wish.dry_run;
+        let (dry_run, chore) = (rules.wish.dry_run, rules.chore.as_ref());
         let database = self.ledger.database();
         // What was asked for is events alone.
         let narrow = rules.wish.before.is_some() || rules.wish.tenant.is_some();
@@ -284,7 +286,8 @@ impl Pruner {
                 let before = rules.before(days(rules.config.attempts_days)).unwrap_or_default();
                 let last = sequence::floor(before).0;
                 let at = (event, lane, attempt);
-                let (attempts, next) = database.prune_attempts(at, last, before, STEP_ROWS, dry_run).await?;
+                let (attempts, next) =
+                    database.prune_attempts(at, last, before, STEP_ROWS, dry_run, chore).await?;
                 let next = next.map_or_else(
                     || Phase::RequestKeys(String::new(), String::new()),
                     |(event, lane, attempt)| Phase::Attempts(event, lane, attempt),
@@ -294,7 +297,7 @@ impl Pruner {
             Phase::RequestKeys(scope, key) => {
                 let before = rules.before(Some(REQUEST_KEYS_FOR)).unwrap_or_default();
                 let (request_keys, next) =
-                    database.prune_request_keys((&scope, &key), before, STEP_ROWS, dry_run).await?;
+                    database.prune_request_keys((&scope, &key), before, STEP_ROWS, dry_run, chore).await?;
                 let next = next.map_or(Phase::Rejected, |(scope, key)| Phase::RequestKeys(scope, key));
                 Ok((Pruned { request_keys, ..none }, next))
             }
@@ -302,13 +305,13 @@ impl Pruner {
                 let Some(before) = rules.before(days(rules.config.rejected_days)) else {
                     return Ok((none, Phase::Replays));
                 };
-                let rejected = database.prune_rejected(before, dry_run).await?;
+                let rejected = database.prune_rejected(before, dry_run, chore).await?;
                 let again = rejected > 0 && !dry_run;
                 Ok((Pruned { rejected, ..none }, if again { Phase::Rejected } else { Phase::Replays }))
             }
             Phase::Replays => {
                 let before = rules.before(Some(REPLAYS_FOR)).unwrap_or_default();
-                let replays = database.prune_replays(before, dry_run).await?;
+                let replays = database.prune_replays(before, dry_run, chore).await?;
                 Ok((
                     Pruned { replays, ..none },
                     Phase::Identities(String::new(), String::new(), String::new()),
@@ -326,7 +329,7 @@ impl Pruner {
                     .collect();
                 let identities = match dry_run {
                     true => doomed.len() as u64,
-                    false => database.prune_identities(&doomed).await?,
+                    false => database.prune_identities(&doomed, chore).await?,
                 };
                 let next =
                     next.map_or(Phase::Done, |(tenant, source, id)| Phase::Identities(tenant, source, id));
@@ -351,7 +354,7 @@ impl Pruner {
             events = doomed.len() as u64;
         } else {
             for part in doomed.chunks(STEP_EVENTS) {
-                events += database.prune_events(part).await?;
+                events += database.prune_events(part, rules.chore.as_ref()).await?;
             }
         }
         let next = match reached.filter(|_| !exhausted) {

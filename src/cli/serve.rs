@@ -28,9 +28,21 @@ pub(super) async fn run(args: ServeArgs, mut config: Config) -> anyhow::Result<E
     let app = App::start(&config, Arc::new(SystemClock::new())).await?;
     let (address, role) = (app.address(), config.role);
     tracing::info!(%address, %role, version = env!("CARGO_PKG_VERSION"), "listening");
-    super::stop_signal().await?;
-    tracing::info!("stopping; once more to end at once");
+    let failure = tokio::select! {
+        stopped = super::stop_signal() => {
+            stopped?;
+            tracing::info!("stopping; once more to end at once");
+            None
+        }
+        reason = app.ledger().excluded() => {
+            tracing::error!(%reason, "stopping: this node can't go on");
+            Some(reason)
+        }
+    };
     app.stop().await;
     tracing::info!("stopped");
-    Ok(ExitCode::SUCCESS)
+    match failure {
+        Some(reason) => Err(anyhow::Error::msg(reason)),
+        None => Ok(ExitCode::SUCCESS),
+    }
 }

@@ -122,7 +122,7 @@ impl Problem {
             }
             LedgerError::BacklogFull { .. } => (StatusCode::SERVICE_UNAVAILABLE, "backlog_full"),
             LedgerError::Taken(_) => return Self::new(StatusCode::CONFLICT, "taken", error.to_string()),
-            LedgerError::Unavailable(_) | LedgerError::Refused(_) => {
+            LedgerError::Unavailable(_) | LedgerError::NumberLost(_) | LedgerError::Refused(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "ledger_unavailable")
             }
         };

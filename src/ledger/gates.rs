@@ -21,7 +21,7 @@ pub struct ClosedGate {
     pub remaining: Duration,
     /// When that ends, on the ledger's clock: only to tell one closing from the next.
     pub until: Timestamp,
-    /// Whether this node has written it (or one that had its number before).
+    /// Whether this node has written it, under its present epoch.
     pub own: bool,
 }
 
@@ -34,7 +34,7 @@ impl Ledger {
     pub async fn save_gate(&self, gate: &str, reason: CloseReason, wait: Duration) -> Result<()> {
         let shared = &self.shared;
         let until = shared.database.now(&*shared.clock).await? + wait;
-        shared.database.save_gate(gate, reason, until, shared.node).await?;
+        shared.database.save_gate(gate, reason, until, self.epoch()).await?;
         self.tell_gates();
         Ok(())
     }
@@ -61,9 +61,10 @@ impl Ledger {
         let shared = &self.shared;
         let now = shared.database.now(&*shared.clock).await?;
         let rows = shared.database.closed_gates(now).await?;
-        let gate = |(gate, reason, until, node): (String, String, i64, i64)| {
+        let epoch = self.epoch();
+        let gate = |(gate, reason, until, by): (String, String, i64, i64)| {
             let until = Timestamp::from_millis(until);
-            ClosedGate { gate, reason, remaining: until.since(now), until, own: node == shared.node }
+            ClosedGate { gate, reason, remaining: until.since(now), until, own: by == epoch }
         };
         Ok(rows.into_iter().map(gate).collect())
     }
@@ -93,7 +94,7 @@ impl Database {
         }
     }
 
-    async fn save_gate(&self, gate: &str, reason: CloseReason, until: Timestamp, node: i64) -> Result<()> {
+    async fn save_gate(&self, gate: &str, reason: CloseReason, until: Timestamp, epoch: i64) -> Result<()> {
         on!(self, writes, pool => {
             sqlx::query(
                 "INSERT INTO gate (id, reason, closed_until, node) VALUES ($1, $2, $3, $4)
@@ -104,7 +105,7 @@ impl Database {
             .bind(gate)
             .bind(reason.as_str())
             .bind(until.as_millis())
-            .bind(node)
+            .bind(epoch)
             .execute(pool)
             .await?;
             Ok(())

@@ -7,6 +7,7 @@
 mod backlog;
 mod endpoints;
 mod gates;
+mod incarnation;
 mod lanes;
 mod notices;
 mod partners;
@@ -41,6 +42,7 @@ use self::backlog::Backlog;
 pub use self::backlog::BacklogLimits;
 pub use self::endpoints::{EndpointMark, EndpointRow, NewEndpoint, Sealed, SealedColumn, StoredSettings};
 pub use self::gates::ClosedGate;
+use self::incarnation::Membership;
 pub use self::lanes::BusyLane;
 use self::lanes::LaneCache;
 pub use self::notices::Notice;
@@ -48,7 +50,7 @@ use self::notices::Notices;
 pub use self::partners::{EventTypeRow, PartnerRow, Put};
 use self::plan::{AcceptRequest, Known, Plan};
 pub use self::plan::{Accepted, ItemVerdict, NewEvent, RequestKey};
-pub use self::prune::{Doomed, KeptIdentity};
+pub use self::prune::{Chore, Doomed, KeptIdentity};
 pub use self::reading::{
     AttemptRow, DeliveryCursor, DeliveryFilter, DeliveryRow, DeliveryState, Done, EventDetail, EventFilter,
     EventRow, EventState, Part, RepeatRow, Standing, SteeringRow, Waiting,
@@ -70,6 +72,7 @@ use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::delivery::{Class, Delivery, DeliveryId, Settlement};
 use crate::domain::event::Identity;
 use crate::domain::scheduler::{LaneClaim, Permit, Remaining};
+use crate::domain::sequence::Sequence;
 use crate::domain::tenant::Lane;
 use crate::failpoint::failpoint;
 use crate::telemetry::CommitMetrics;
@@ -83,6 +86,10 @@ pub enum LedgerError {
     /// The ledger can't be opened as it is: durability off, too old, owned by another process.
     #[error("{0}")]
     Refused(String),
+    /// This node's number was given to another node while this one was silent. Nothing was changed; the ledger takes
+    /// another number by itself.
+    #[error("node number {0} has passed to another node while this one was cut off")]
+    NumberLost(i64),
     /// A name that must be unique is taken.
     #[error("{0}")]
     Taken(String),
@@ -166,6 +173,16 @@ trait Store: Send + Sync {
     /// holds it, or it stands there no more.
     async fn claim_one(&self, place: &Held) -> Result<Option<i64>>;
 
+    /// Checks that this node still holds its number.
+    async fn prove(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Takes another number after this one was lost: the sequence of event numbers that follows.
+    async fn rejoin(&self) -> Result<Sequence> {
+        Err(LedgerError::Refused("this ledger has one node, whose number can't be lost".into()))
+    }
+
     /// How long the claims of these go on, in order, as far as only this process knows of them.
     async fn claims_left(&self, ids: &[DeliveryId]) -> Vec<Option<Duration>> {
         vec![None; ids.len()]
@@ -248,8 +265,8 @@ struct Shared {
     outlet: Arc<OnceLock<Box<dyn Outlet>>>,
     repeats: Arc<Repeats>,
     meter: Arc<OnceLock<Arc<CommitMetrics>>>,
-    /// This node's number.
-    node: i64,
+    /// Which node this is.
+    membership: Arc<Membership>,
     /// `None` where the ledger is not shared.
     notices: Option<Notices>,
     /// What is heard then.
@@ -267,17 +284,17 @@ impl Ledger {
     /// [`LedgerError::Refused`] where the database does not keep what it acknowledges, is too old or too new, or
     /// (SQLite) belongs to another process; [`LedgerError::Unavailable`] where it can't be reached.
     pub async fn open(options: &LedgerOptions, clock: Arc<dyn Clock>) -> Result<Self> {
+        let (health_sender, health) = tokio::sync::watch::channel(None);
         let (store, opened): (Arc<dyn Store>, _) = if is_sqlite(&options.url) {
-            sqlite::open(options, &clock).await?.apart()
+            sqlite::open(options, &clock, &health_sender).await?.apart()
         } else {
-            postgres::open(options, &clock).await?.apart()
+            postgres::open(options, &clock, &health_sender).await?.apart()
         };
-        let Opened { database, sequence, node, notices, .. } = opened;
+        let Opened { database, sequence, membership, notices, .. } = opened;
         // Before anyone writes: what is committed during a count might be counted twice.
         let backlog = Arc::new(Backlog::new(options.backlog, database.count_waiting().await?));
         let (outlet, meter) = (Arc::new(OnceLock::new()), Arc::new(OnceLock::new()));
         let repeats = Arc::new(Repeats::default());
-        let (health_sender, health) = tokio::sync::watch::channel(None);
         let (desk, inbox) = Desk::new();
         let writer = Writer {
             store: store.clone(),
@@ -288,6 +305,7 @@ impl Ledger {
             repeats: repeats.clone(),
             bell: notices.as_ref().map(|notices| notices.bell().clone()),
             health: health_sender,
+            membership: membership.clone(),
             last_beat: clock.moment(),
             settle_together: writer::SETTLE_TOGETHER,
             clock: clock.clone(),
@@ -305,7 +323,7 @@ impl Ledger {
                 outlet,
                 meter,
                 repeats,
-                node,
+                membership,
                 notices,
                 silence: tokio::sync::broadcast::Sender::new(1),
                 health,
@@ -364,7 +382,7 @@ impl Ledger {
     /// Returns one answer for each claim, and when the leases end.
     ///
     /// # Errors
-    /// [`LedgerError::Unavailable`].
+    /// [`LedgerError::Unavailable`]; [`LedgerError::NumberLost`]: nothing is claimed.
     pub async fn claim(&self, claims: &[LaneClaim]) -> Result<(Vec<ClaimedLane>, Moment)> {
         // Read first: a lease that began later than we believe only ends later.
         let leased_until = self.shared.clock.moment() + self.shared.lease;
@@ -445,9 +463,21 @@ impl Ledger {
         }
     }
 
-    /// This node's number.
+    /// This node's number. Another one follows where it is lost.
     pub fn node(&self) -> i64 {
-        self.shared.node
+        self.shared.membership.current().node
+    }
+
+    /// This node's epoch: the fence of what it writes. It changes with the number and is never given out again.
+    pub fn epoch(&self) -> i64 {
+        self.shared.membership.current().epoch
+    }
+
+    /// Waits until this node has lost its number and no other one can be had: the process has to end. Returns the
+    /// reason.
+    pub async fn excluded(&self) -> String {
+        self.shared.membership.excluded().await;
+        self.trouble().unwrap_or_else(|| "this node has no number".into())
     }
 
     /// Tenants, keys and rejected messages: see [`sql::Database`].
@@ -496,9 +526,8 @@ pub fn is_sqlite(url: &str) -> bool {
 struct Opened<S> {
     store: S,
     database: Database,
-    sequence: crate::domain::sequence::Sequence,
-    /// This node's number.
-    node: i64,
+    sequence: Sequence,
+    membership: Arc<Membership>,
     /// `None` where the ledger is not shared.
     notices: Option<Notices>,
 }
@@ -506,8 +535,8 @@ struct Opened<S> {
 impl<S: Store + 'static> Opened<S> {
     /// The store, and the rest.
     fn apart(self) -> (Arc<dyn Store>, Opened<()>) {
-        let Self { store, database, sequence, node, notices } = self;
-        (Arc::new(store), Opened { store: (), database, sequence, node, notices })
+        let Self { store, database, sequence, membership, notices } = self;
+        (Arc::new(store), Opened { store: (), database, sequence, membership, notices })
     }
 }
 

@@ -15,6 +15,7 @@ use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use tokio::sync::{Notify, broadcast};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::incarnation::Membership;
 use crate::domain::tenant::LaneId;
 use crate::reconnect::Pauses;
 
@@ -46,7 +47,7 @@ pub enum Notice {
 
 /// This node's voice and ear. Only a ledger that is shared has them.
 pub(super) struct Notices {
-    node: i64,
+    membership: Arc<Membership>,
     bell: Arc<Bell>,
     connect: PgConnectOptions,
     heard: broadcast::Sender<Notice>,
@@ -57,11 +58,11 @@ pub(super) struct Notices {
 
 impl Notices {
     /// Tells by `pool` and hears by a connection of its own, made with `connect`.
-    pub fn new(node: i64, pool: PgPool, connect: &PgConnectOptions) -> Self {
+    pub fn new(membership: Arc<Membership>, pool: PgPool, connect: &PgConnectOptions) -> Self {
         let bell = Arc::new(Bell::default());
-        let ringer = tokio::spawn(ring(bell.clone(), node, pool));
+        let ringer = tokio::spawn(ring(bell.clone(), membership.clone(), pool));
         Self {
-            node,
+            membership,
             bell,
             connect: connect.clone().application_name(LISTENER),
             heard: broadcast::Sender::new(UNREAD_LIMIT),
@@ -87,7 +88,7 @@ impl Notices {
     pub fn subscribe(&self) -> broadcast::Receiver<Notice> {
         let receiver = self.heard.subscribe();
         self.listener.get_or_init(|| {
-            let listening = listen(self.connect.clone(), self.node, self.heard.clone());
+            let listening = listen(self.connect.clone(), self.membership.clone(), self.heard.clone());
             AbortOnDropHandle::new(tokio::spawn(listening))
         });
         receiver
@@ -162,10 +163,10 @@ impl Gathered {
         }
     }
 
-    /// `3 gates revision lanes=7,12` or `3 look`: the node that tells, and what. Words that a node does not know are
-    /// passed over.
-    fn payload(&self, node: i64) -> String {
-        let mut text = node.to_string();
+    /// `1025 gates revision lanes=7,12` or `1025 look`: the epoch of the node that reports, and what. A node ignores
+    /// words that it does not know.
+    fn payload(&self, epoch: i64) -> String {
+        let mut text = epoch.to_string();
         for (told, word) in [(self.gates, " gates"), (self.revision, " revision")] {
             text.push_str(if told { word } else { "" });
         }
@@ -182,10 +183,10 @@ impl Gathered {
     }
 }
 
-/// Which node tells what; `None` for what no node of ours has written.
+/// The epoch of the node that reports, and what it reports; `None` for what no node of ours has written.
 fn parse(payload: &str) -> Option<(i64, Vec<Notice>)> {
     let mut words = payload.split_ascii_whitespace();
-    let node = words.next()?.parse().ok()?;
+    let epoch = words.next()?.parse().ok()?;
     let notices = words.filter_map(|word| match word {
         "gates" => Some(Notice::Gates),
         "revision" => Some(Notice::Revision),
@@ -196,11 +197,11 @@ fn parse(payload: &str) -> Option<(i64, Vec<Notice>)> {
             lanes.ok().map(Notice::Lanes)
         }
     });
-    Some((node, notices.collect()))
+    Some((epoch, notices.collect()))
 }
 
 /// Tells the others what is gathered, again and again.
-async fn ring(bell: Arc<Bell>, node: i64, pool: PgPool) {
+async fn ring(bell: Arc<Bell>, membership: Arc<Membership>, pool: PgPool) {
     loop {
         bell.rung.notified().await;
         let gathered = std::mem::take(&mut *bell.gathered());
@@ -209,7 +210,7 @@ async fn ring(bell: Arc<Bell>, node: i64, pool: PgPool) {
         }
         let told = sqlx::query("SELECT pg_notify($1, $2)")
             .bind(CHANNEL)
-            .bind(gathered.payload(node))
+            .bind(gathered.payload(membership.current().epoch))
             .execute(&pool)
             .await;
         if let Err(error) = told {
@@ -219,7 +220,7 @@ async fn ring(bell: Arc<Bell>, node: i64, pool: PgPool) {
 }
 
 /// Hears what others tell, on a connection that is made again whenever it breaks.
-async fn listen(connect: PgConnectOptions, node: i64, heard: broadcast::Sender<Notice>) {
+async fn listen(connect: PgConnectOptions, membership: Arc<Membership>, heard: broadcast::Sender<Notice>) {
     let mut pauses = Pauses::new();
     loop {
         let broken = match subscribe(&connect).await {
@@ -229,7 +230,7 @@ async fn listen(connect: PgConnectOptions, node: i64, heard: broadcast::Sender<N
                 for notice in [Notice::Gates, Notice::Revision, Notice::Look] {
                     let _ = heard.send(notice);
                 }
-                hear(&mut listener, node, &heard).await
+                hear(&mut listener, &membership, &heard).await
             }
             Err(error) => error,
         };
@@ -253,7 +254,11 @@ async fn subscribe(connect: &PgConnectOptions) -> sqlx::Result<PgListener> {
 }
 
 /// Passes on what is heard, until the connection breaks: why.
-async fn hear(listener: &mut PgListener, node: i64, heard: &broadcast::Sender<Notice>) -> sqlx::Error {
+async fn hear(
+    listener: &mut PgListener,
+    membership: &Membership,
+    heard: &broadcast::Sender<Notice>,
+) -> sqlx::Error {
     loop {
         let Ok(received) = tokio::time::timeout(PING_EVERY, listener.try_recv()).await else {
             // A connection whose other end is gone without a word stays silent for ever.
@@ -270,7 +275,7 @@ async fn hear(listener: &mut PgListener, node: i64, heard: &broadcast::Sender<No
             Err(error) => return error,
         };
         match parse(notification.payload()) {
-            Some((teller, notices)) if teller != node => {
+            Some((epoch, notices)) if epoch != membership.current().epoch => {
                 for notice in notices {
                     // Nobody listens while the process ends.
                     let _ = heard.send(notice);

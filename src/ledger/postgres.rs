@@ -4,6 +4,7 @@
 //! without touching one (a heap-only update); `SKIP LOCKED` keeps two nodes from waiting for each other.
 
 mod heads;
+mod numbers;
 mod settle;
 
 use std::collections::HashMap;
@@ -15,8 +16,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Executor as _, PgConnection, PgPool};
+use tokio::sync::watch;
 
 use self::heads::{FRONT, Heads};
+use super::incarnation::{Incarnation, Membership};
 use super::notices::Notices;
 use super::payloads::{self, ClaimedPlaces, Payload, Place, Recent};
 use super::plan::{Known, Plan, RequestKey};
@@ -28,7 +31,7 @@ use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::delivery::Settlement;
 use crate::domain::event::{Event, Fingerprint, Identity};
 use crate::domain::scheduler::{LaneClaim, Remaining};
-use crate::domain::sequence::{NODES, Sequence};
+use crate::domain::sequence::Sequence;
 use crate::failpoint::failpoint;
 use crate::reconnect;
 
@@ -44,6 +47,7 @@ const MIGRATIONS: Migrations = &[
     (9, "replays", include_str!("../../migrations/postgres/0009_replays.sql")),
     (10, "console", include_str!("../../migrations/postgres/0010_console.sql")),
     (11, "steered_by", include_str!("../../migrations/postgres/0011_steered_by.sql")),
+    (13, "epochs", include_str!("../../migrations/postgres/0013_epochs.sql")),
 ];
 const CONNECTIONS: u32 = 8;
 /// Every statement of ours has an index to go by. A plan that is kept from when a table was small, or a guess from old
@@ -57,10 +61,6 @@ const NOT_FOR_LONG: &str = "SET idle_in_transaction_session_timeout = '10s'";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a start waits for the database.
 const START_PATIENCE: Duration = Duration::from_secs(5);
-/// A node that has not been seen for so long has lost its number.
-const NODE_EXPIRY: Duration = Duration::from_secs(600);
-/// How often a number is asked for that another node takes at the same instant.
-const NODE_TRIES: usize = 32;
 
 /// See the module's own words.
 pub(super) struct PostgresStore {
@@ -68,14 +68,16 @@ pub(super) struct PostgresStore {
     recent: Recent,
     heads: Heads,
     lease_ms: i64,
-    node: i64,
-    /// Tells this process from others that had its number before.
-    epoch: String,
+    membership: Arc<Membership>,
     clock: Arc<dyn Clock>,
 }
 
 /// Connects, migrates, checks, and takes a node number.
-pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Result<Opened<PostgresStore>> {
+pub(super) async fn open(
+    options: &LedgerOptions,
+    clock: &Arc<dyn Clock>,
+    health: &watch::Sender<Option<String>>,
+) -> Result<Opened<PostgresStore>> {
     // The URL itself may hold a password: it is not repeated.
     if !options.url.starts_with("postgres://") && !options.url.starts_with("postgresql://") {
         let words = "the database URL is neither `sqlite:PATH` nor `postgres://…`";
@@ -104,21 +106,19 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
     check(&pool).await?;
     super::migrate(&mut *pool.acquire().await?, MIGRATIONS).await?;
     let database = Database::Postgres(pool.clone());
-    let epoch = format!("{:032x}", clock.random());
-    let node = take_node(&pool, &epoch).await?;
-    let largest = database.largest_seq().await?;
+    let membership = Arc::new(Membership::new(numbers::take(&pool).await?, health.clone()));
+    let sequence = Sequence::new(membership.current().node, database.largest_seq().await?);
     let lease_ms = i64::try_from(options.lease.as_millis()).unwrap_or(i64::MAX);
-    let notices = Some(Notices::new(node, pool.clone(), &connect));
+    let notices = Some(Notices::new(membership.clone(), pool.clone(), &connect));
     let store = PostgresStore {
         pool,
         recent: Recent::new(options.recent_bytes),
         heads: Heads::default(),
         lease_ms,
-        node,
-        epoch,
+        membership: membership.clone(),
         clock: clock.clone(),
     };
-    Ok(Opened { store, database, sequence: Sequence::new(node, largest), node, notices })
+    Ok(Opened { store, database, sequence, membership, notices })
 }
 
 /// Whether waiting does not help: the server answered, and it is not just starting (57P03) or crowded (53300).
@@ -141,39 +141,15 @@ async fn check(pool: &PgPool) -> Result<()> {
     Ok(())
 }
 
-/// Takes the lowest node number that nobody holds, by the database's clock: no node's own clock may expire another.
-async fn take_node(pool: &PgPool, epoch: &str) -> Result<i64> {
-    let expiry_ms = i64::try_from(NODE_EXPIRY.as_millis()).unwrap_or(i64::MAX);
-    for _ in 0..NODE_TRIES {
-        let row: Option<(i64,)> = sqlx::query_as(
-            "WITH clock AS (SELECT (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint AS now)
-             INSERT INTO node (number, epoch, seen_at)
-             SELECT free, $1, clock.now FROM generate_series(0, $2 - 1) AS free, clock
-             WHERE NOT EXISTS (SELECT 1 FROM node WHERE number = free AND seen_at > clock.now - $3)
-             ORDER BY free LIMIT 1
-             ON CONFLICT (number) DO UPDATE SET epoch = excluded.epoch, seen_at = excluded.seen_at
-                 WHERE node.seen_at <= excluded.seen_at - $3
-             RETURNING number",
-        )
-        .bind(epoch)
-        .bind(NODES)
-        .bind(expiry_ms)
-        .fetch_optional(pool)
-        .await?;
-        // None: two nodes began at the same instant, and the other was first.
-        if let Some((number,)) = row {
-            return Ok(number);
-        }
-    }
-    Err(LedgerError::Unavailable(format!("no node number could be had: {NODES} nodes hold one")))
-}
-
 impl PostgresStore {
     async fn insert_plan(&self, connection: &mut PgConnection, plan: &Plan<'_>) -> Result<bool> {
         if !insert_keys(connection, plan).await? {
             return Ok(false);
         }
-        insert_events(connection, plan).await?;
+        let incarnation = self.membership.current();
+        if insert_events(connection, plan, incarnation).await? < plan.inserts.len() as u64 {
+            return Err(self.membership.lose(incarnation));
+        }
         let rows = &plan.deliveries;
         if !rows.is_empty() {
             sqlx::query(
@@ -195,6 +171,7 @@ impl PostgresStore {
 
     /// Takes due deliveries out for the lease, in no order. Each claim looks from its place in `heads` on.
     async fn lease(&self, claims: &[LaneClaim], heads: &[i64], now: Timestamp) -> Result<Vec<QueueRow>> {
+        let incarnation = self.membership.current();
         let rows = sqlx::query_as(
             // By their place in the table: a join with what was picked, whose number the planner can only guess, became
             // a scan of a large queue. The clock is read in a query of its own, or it would be for each row passed.
@@ -210,6 +187,7 @@ impl PostgresStore {
                        AND queue.lease_until <= (SELECT (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint)
                      ORDER BY queue.due_at, queue.event LIMIT wanted.n FOR UPDATE SKIP LOCKED
                  ) AS head
+                 WHERE (SELECT epoch FROM node WHERE number = $7) = $8
              ))
              RETURNING lane, retry, due_at, event, attempt, failures, uncertain, replay",
         )
@@ -219,9 +197,21 @@ impl PostgresStore {
         .bind(self.lease_ms)
         .bind(column(claims, |claim| rows::class_column(claim.class)))
         .bind(heads)
+        .bind(incarnation.node)
+        .bind(incarnation.epoch_text())
         .fetch_all(&self.pool)
         .await?;
+        if rows.is_empty() {
+            // There is nothing, or this node may claim nothing any more.
+            self.holds_number(incarnation).await?;
+        }
         Ok(rows)
+    }
+
+    /// Checks that `incarnation` still holds its number.
+    async fn holds_number(&self, incarnation: Incarnation) -> Result<()> {
+        let holds = numbers::holds(&self.pool, incarnation).await?;
+        if holds { Ok(()) } else { Err(self.membership.lose(incarnation)) }
     }
 
     /// Claims what is due, in the order it falls due: of a deep queue from where the claim before has ended.
@@ -332,18 +322,25 @@ const INSERT_EVENTS: &str =
      SELECT seq, tenant, source, id, type, $9, destinations, body, data_start, data_end
      FROM UNNEST($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bytea[],
                  $8::bigint[], $10::bigint[])
-         AS t (seq, tenant, source, id, type, destinations, body, data_start, data_end)";
+         AS t (seq, tenant, source, id, type, destinations, body, data_start, data_end)
+     WHERE (SELECT epoch FROM node WHERE number = $11) = $12";
 /// The same where some belong to traces: most belong to none, and pay for none.
 const INSERT_TRACED: &str =
     "INSERT INTO event (seq, tenant, source, id, type, received_at, destinations, body, data_start, data_end, trace)
      SELECT seq, tenant, source, id, type, $9, destinations, body, data_start, data_end, trace
      FROM UNNEST($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bytea[],
-                 $8::bigint[], $10::bigint[], $11::text[])
-         AS t (seq, tenant, source, id, type, destinations, body, data_start, data_end, trace)";
+                 $8::bigint[], $10::bigint[], $13::text[])
+         AS t (seq, tenant, source, id, type, destinations, body, data_start, data_end, trace)
+     WHERE (SELECT epoch FROM node WHERE number = $11) = $12";
 
-async fn insert_events(connection: &mut PgConnection, plan: &Plan<'_>) -> Result<()> {
+/// Writes a plan's events, as `incarnation` and only while that holds its number; how many were written.
+async fn insert_events(
+    connection: &mut PgConnection,
+    plan: &Plan<'_>,
+    incarnation: Incarnation,
+) -> Result<u64> {
     if plan.inserts.is_empty() {
-        return Ok(());
+        return Ok(0);
     }
     let events = || plan.inserts.iter().map(|insert| &insert.new.event);
     let ranges = || events().map(|event| rows::range_columns(event.data.as_ref()));
@@ -358,13 +355,14 @@ async fn insert_events(connection: &mut PgConnection, plan: &Plan<'_>) -> Result
         .bind(events().map(|event| &event.body[..]).collect::<Vec<_>>())
         .bind(ranges().map(|(start, _)| start).collect::<Vec<_>>())
         .bind(plan.now.as_millis())
-        .bind(ranges().map(|(_, end)| end).collect::<Vec<_>>());
+        .bind(ranges().map(|(_, end)| end).collect::<Vec<_>>())
+        .bind(incarnation.node)
+        .bind(incarnation.epoch_text());
     if plan.is_traced() {
         let trace = |event: &Event| event.trace.as_ref().map(ToString::to_string);
         insert = insert.bind(events().map(trace).collect::<Vec<_>>());
     }
-    insert.execute(connection).await?;
-    Ok(())
+    Ok(insert.execute(connection).await?.rows_affected())
 }
 
 /// One column of rows, as an array parameter.
@@ -439,22 +437,26 @@ impl PostgresStore {
     }
 
     async fn beat(&self) -> Result<()> {
-        let kept = sqlx::query(
-            "UPDATE node SET seen_at = (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint
-             WHERE number = $1 AND epoch = $2",
-        )
-        .bind(self.node)
-        .bind(&self.epoch)
-        .execute(&self.pool)
-        .await?
-        .rows_affected();
-        if kept == 1 {
-            return Ok(());
+        let incarnation = self.membership.current();
+        let kept = numbers::keep(&self.pool, incarnation).await?;
+        if kept { Ok(()) } else { Err(self.membership.lose(incarnation)) }
+    }
+
+    /// Takes another number and epoch, and a sequence above every event number in use.
+    async fn take_another(&self) -> Result<Sequence> {
+        let incarnation = numbers::take(&self.pool).await?;
+        let largest = Database::Postgres(self.pool.clone()).largest_seq().await?;
+        self.membership.replace(incarnation);
+        Ok(Sequence::new(incarnation.node, largest))
+    }
+
+    async fn claim_at(&self, place: &Held) -> Result<Option<i64>> {
+        let incarnation = self.membership.current();
+        let claimed = settle::claim_one(&self.pool, place, self.lease_ms, incarnation).await?;
+        if claimed.is_none() {
+            self.holds_number(incarnation).await?;
         }
-        Err(LedgerError::Unavailable(format!(
-            "node number {} has passed to another process while this one was cut off; start again",
-            self.node
-        )))
+        Ok(claimed)
     }
 }
 
@@ -479,7 +481,15 @@ impl Store for PostgresStore {
     }
 
     async fn claim_one(&self, place: &Held) -> Result<Option<i64>> {
-        in_time(settle::claim_one(&self.pool, place, self.lease_ms)).await
+        in_time(self.claim_at(place)).await
+    }
+
+    async fn prove(&self) -> Result<()> {
+        in_time(self.holds_number(self.membership.current())).await
+    }
+
+    async fn rejoin(&self) -> Result<Sequence> {
+        in_time(self.take_another()).await
     }
 
     async fn heartbeat(&self, _after_trouble: bool) -> Result<()> {
@@ -492,11 +502,7 @@ impl Store for PostgresStore {
 
     async fn close(&self, database: &Database) {
         // The number is free for the next; where this fails it is free in ten minutes.
-        let _ = sqlx::query("UPDATE node SET seen_at = 0 WHERE number = $1 AND epoch = $2")
-            .bind(self.node)
-            .bind(&self.epoch)
-            .execute(&self.pool)
-            .await;
+        let _ = numbers::give_back(&self.pool, self.membership.current()).await;
         database.close().await;
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use sqlx::AssertSqlSafe;
 
+use super::incarnation::Incarnation;
 use super::sql::{Database, on};
 use super::{Ledger, Result};
 use crate::domain::clock::Timestamp;
@@ -46,16 +47,42 @@ pub struct KeptIdentity {
     pub orphan: bool,
 }
 
+/// A chore that this node has taken, under the epoch that it had then. Once another node has taken it over, or this one has
+/// lost its number, steps with it change nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct Chore {
+    name: &'static str,
+    taken_as: Incarnation,
+}
+
+impl Chore {
+    /// The condition that the chore is still this node's, to follow a `WHERE` clause. None where there is no chore: what an
+    /// operator asks for needs none.
+    fn fence(chore: Option<&Self>) -> String {
+        chore.map_or_else(String::new, |Self { name, taken_as: Incarnation { node, epoch } }| {
+            format!(
+                " AND EXISTS (SELECT 1 FROM chore JOIN node ON node.number = {node} AND node.epoch = '{epoch}'
+                              WHERE chore.name = '{name}' AND chore.worker = {epoch})"
+            )
+        })
+    }
+}
+
 impl Ledger {
-    /// Takes a chore that was last done at least `every` ago, for `lease`; whether it is this node's to do.
+    /// Takes a chore that was last done at least `every` ago, for `lease`; `None` where it is not this node's to do.
     ///
     /// # Errors
-    /// [`super::LedgerError::Unavailable`].
-    pub async fn take_chore(&self, name: &str, every: Duration, lease: Duration) -> Result<bool> {
+    /// [`super::LedgerError::Unavailable`], [`super::LedgerError::NumberLost`].
+    pub async fn take_chore(
+        &self,
+        name: &'static str,
+        every: Duration,
+        lease: Duration,
+    ) -> Result<Option<Chore>> {
         let now = self.now().await?;
         let done_before =
             now.as_millis().saturating_sub(i64::try_from(every.as_millis()).unwrap_or(i64::MAX));
-        let (node, until) = (self.node(), now + lease);
+        let (taken_as, until) = (self.shared.membership.current(), now + lease);
         let database = self.database();
         let known: Option<(i64, i64, i64)> = on!(database, reads, pool => {
             sqlx::query_as("SELECT worker, worker_until, done_at FROM chore WHERE name = $1")
@@ -65,61 +92,79 @@ impl Ledger {
         });
         // Looked at first: mostly there is nothing to do.
         if let Some((worker, held_until, done_at)) = known
-            && (done_at > done_before || (worker != node && held_until > now.as_millis()))
+            && (done_at > done_before || (worker != taken_as.epoch && held_until > now.as_millis()))
         {
-            return Ok(false);
+            return Ok(None);
         }
         let _turn = database.turn().await;
-        on!(database, writes, pool => {
-            let taken = sqlx::query(
-                "INSERT INTO chore (name, worker, worker_until, done_at) VALUES ($1, $2, $3, 0)
+        let taken = on!(database, writes, pool => {
+            sqlx::query(
+                "INSERT INTO chore (name, worker, worker_until, done_at)
+                 SELECT CAST($1 AS TEXT), CAST($2 AS BIGINT), CAST($3 AS BIGINT), 0
+                 WHERE (SELECT epoch FROM node WHERE number = $6) = $7
                  ON CONFLICT (name) DO UPDATE SET worker = excluded.worker, worker_until = excluded.worker_until
                      WHERE chore.done_at <= $5 AND (chore.worker = excluded.worker OR chore.worker_until <= $4)",
             )
             .bind(name)
-            .bind(node)
+            .bind(taken_as.epoch)
             .bind(until.as_millis())
             .bind(now.as_millis())
             .bind(done_before)
+            .bind(taken_as.node)
+            .bind(taken_as.epoch_text())
             .execute(pool)
-            .await?;
-            Ok(taken.rows_affected() == 1)
-        })
+            .await?
+            .rows_affected()
+        });
+        if taken == 1 {
+            return Ok(Some(Chore { name, taken_as }));
+        }
+        // Another node was faster, or this one may do nothing any more.
+        self.shared.store.prove().await?;
+        Ok(None)
     }
 
-    /// Renews the lease on a chore; whether it is still this node's.
+    /// Renews the lease on a chore; whether it is still this node's. `false` ends the work on it.
     ///
     /// # Errors
     /// [`super::LedgerError::Unavailable`].
-    pub async fn keep_chore(&self, name: &str, lease: Duration) -> Result<bool> {
+    pub async fn keep_chore(&self, chore: &Chore, lease: Duration) -> Result<bool> {
         let until = self.now().await? + lease;
-        self.set_chore(name, until, None).await
+        self.set_chore(chore, until, None).await
     }
 
-    /// A chore is done, and free until its next time.
+    /// Notes that a chore is done, and frees it until its next time; whether it was still this node's.
     ///
     /// # Errors
     /// [`super::LedgerError::Unavailable`].
-    pub async fn chore_done(&self, name: &str) -> Result<()> {
+    pub async fn chore_done(&self, chore: &Chore) -> Result<bool> {
         let now = self.now().await?;
-        self.set_chore(name, Timestamp::from_millis(0), Some(now)).await.map(drop)
+        self.set_chore(chore, Timestamp::from_millis(0), Some(now)).await
     }
 
-    async fn set_chore(&self, name: &str, until: Timestamp, done_at: Option<Timestamp>) -> Result<bool> {
+    async fn set_chore(&self, chore: &Chore, until: Timestamp, done_at: Option<Timestamp>) -> Result<bool> {
         let database = self.database();
         let _turn = database.turn().await;
-        on!(database, writes, pool => {
-            let kept = sqlx::query(
-                "UPDATE chore SET worker_until = $3, done_at = COALESCE($4, done_at) WHERE name = $1 AND worker = $2",
+        let kept = on!(database, writes, pool => {
+            sqlx::query(
+                "UPDATE chore SET worker_until = $3, done_at = COALESCE($4, done_at)
+                 WHERE name = $1 AND worker = $2 AND (SELECT epoch FROM node WHERE number = $5) = $6",
             )
-            .bind(name)
-            .bind(self.node())
+            .bind(chore.name)
+            .bind(chore.taken_as.epoch)
             .bind(until.as_millis())
             .bind(done_at.map(Timestamp::as_millis))
+            .bind(chore.taken_as.node)
+            .bind(chore.taken_as.epoch_text())
             .execute(pool)
-            .await?;
-            Ok(kept.rows_affected() == 1)
-        })
+            .await?
+            .rows_affected()
+        });
+        if kept == 0 {
+            // Another node has taken it over, or this one may do nothing any more.
+            self.shared.store.prove().await?;
+        }
+        Ok(kept == 1)
     }
 }
 
@@ -151,25 +196,26 @@ impl Database {
         Ok(found.into_iter().map(event).collect())
     }
 
-    /// Takes events away with all that belongs to them; how many. Where something has changed since they were read, a
-    /// replay for one, none of them goes.
+    /// Removes events with all that belongs to them; how many. Where something has changed since they were read, a
+    /// replay for one, or `chore` is another node's, none of them goes.
     ///
     /// # Errors
     /// [`super::LedgerError::Unavailable`]: nothing is gone, or (a connection lost during the commit) all of it.
-    pub async fn prune_events(&self, events: &[Doomed]) -> Result<u64> {
+    pub async fn prune_events(&self, events: &[Doomed], chore: Option<&Chore>) -> Result<u64> {
         if events.is_empty() {
             return Ok(0);
         }
         let list: Vec<_> = events.iter().map(|event| event.seq.to_string()).collect();
         let list = list.join(",");
         let unrouted = events.iter().all(|event| event.deliveries == 0);
+        let fence = Chore::fence(chore);
         let _turn = self.turn().await;
         on!(self, writes, pool => {
             let mut transaction = pool.begin().await?;
             // Outcomes first: who replays one of them takes it out too, and one of us finds it gone.
             let mut gone: HashMap<i64, i64> = HashMap::new();
             if !unrouted {
-                let sql = format!("DELETE FROM outcome WHERE event IN ({list}) RETURNING event");
+                let sql = format!("DELETE FROM outcome WHERE event IN ({list}){fence} RETURNING event");
                 let rows: Vec<(i64,)> = sqlx::query_as(AssertSqlSafe(sql))
                     .persistent(false)
                     .fetch_all(&mut *transaction)
@@ -191,7 +237,7 @@ impl Database {
                 sqlx::query(AssertSqlSafe(sql)).persistent(false).execute(&mut *transaction).await?;
             }
             let sql = format!(
-                "DELETE FROM event WHERE seq IN ({list}) AND (seq, destinations) IN (VALUES {})",
+                "DELETE FROM event WHERE seq IN ({list}) AND (seq, destinations) IN (VALUES {}){fence}",
                 pairs.join(",")
             );
             let deleted =
@@ -217,6 +263,7 @@ impl Database {
         before: Timestamp,
         rows: u32,
         dry_run: bool,
+        chore: Option<&Chore>,
     ) -> Result<(u64, Option<(i64, i64, i64)>)> {
         let found: Vec<(i64, i64, i64, i64)> = on!(self, reads, pool => {
             sqlx::query_as(
@@ -239,8 +286,11 @@ impl Database {
         if dry_run || old.is_empty() {
             return Ok((old.len() as u64, next));
         }
-        let sql =
-            format!("DELETE FROM attempt_log WHERE (event, lane, attempt) IN (VALUES {})", old.join(","));
+        let sql = format!(
+            "DELETE FROM attempt_log WHERE (event, lane, attempt) IN (VALUES {}){}",
+            old.join(","),
+            Chore::fence(chore)
+        );
         let _turn = self.turn().await;
         on!(self, writes, pool => {
             let gone = sqlx::query(AssertSqlSafe(sql)).persistent(false).execute(pool).await?;
@@ -258,6 +308,7 @@ impl Database {
         before: Timestamp,
         rows: u32,
         dry_run: bool,
+        chore: Option<&Chore>,
     ) -> Result<(u64, Option<(String, String)>)> {
         let found: Vec<(String, String, i64)> = on!(self, reads, pool => {
             sqlx::query_as(
@@ -277,7 +328,11 @@ impl Database {
             return Ok((old.len() as u64, next));
         }
         let places: Vec<_> = (0..old.len()).map(|n| format!("(${},${})", 2 * n + 1, 2 * n + 2)).collect();
-        let sql = format!("DELETE FROM request_key WHERE (scope, key) IN (VALUES {})", places.join(","));
+        let sql = format!(
+            "DELETE FROM request_key WHERE (scope, key) IN (VALUES {}){}",
+            places.join(","),
+            Chore::fence(chore)
+        );
         let _turn = self.turn().await;
         on!(self, writes, pool => {
             let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
@@ -292,7 +347,12 @@ impl Database {
     ///
     /// # Errors
     /// [`super::LedgerError::Unavailable`].
-    pub async fn prune_rejected(&self, before: Timestamp, dry_run: bool) -> Result<u64> {
+    pub async fn prune_rejected(
+        &self,
+        before: Timestamp,
+        dry_run: bool,
+        chore: Option<&Chore>,
+    ) -> Result<u64> {
         if dry_run {
             let (count,): (i64,) = on!(self, reads, pool => {
                 sqlx::query_as("SELECT COUNT(*) FROM rejected WHERE received_at < $1")
@@ -304,7 +364,8 @@ impl Database {
         }
         let sql = format!(
             "DELETE FROM rejected WHERE received_at < $1
-             AND id IN (SELECT id FROM rejected ORDER BY id LIMIT {REJECTED_AT_ONCE})"
+             AND id IN (SELECT id FROM rejected ORDER BY id LIMIT {REJECTED_AT_ONCE}){}",
+            Chore::fence(chore)
         );
         let _turn = self.turn().await;
         on!(self, writes, pool => {
@@ -318,7 +379,12 @@ impl Database {
     ///
     /// # Errors
     /// [`super::LedgerError::Unavailable`].
-    pub async fn prune_replays(&self, before: Timestamp, dry_run: bool) -> Result<u64> {
+    pub async fn prune_replays(
+        &self,
+        before: Timestamp,
+        dry_run: bool,
+        chore: Option<&Chore>,
+    ) -> Result<u64> {
         let (count,): (i64,) = on!(self, reads, pool => {
             sqlx::query_as("SELECT COUNT(*) FROM replay WHERE ended_at < $1")
                 .bind(before.as_millis())
@@ -332,10 +398,11 @@ impl Database {
         if dry_run || count + waiting == 0 {
             return Ok(count.max(0).unsigned_abs());
         }
+        let fence = Chore::fence(chore);
         let _turn = self.turn().await;
         on!(self, writes, pool => {
-            sqlx::query(AssertSqlSafe(format!("DELETE {TRIED}"))).execute(pool).await?;
-            let gone = sqlx::query("DELETE FROM replay WHERE ended_at < $1")
+            sqlx::query(AssertSqlSafe(format!("DELETE {TRIED}{fence}"))).execute(pool).await?;
+            let gone = sqlx::query(AssertSqlSafe(format!("DELETE FROM replay WHERE ended_at < $1{fence}")))
                 .bind(before.as_millis())
                 .execute(pool)
                 .await?;
@@ -377,14 +444,17 @@ impl Database {
     ///
     /// # Errors
     /// [`super::LedgerError::Unavailable`].
-    pub async fn prune_identities(&self, identities: &[KeptIdentity]) -> Result<u64> {
+    pub async fn prune_identities(&self, identities: &[KeptIdentity], chore: Option<&Chore>) -> Result<u64> {
         if identities.is_empty() {
             return Ok(0);
         }
         let place = |n: usize| format!("(${},${},${})", 3 * n + 1, 3 * n + 2, 3 * n + 3);
         let places: Vec<_> = (0..identities.len()).map(place).collect();
-        let sql =
-            format!("DELETE FROM event_key WHERE (tenant, source, id) IN (VALUES {})", places.join(","));
+        let sql = format!(
+            "DELETE FROM event_key WHERE (tenant, source, id) IN (VALUES {}){}",
+            places.join(","),
+            Chore::fence(chore)
+        );
         let _turn = self.turn().await;
         on!(self, writes, pool => {
             let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);

@@ -3,7 +3,8 @@
 //! What a step moves, and how far it has come, is one transaction: whoever goes on after a crash picks nothing twice and
 //! passes over nothing. It does not wait for the disk, so that others wait for it for a shorter time: what a power cut takes
 //! back of it is a step that is made again, with the same numbers and so under the same ids. One node at a time works on a
-//! replay: a lease on the ledger's clock, checked in every step.
+//! replay: it holds a lease on the ledger's clock under its epoch. Every write of that node names the epoch, and every step
+//! names the cursor from which it starts: where either differs in the ledger, the step changes nothing.
 
 pub mod progress;
 pub mod select;
@@ -18,6 +19,7 @@ use sqlx::AssertSqlSafe;
 
 use self::select::{Candidate, Cursor, Selection};
 use self::step::{Moved, OutcomeTuple};
+use super::incarnation::Incarnation;
 use super::sql::{Database, on, redoable};
 use super::{Ledger, LedgerError, Result, rows};
 use crate::domain::clock::Timestamp;
@@ -194,19 +196,66 @@ impl Ledger {
             return Ok(Vec::new());
         }
         let now = self.now().await?;
-        database.take_replays(self.shared.node, now, now + lease).await
+        let taken = database.take_replays(self.shared.membership.current(), now, now + lease).await?;
+        if taken.is_empty() {
+            // Others work on them, or this node may work on nothing any more.
+            self.shared.store.prove().await?;
+        }
+        Ok(taken)
     }
 
-    /// Puts deliveries back into the queue, behind what is fresh, as one step of a replay; how many. `None` where this
-    /// node no longer works on it, or it does not run any more: then nothing is changed.
+    /// Notes what holds up a replay that this node works on.
+    ///
+    /// # Errors
+    /// [`LedgerError::Unavailable`].
+    pub async fn note_replay(&self, id: &str, waits_for: Option<&str>) -> Result<()> {
+        self.shared.database.note_replay(id, waits_for, self.epoch()).await
+    }
+
+    /// Counts what a replay of this node's has queued and was tried since; how much that is. Each is a delivery like any
+    /// other from then on.
+    ///
+    /// # Errors
+    /// [`LedgerError::Unavailable`].
+    pub async fn count_tried(&self, id: &str) -> Result<u64> {
+        self.shared.database.count_tried(id, self.epoch()).await
+    }
+
+    /// Completes a replay that this node works on and of which nothing is left; whether it did.
+    ///
+    /// # Errors
+    /// [`LedgerError::Unavailable`].
+    pub async fn complete_replay(&self, id: &str, now: Timestamp) -> Result<bool> {
+        let completed =
+            self.shared.database.complete_replay(id, self.shared.membership.current(), now).await?;
+        if !completed {
+            self.shared.store.prove().await?;
+        }
+        Ok(completed)
+    }
+
+    /// Gives this node's replays back, for another to go on with.
+    ///
+    /// # Errors
+    /// [`LedgerError::Unavailable`]: the leases will end by themselves.
+    pub async fn release_replays(&self) -> Result<()> {
+        self.shared.database.release_replays(self.epoch()).await
+    }
+
+    /// Queues deliveries behind what is fresh, as one step of a replay; how many. `None` where another node works on it,
+    /// its cursor has moved since `work` was read, or it does not run any more: then nothing is changed, and the replay
+    /// has to be read again.
     ///
     /// # Errors
     /// [`LedgerError::Unavailable`]: nothing is changed, or (a connection lost during the commit) all of it, in which
-    /// case the next step goes on behind it.
+    /// case the same step once more is refused. [`LedgerError::NumberLost`]: nothing is changed.
     pub async fn replay_step(&self, work: &ReplayWork, step: &ReplayStep<'_>) -> Result<Option<usize>> {
         let due_at = self.shared.clock.now();
-        let done = self.shared.database.replay_step(work, step, self.shared.node, due_at).await?;
-        let Some(put_back) = done else { return Ok(None) };
+        let current = self.shared.membership.current();
+        let Some(put_back) = self.shared.database.replay_step(work, step, current, due_at).await? else {
+            self.shared.store.prove().await?;
+            return Ok(None);
+        };
         for (event, lane) in &put_back {
             let id = DeliveryId { event: EventSeq(*event), lane: LaneId(*lane) };
             self.shared.store.appeared(id, Class::Retry, due_at);
@@ -315,20 +364,36 @@ impl Database {
         })
     }
 
-    /// Notes what holds a replay up.
-    ///
-    /// # Errors
-    /// [`LedgerError::Unavailable`].
-    pub async fn note_replay(&self, id: &str, waits_for: Option<&str>) -> Result<()> {
+    async fn note_replay(&self, id: &str, waits_for: Option<&str>, epoch: i64) -> Result<()> {
         let _turn = self.turn().await;
         on!(self, writes, pool => {
-            sqlx::query("UPDATE replay SET waits_for = $2 WHERE id = $1 AND state = 'running'")
+            sqlx::query("UPDATE replay SET waits_for = $2 WHERE id = $1 AND state = 'running' AND worker = $3")
                 .bind(id)
                 .bind(waits_for)
+                .bind(epoch)
                 .execute(pool)
                 .await?;
         });
         Ok(())
+    }
+
+    async fn complete_replay(&self, id: &str, current: Incarnation, now: Timestamp) -> Result<bool> {
+        let _turn = self.turn().await;
+        on!(self, writes, pool => {
+            let done = sqlx::query(
+                "UPDATE replay SET state = 'completed', ended_at = $2, waits_for = NULL
+                 WHERE id = $1 AND worker = $3 AND state = 'running' AND exhausted = 1
+                   AND (SELECT epoch FROM node WHERE number = $4) = $5",
+            )
+            .bind(id)
+            .bind(now.as_millis())
+            .bind(current.epoch)
+            .bind(current.node)
+            .bind(current.epoch_text())
+            .execute(pool)
+            .await?;
+            Ok(done.rows_affected() == 1)
+        })
     }
 
     /// What there is to do for these replays.
@@ -367,31 +432,35 @@ impl Database {
         Ok(row.is_some())
     }
 
-    async fn take_replays(&self, node: i64, now: Timestamp, until: Timestamp) -> Result<Vec<String>> {
+    async fn take_replays(
+        &self,
+        current: Incarnation,
+        now: Timestamp,
+        until: Timestamp,
+    ) -> Result<Vec<String>> {
         let _turn = self.turn().await;
         let rows: Vec<(String,)> = on!(self, writes, pool => {
             sqlx::query_as(
                 "UPDATE replay SET worker = $1, worker_until = $3
-                 WHERE state = 'running' AND (worker = $1 OR worker_until <= $2) RETURNING id",
+                 WHERE state = 'running' AND (worker = $1 OR worker_until <= $2)
+                   AND (SELECT epoch FROM node WHERE number = $4) = $5 RETURNING id",
             )
-            .bind(node)
+            .bind(current.epoch)
             .bind(now.as_millis())
             .bind(until.as_millis())
+            .bind(current.node)
+            .bind(current.epoch_text())
             .fetch_all(pool)
             .await?
         });
         Ok(rows.into_iter().map(|(id,)| id).collect())
     }
 
-    /// Gives the replays of a node back, for another to go on with.
-    ///
-    /// # Errors
-    /// [`LedgerError::Unavailable`]: the leases will end by themselves.
-    pub async fn release_replays(&self, node: i64) -> Result<()> {
+    async fn release_replays(&self, epoch: i64) -> Result<()> {
         let _turn = self.turn().await;
         on!(self, writes, pool => {
             sqlx::query("UPDATE replay SET worker = -1, worker_until = 0 WHERE worker = $1 AND state = 'running'")
-                .bind(node)
+                .bind(epoch)
                 .execute(pool)
                 .await?;
         });
@@ -403,7 +472,7 @@ impl Database {
         &self,
         work: &ReplayWork,
         step: &ReplayStep<'_>,
-        node: i64,
+        current: Incarnation,
         due_at: Timestamp,
     ) -> Result<Option<Vec<(i64, i64)>>> {
         let take_outcomes = step::take_outcomes(&work.selection, step.deliveries);
@@ -416,7 +485,7 @@ impl Database {
                 moved.outcomes(gone);
             }
             if !moved.earlier.is_empty() {
-                let sql = moved.keep_earlier(due_at);
+                let sql = moved.keep_earlier(work.new_ids, due_at);
                 let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false).bind(&work.id);
                 for earlier in &moved.earlier {
                     query = query.bind(&earlier.remote_id).bind(&earlier.reason);
@@ -442,19 +511,24 @@ impl Database {
                     .execute(&mut *transaction)
                     .await?;
             }
-            // Where it was paused meanwhile, or another node works on it, nothing of this has happened.
+            // Where it was paused, its cursor has moved or another node works on it, nothing of this has happened.
             let ours = sqlx::query(
                 "UPDATE replay SET cursor_event = $3, cursor_lane = $4, exhausted = $5, queued = queued + $6,
                                    unroutable = unroutable + $7, waits_for = NULL
-                 WHERE id = $1 AND worker = $2 AND state = 'running'",
+                 WHERE id = $1 AND worker = $2 AND state = 'running' AND cursor_event = $8 AND cursor_lane = $9
+                   AND (SELECT epoch FROM node WHERE number = $10) = $11",
             )
             .bind(&work.id)
-            .bind(node)
+            .bind(current.epoch)
             .bind(step.cursor.0)
             .bind(step.cursor.1)
             .bind(i64::from(step.exhausted))
             .bind(rows::count(moved.waiting.len()))
             .bind(moved.unroutable)
+            .bind(work.cursor.0)
+            .bind(work.cursor.1)
+            .bind(current.node)
+            .bind(current.epoch_text())
             .execute(&mut *transaction)
             .await?;
             if ours.rows_affected() != 1 {

@@ -18,6 +18,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, Connection as _, SqliteConnection, SqlitePool};
+use tokio::sync::watch;
 
 use self::claims::{Claim, Claims, Cursor, Meanwhile, Queue};
 use self::file::{check, checkpoint_on_the_side, own, path_of, wal_path};
@@ -25,6 +26,7 @@ pub use self::file::{database_file, lock_holder};
 use self::waiting::{EVENTS, WAITING};
 use self::write::{insert_plan, next_chunk, placeholders, settle_rows};
 
+use super::incarnation::{Incarnation, Membership};
 use super::payloads::{self, ClaimedPlaces, Payload, Place, Recent};
 use super::plan::{Known, Plan, RequestKey};
 use super::rows;
@@ -53,10 +55,13 @@ const MIGRATIONS: Migrations = &[
     (9, "replays", include_str!("../../migrations/sqlite/0009_replays.sql")),
     (10, "console", include_str!("../../migrations/sqlite/0010_console.sql")),
     (11, "steered_by", include_str!("../../migrations/sqlite/0011_steered_by.sql")),
+    (13, "epochs", include_str!("../../migrations/sqlite/0013_epochs.sql")),
 ];
 
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const READERS: u32 = 4;
+/// The number of the one node there is.
+const NODE: i64 = 0;
 /// Pages in the WAL at which a commit itself checkpoints. High, because that commit pays for it.
 const AUTOCHECKPOINT_PAGES: u32 = 16_000;
 /// Prepared statements that a connection keeps: those for many rows in all their sizes, and the others.
@@ -77,6 +82,7 @@ pub(super) struct SqliteStore {
     claiming: tokio::sync::Mutex<()>,
     recent: Recent,
     lease: Duration,
+    membership: Arc<Membership>,
     clock: Arc<dyn Clock>,
     written: Arc<tokio::sync::Notify>,
     checkpointer: tokio::task::AbortHandle,
@@ -86,7 +92,11 @@ pub(super) struct SqliteStore {
 }
 
 /// Opens the file, creating it where it is missing, and takes ownership of it.
-pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Result<Opened<SqliteStore>> {
+pub(super) async fn open(
+    options: &LedgerOptions,
+    clock: &Arc<dyn Clock>,
+    health: &watch::Sender<Option<String>>,
+) -> Result<Opened<SqliteStore>> {
     let path = path_of(&options.url)?;
     let lock = own(&path).await?;
     let connect = SqliteConnectOptions::new()
@@ -109,6 +119,8 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
     super::migrate(&mut writer, MIGRATIONS).await?;
     #[cfg(feature = "failpoints")]
     writer.lock_handle().await?.remove_progress_handler();
+    let epoch = take_epoch(&mut writer, clock.now()).await?;
+    let membership = Arc::new(Membership::new(Incarnation { node: NODE, epoch }, health.clone()));
     let reads = SqlitePoolOptions::new()
         .max_connections(READERS)
         .connect_with(connect.clone().read_only(true).create_if_missing(false))
@@ -134,13 +146,31 @@ pub(super) async fn open(options: &LedgerOptions, clock: &Arc<dyn Clock>) -> Res
         claiming: tokio::sync::Mutex::default(),
         recent: Recent::new(options.recent_bytes),
         lease: options.lease,
+        membership: membership.clone(),
         clock: clock.clone(),
         written,
         checkpointer,
         wal: wal_path(&path),
         lock,
     };
-    Ok(Opened { store, database, sequence: Sequence::new(0, largest), node: 0, notices: None })
+    Ok(Opened { store, database, sequence: Sequence::new(NODE, largest), membership, notices: None })
+}
+
+/// Takes the next epoch for the one node of this file, and notes it as that node's.
+async fn take_epoch(connection: &mut SqliteConnection, now: Timestamp) -> Result<i64> {
+    let (epoch,): (i64,) = sqlx::query_as("UPDATE node_epoch SET number = number + 1 RETURNING number")
+        .fetch_one(&mut *connection)
+        .await?;
+    sqlx::query(
+        "INSERT INTO node (number, epoch, seen_at) VALUES ($1, $2, $3)
+         ON CONFLICT (number) DO UPDATE SET epoch = excluded.epoch",
+    )
+    .bind(NODE)
+    .bind(epoch.to_string())
+    .bind(now.as_millis())
+    .execute(connection)
+    .await?;
+    Ok(epoch)
 }
 
 /// Writes as much as a few events and takes it away again. On a full disk the heartbeat's own row may still find its place,
@@ -491,9 +521,11 @@ impl Store for SqliteStore {
             prove_room(&mut connection).await?;
         }
         sqlx::query(
-            "INSERT INTO node (number, epoch, seen_at) VALUES (0, '', $1)
-             ON CONFLICT (number) DO UPDATE SET seen_at = excluded.seen_at",
+            "INSERT INTO node (number, epoch, seen_at) VALUES ($1, $2, $3)
+             ON CONFLICT (number) DO UPDATE SET epoch = excluded.epoch, seen_at = excluded.seen_at",
         )
+        .bind(NODE)
+        .bind(self.membership.current().epoch_text())
         .bind(self.clock.now().as_millis())
         .execute(&mut connection)
         .await?;

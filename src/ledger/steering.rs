@@ -19,6 +19,11 @@ use crate::domain::delivery::{
 };
 use crate::domain::tenant::Lane;
 
+/// Which replay a delivery belongs to that is done, as [`ReplayNumber::as_column`] has it: the last one that queued it. A
+/// retry repeats that replay's attempt, and so carries its key. Parameters as in [`Database::requeue`].
+const REPLAY_NUMBER: &str = "(SELECT 2 * number + new_id FROM earlier_outcome WHERE event = $4 AND lane = $1
+                              ORDER BY number DESC LIMIT 1)";
+
 /// What became of an operator's wish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Steered {
@@ -47,8 +52,8 @@ pub(super) struct Requeue {
 }
 
 impl Ledger {
-    /// Lets a delivery go out again at once, under the same key: one that is done, or that waits for its time. `by`: who
-    /// wants it, the name of a key.
+    /// Sends a delivery again now: one that is done, or that waits for its time. It carries the key of its last attempt,
+    /// also where a replay sent that. `by`: the name of the operator's key.
     ///
     /// # Errors
     /// [`super::LedgerError::Unavailable`]: it may still happen.
@@ -194,8 +199,8 @@ impl Database {
         // Only Postgres has leases in the table.
         let (lease_column, lease) = if self.is_shared() { (", lease_until", ", 0") } else { ("", "") };
         let insert = format!(
-            "INSERT INTO queue (lane, retry, due_at, event, attempt, failures, uncertain{lease_column})
-             VALUES ($1, $2, $3, $4, $5, $6, $7{lease})"
+            "INSERT INTO queue (lane, retry, due_at, event, attempt, failures, uncertain, replay{lease_column})
+             VALUES ($1, $2, $3, $4, $5, $6, $7, COALESCE({REPLAY_NUMBER}, 0){lease})"
         );
         on!(self, writes, pool => {
             let mut transaction = pool.begin().await?;

@@ -63,7 +63,8 @@ impl Ledger {
     /// restart does not spend them again.
     ///
     /// # Errors
-    /// [`super::LedgerError::Unavailable`]: some may have been reserved all the same, and are forfeited.
+    /// [`super::LedgerError::Unavailable`]: some may have been reserved all the same, and are forfeited;
+    /// [`super::LedgerError::NumberLost`]: none are.
     pub async fn reserve_tokens(&self, wishes: &[TokenWish]) -> Result<Vec<TokenGrant>> {
         in_time(self.take_tokens(wishes)).await
     }
@@ -114,10 +115,18 @@ impl Ledger {
                     rows = read_locked(&mut transaction, &partners).await?;
                 }
                 // After the locks: no node's clock, and never older than what another node has written.
-                let (now,): (i64,) =
-                    sqlx::query_as("SELECT (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint")
-                        .fetch_one(&mut *transaction)
-                        .await?;
+                let incarnation = self.shared.membership.current();
+                let (now, holds_number): (i64, bool) = sqlx::query_as(
+                    "SELECT (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint,
+                            EXISTS (SELECT 1 FROM node WHERE number = $1 AND epoch = $2)",
+                )
+                .bind(incarnation.node)
+                .bind(incarnation.epoch_text())
+                .fetch_one(&mut *transaction)
+                .await?;
+                if !holds_number {
+                    return Err(self.shared.membership.lose(incarnation));
+                }
                 let Reserved { grants, budgets } = reserve(wishes, rows, Timestamp::from_millis(now));
                 sqlx::query(
                     "UPDATE partner_tokens SET millionths = input.millionths, at = input.at

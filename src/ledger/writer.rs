@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::backlog::Backlog;
+use super::incarnation::Membership;
 use super::notices::Bell;
 use super::plan::{self, AcceptRequest, Accepted, Known, Plan, Waiting};
 use super::repeats::Repeats;
@@ -84,6 +85,8 @@ pub(super) struct Writer {
     pub bell: Option<Arc<Bell>>,
     /// Why writes fail; `None` while they work.
     pub health: watch::Sender<Option<String>>,
+    /// Which node this is.
+    pub membership: Arc<Membership>,
     pub last_beat: Moment,
     /// See [`SETTLE_TOGETHER`].
     pub settle_together: Duration,
@@ -160,6 +163,7 @@ impl Writer {
                     unsettled.push(settlement);
                     false
                 }
+                () = self.membership.lost() => true,
                 () = tokio::time::sleep(wait) => true,
             };
             let more_to_come = || self.outlet().is_some_and(Outlet::is_sending);
@@ -170,7 +174,15 @@ impl Writer {
             }
             inbox.take(&mut group, &mut unsettled);
             open = !group.last;
-            let alive = self.heartbeat(idle).await;
+            let mut alive = self.heartbeat(idle).await;
+            if let Err(LedgerError::Refused(reason)) = &alive {
+                self.membership.exclude();
+                for pending in group.accepts.drain(..) {
+                    let _ = pending.answer.send(Err(LedgerError::Unavailable(reason.clone())));
+                }
+                // Without a number no event is accepted. Settlements need none: their claims still hold.
+                alive = Ok(());
+            }
             if !group.accepts.is_empty() || !unsettled.is_empty() {
                 self.write(alive, group.accepts, &mut unsettled).await;
             }
@@ -185,10 +197,15 @@ impl Writer {
     async fn heartbeat(&mut self, idle: bool) -> Result<()> {
         let moment = self.clock.moment();
         let down = self.health.borrow().is_some();
-        if !idle && !down && self.last_beat.until(moment) < HEARTBEAT {
+        let lost = self.membership.is_lost();
+        if !idle && !down && !lost && self.last_beat.until(moment) < HEARTBEAT {
             return Ok(());
         }
-        let beat = self.store.heartbeat(down).await;
+        let beat = if lost { self.rejoin().await } else { self.store.heartbeat(down).await };
+        let beat = match beat {
+            Err(LedgerError::NumberLost(_)) => self.rejoin().await,
+            beat => beat,
+        };
         self.report(beat.as_ref().err());
         if beat.is_ok() {
             self.last_beat = moment;
@@ -196,8 +213,20 @@ impl Writer {
         beat
     }
 
+    /// Takes another number after this one was lost. What waits to be written goes on under it.
+    async fn rejoin(&mut self) -> Result<()> {
+        self.sequence = self.store.rejoin().await?;
+        let current = self.membership.current();
+        tracing::info!(node = current.node, epoch = current.epoch, "this node has another number");
+        Ok(())
+    }
+
     /// Notes whether writes work, and says so once when that changes.
     fn report(&self, error: Option<&LedgerError>) {
+        if error.is_none() && self.membership.is_lost() {
+            // Settlements may be written. Events are not, and nothing is claimed.
+            return;
+        }
         let reason = error.map(ToString::to_string);
         self.health.send_if_modified(|health| {
             match (&*health, &reason) {
@@ -278,6 +307,10 @@ impl Writer {
                     give_back(self.outlet(), &plan.deliveries, reserved);
                     known.merge(self.lookup(requests).await?);
                     is_known = true;
+                }
+                Err(LedgerError::NumberLost(_)) => {
+                    give_back(self.outlet(), &plan.deliveries, reserved);
+                    self.rejoin().await?;
                 }
                 Err(error) => {
                     give_back(self.outlet(), &plan.deliveries, reserved);

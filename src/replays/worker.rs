@@ -108,7 +108,7 @@ impl Replays {
             }
         }
         if !active.is_empty()
-            && let Err(error) = self.ledger.database().release_replays(self.ledger.node()).await
+            && let Err(error) = self.ledger.release_replays().await
         {
             tracing::debug!(%error, "replays were not given back; their leases will end");
         }
@@ -140,7 +140,7 @@ impl Replays {
             }
             let done = self.clock.now();
             let id = &replay.work.id;
-            if self.ledger.database().set_replay_state(id, &["running"], "completed", done).await? {
+            if self.ledger.complete_replay(id, done).await? {
                 tracing::info!(replay = id, "the replay is complete");
             }
             return Ok(Fed::Left);
@@ -183,7 +183,7 @@ impl Replays {
         let untried = self.ledger.database().untried(&replay.work.id).await?;
         let counted = match untried.news {
             0 => 0,
-            _ => self.ledger.database().count_tried(&replay.work.id).await?,
+            _ => self.ledger.count_tried(&replay.work.id).await?,
         };
         let left = (untried.waiting + untried.news).saturating_sub(counted);
         replay.waiting = usize::try_from(left).unwrap_or(usize::MAX - 1);
@@ -283,6 +283,6 @@ impl Replays {
             return Ok(());
         }
         replay.waits_for = reason;
-        self.ledger.database().note_replay(&replay.work.id, reason).await
+        self.ledger.note_replay(&replay.work.id, reason).await
     }
 }

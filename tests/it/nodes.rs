@@ -355,3 +355,53 @@ async fn every_node_does_what_its_role_says() {
     all_delivered(&database, 10).await;
     drop((ingest, worker));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_number_is_given_to_another_sends_each_event_once() {
+    // holds: 55
+    const LEAST: usize = 40;
+    const MOST: usize = 160;
+    let (database, svix) = (TestDatabase::postgres().await, mock_svix().await);
+    svix.set_replay_by_key(false);
+    let mut settings = config(&database, &svix);
+    settings.svix.timeout_ms = 400;
+    settings.dispatch.lease_ms = 2_000;
+    settings.role = posthaste::config::Role::Worker;
+    let worker = TestRelay::start_with(settings.clone()).await;
+    settings.role = posthaste::config::Role::Ingest;
+    let ingest = TestRelay::start_with(settings).await;
+    let before = worker.app().ledger().node();
+    // Another node has it now, and has just been seen.
+    database
+        .execute(&format!(
+            "UPDATE node SET epoch = 'another', seen_at = (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint
+             WHERE number = {before}"
+        ))
+        .await;
+    // Events go on to come: until it has another number, or longer than the ledger is without a heartbeat.
+    let mut events = 0;
+    while events < LEAST || (worker.app().ledger().node() == before && events < MOST) {
+        assert_eq!(ingest.post(batch(events, 1)).await.status, 202);
+        events += 1;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let all = "SELECT count(*)::text FROM outcome WHERE state = 'delivered' AND failures = 0";
+    let delivered = async || (database.text(all).await == events.to_string()).then_some(());
+    let done = tokio::time::timeout(Duration::from_secs(15), eventually("all is delivered", delivered)).await;
+    let requests = svix.request_count();
+    assert!(done.is_ok(), "{requests} requests for {events} events, and {} wait", waiting(&database).await);
+    assert_eq!(requests, events as u64, "one request for each event");
+    assert_ne!(worker.app().ledger().node(), before, "it goes on under another number");
+    ingest.finish().await;
+    worker.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_can_have_no_other_number_ends_with_an_error() {
+    let (database, svix) = (TestDatabase::postgres().await, mock_svix().await);
+    let mut relay = RelayProcess::start(&database, &svix, &[]);
+    assert_eq!(relay.post(batch(0, 1)).await.status, 202);
+    all_delivered(&database, 1).await;
+    database.execute(crate::ledger::fences::HOLD_ALL_NUMBERS).await;
+    assert_eq!(relay.ended(Duration::from_secs(30)).await, Some(1), "its supervisor has to see it");
+}

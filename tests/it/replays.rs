@@ -18,6 +18,7 @@ use crate::support::{HttpClient, RelayProcess, TestDatabase, TestRelay, config, 
 on_both_databases! {
     what_was_delivered_goes_out_again_under_the_same_id,
     new_ids_make_another_message_of_it,
+    a_retry_of_a_replayed_delivery_keeps_the_replays_id,
     the_dead_go_out_again_and_the_rest_stays,
     a_dry_run_counts_and_changes_nothing,
     what_was_unrouted_is_routed_anew,
@@ -129,6 +130,61 @@ async fn new_ids_make_another_message_of_it(database: TestDatabase) {
     assert_eq!(ids.len(), 3, "{ids:?}");
     assert_eq!(ids[1], format!("{}_r1", ids[0]));
     assert_eq!(ids[2], ids[1], "two attempts of one delivery never carry different keys");
+    relay.finish().await;
+}
+
+async fn a_retry_of_a_replayed_delivery_keeps_the_replays_id(database: TestDatabase) {
+    let (relay, partner, endpoint) = start(&database).await;
+    post(&relay, ["e".to_owned()]).await;
+    relay.settled().await;
+    let delivery = database.text("SELECT 'dlv_' || event || '_' || lane FROM outcome").await;
+    let act = async |action: &str| {
+        let path = format!("/v1/deliveries/{delivery}/{action}");
+        let answer = relay.send(Method::POST, &path, &JSON, "").await;
+        assert_eq!(answer.status, 200, "{action}: {}", answer.json());
+    };
+    let replay_with = async |new_ids: bool| {
+        let body = json!({ "filter": { "deliveries": [delivery] }, "new_ids": new_ids });
+        ended(&relay, ask(&relay, body).await["id"].as_str().expect("an id")).await;
+    };
+    let arrived = async |expected: &[&str]| {
+        let count = expected.len();
+        assert!(partner.wait_for(count as u64, Duration::from_secs(20)).await, "attempt {count} arrives");
+        let ids = arrivals(&partner).remove("e").expect("it came");
+        let expected: Vec<_> = expected.iter().map(|suffix| format!("{}{suffix}", ids[0])).collect();
+        assert_eq!(ids, expected, "a retry goes out under the key of the replay that it retries");
+    };
+    let mut expected = vec![""];
+    // Of what was replayed and delivered, after the first replay, after one under the old id, and after a third.
+    for (new_ids, suffix) in [(true, "_r1"), (false, ""), (true, "_r3")] {
+        replay_with(new_ids).await;
+        relay.settled().await;
+        for _ in 0..2 {
+            act("retry").await;
+            relay.settled().await;
+        }
+        expected.extend([suffix; 3]);
+        arrived(&expected).await;
+    }
+    // Of what was replayed and waits for its next attempt, and of what was canceled then.
+    let schedule = json!({ "retry_schedule_ms": [3_600_000] });
+    call(&relay, Method::PATCH, &format!("/v1/endpoints/{endpoint}"), schedule).await;
+    partner.set_answer(Some(PartnerAnswer::status(500)));
+    replay_with(true).await;
+    let failures = async |count: i64| {
+        let failed = "SELECT CAST(COUNT(*) AS TEXT) FROM attempt_log";
+        let look = async || (database.text(failed).await == count.to_string()).then_some(());
+        eventually("its failure is recorded", look).await;
+    };
+    failures(1).await;
+    act("retry").await;
+    failures(2).await;
+    act("cancel").await;
+    partner.set_answer(None);
+    act("retry").await;
+    relay.settled().await;
+    expected.extend(["_r4"; 3]);
+    arrived(&expected).await;
     relay.finish().await;
 }
 

@@ -8,6 +8,7 @@ use super::column;
 use crate::domain::delivery::{DeliveryId, NextState, Settlement};
 use crate::domain::event::EventSeq;
 use crate::domain::tenant::LaneId;
+use crate::ledger::incarnation::Incarnation;
 use crate::ledger::rows::{self, AttemptColumns, OutcomeColumns, WaitingColumns};
 use crate::ledger::{ClaimId, Held, Result, claim_of};
 
@@ -127,17 +128,19 @@ fn claim_id((event, lane, attempt): (i64, i64, i64)) -> ClaimId {
     (DeliveryId { event: EventSeq(event), lane: LaneId(lane) }, attempt)
 }
 
-/// Claims one delivery where it stands, unless somebody holds it.
+/// Claims one delivery where it stands, unless somebody holds it or `incarnation` has lost its number.
 pub(super) async fn claim_one(
     connection: impl PgExecutor<'_>,
     place: &Held,
     lease_ms: i64,
+    incarnation: Incarnation,
 ) -> Result<Option<i64>> {
     let claimed: Option<(i64,)> = sqlx::query_as(
         "UPDATE queue SET attempt = attempt + 1,
              lease_until = (SELECT (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint) + $5
          WHERE lane = $1 AND retry = $2 AND due_at = $3 AND event = $4
            AND lease_until <= (SELECT (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint)
+           AND (SELECT epoch FROM node WHERE number = $6) = $7
          RETURNING attempt",
     )
     .bind(place.id.lane.0)
@@ -145,6 +148,8 @@ pub(super) async fn claim_one(
     .bind(place.due_at.as_millis())
     .bind(place.id.event.0)
     .bind(lease_ms)
+    .bind(incarnation.node)
+    .bind(incarnation.epoch_text())
     .fetch_optional(connection)
     .await?;
     Ok(claimed.map(|(attempt,)| attempt))

@@ -36,11 +36,12 @@ impl Database {
     }
 
     /// Counts what was put back and has been tried since, and how much that is; it is a delivery like any other from then
-    /// on. What ends while this looks is left for the next time.
+    /// on. What ends while this looks is left for the next time. Counts nothing where the replay is not the work of
+    /// `epoch` any more.
     ///
     /// # Errors
     /// [`crate::ledger::LedgerError::Unavailable`].
-    pub async fn count_tried(&self, id: &str) -> Result<u64> {
+    pub(in crate::ledger) async fn count_tried(&self, id: &str, epoch: i64) -> Result<u64> {
         let tried = |how: &str| {
             format!(
                 "DELETE FROM replay_waiting WHERE replay = $1 AND NOT EXISTS (
@@ -67,16 +68,21 @@ impl Database {
                 let gone = sqlx::query(AssertSqlSafe(sql)).bind(id).execute(&mut *transaction).await?;
                 *count = i64::try_from(gone.rows_affected()).unwrap_or(i64::MAX);
             }
-            sqlx::query(
+            let ours = sqlx::query(
                 "UPDATE replay SET delivered = delivered + $2, canceled = canceled + $3, failed = failed + $4
-                 WHERE id = $1",
+                 WHERE id = $1 AND worker = $5",
             )
             .bind(id)
             .bind(counts[0])
             .bind(counts[1])
             .bind(counts[2])
+            .bind(epoch)
             .execute(&mut *transaction)
             .await?;
+            if ours.rows_affected() != 1 {
+                transaction.rollback().await?;
+                return Ok(0);
+            }
             transaction.commit().await?;
             Ok(counts.iter().sum::<i64>().max(0).unsigned_abs())
         })

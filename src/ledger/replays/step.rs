@@ -115,8 +115,8 @@ impl Moved {
     }
 
     /// Keeps how deliveries had ended. Parameters: the replay's id, and `remote_id` and `reason` of each.
-    pub fn keep_earlier(&self, now: Timestamp) -> String {
-        let now = now.as_millis();
+    pub fn keep_earlier(&self, new_ids: bool, now: Timestamp) -> String {
+        let (now, new_id) = (now.as_millis(), i64::from(new_ids));
         let row = |(index, row): (usize, &Earlier)| {
             let Earlier { event, lane, number, at, attempts, failures, latency_ms, .. } = row;
             let status = row.status.map_or_else(|| "NULL".to_owned(), |status| status.to_string());
@@ -124,13 +124,13 @@ impl Moved {
             let (remote_id, reason) = (2 * index + 2, 2 * index + 3);
             format!(
                 "({event},{lane},{number},$1,{now},'{state}',{at},{attempts},{failures},{latency_ms},{status},\
-                 ${remote_id},{unconfirmed},${reason})"
+                 ${remote_id},{unconfirmed},${reason},{new_id})"
             )
         };
         let rows: Vec<_> = self.earlier.iter().enumerate().map(row).collect();
         format!(
             "INSERT INTO earlier_outcome (event, lane, number, replay, replayed_at, state, at, attempts, failures,
-                                          latency_ms, status, remote_id, dispatch_unconfirmed, reason)
+                                          latency_ms, status, remote_id, dispatch_unconfirmed, reason, new_id)
              VALUES {}",
             rows.join(",")
         )

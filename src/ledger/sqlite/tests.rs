@@ -86,7 +86,8 @@ async fn opened() -> (Opened<SqliteStore>, tempfile::TempDir) {
         recent_bytes: 0,
     };
     let clock: Arc<dyn Clock> = Arc::new(StandingClock);
-    (open(&options, &clock).await.expect("it opens"), directory)
+    let health = watch::channel(None).0;
+    (open(&options, &clock, &health).await.expect("it opens"), directory)
 }
 
 /// A store with a lane, and the directory it lies in.

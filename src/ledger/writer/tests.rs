@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use super::super::incarnation::Incarnation;
 use super::super::plan::NewEvent;
 use super::super::sql::Database;
 use super::super::{BacklogLimits, ClaimedLane, Held, RequestKey};
@@ -92,6 +93,7 @@ impl Outlet for Sending {
 fn writer(settle_together: Duration) -> (Writer, Arc<Groups>) {
     let store = Arc::new(Groups::default());
     let limits = BacklogLimits { tenant: 1, total: 1 };
+    let health = watch::channel(None).0;
     let writer = Writer {
         store: store.clone(),
         sequence: Sequence::new(0, None),
@@ -100,7 +102,8 @@ fn writer(settle_together: Duration) -> (Writer, Arc<Groups>) {
         meter: Arc::default(),
         repeats: Arc::default(),
         bell: None,
-        health: watch::channel(None).0,
+        health: health.clone(),
+        membership: Arc::new(Membership::new(Incarnation { node: 0, epoch: 1_025 }, health)),
         last_beat: Moment::default(),
         settle_together,
         clock: Arc::new(StandingClock),

@@ -291,7 +291,7 @@ async fn dump(database: &TestDatabase, like: Option<&Dump>) -> Dump {
     if let Some(like) = like {
         columns.clone_from(&like.columns);
     }
-    columns.retain(|table, _| table != "_sqlx_migrations" && table != "node");
+    columns.retain(|table, _| !["_sqlx_migrations", "node", "node_epoch"].contains(&table.as_str()));
     let text = |column: &String| match database.is_postgres() {
         true => format!("COALESCE(quote_literal({column}::text), 'NULL')"),
         false => format!("quote({column})"),

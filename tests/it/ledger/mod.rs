@@ -4,6 +4,7 @@ mod backlog;
 mod claims;
 mod cursors;
 mod depth;
+pub mod fences;
 mod files;
 mod handoff;
 mod ingest;

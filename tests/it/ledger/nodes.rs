@@ -12,7 +12,7 @@ use posthaste::ledger::ItemVerdict::{Accepted as New, Duplicate};
 use posthaste::ledger::{Ledger, LedgerError, LedgerOptions, Notice};
 
 use super::handoff::Desk;
-use super::{accept, claim, close, delivered, fill, ids, lane, open_with_lane, settlement};
+use super::{accept, claim, close, delivered, fill, ids, lane, open_with_lane, settle, settlement};
 use crate::support::{TestClock, TestDatabase, bounded, event, eventually, side_by_side};
 
 /// Milliseconds on the database's clock.
@@ -129,24 +129,29 @@ async fn a_busy_node_keeps_its_number() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_lost_its_number_takes_nothing() {
+async fn a_node_that_lost_its_number_goes_on_under_a_new_one() {
     let database = TestDatabase::postgres().await;
     let clock = TestClock::new();
-    let cut_off = database.open(&clock).await;
+    let (cut_off, lane) = open_with_lane(&database, &clock).await;
     assert_eq!(number_of(&cut_off, "one").await, 0);
+    fill(&cut_off, &lane, "held", 2).await;
+    let held = claim(&cut_off, &lane, 2).await.deliveries;
     // As if it had been cut off for long, while another began.
     database.execute("UPDATE node SET seen_at = seen_at - 601000").await;
     let other = database.open(&clock).await;
     assert_eq!(number_of(&other, "two").await, 0);
+    // What waits for its next heartbeat is accepted under another number.
     clock.pass(Duration::from_secs(10));
-    for _ in 0..3 {
-        let error = cut_off.accept(vec![event("late").build()], true, None).await.expect_err("refused");
-        assert!(matches!(error, LedgerError::Unavailable(_)));
-        assert!(error.to_string().contains("node number 0 has passed to another"), "{error}");
-        assert!(cut_off.admits().is_err());
-    }
-    assert_eq!(other.database().body("acme", "", "late").await.expect("an answer"), None);
-    assert_eq!(accept(&other, vec![event("late").build()]).await, [New]);
+    assert_eq!(accept(&cut_off, vec![event("late").to(&lane).build()]).await, [New]);
+    assert_eq!((cut_off.node(), cut_off.trouble()), (1, None));
+    assert!(cut_off.epoch() > other.epoch());
+    let late = claim(&cut_off, &lane, 1).await.deliveries;
+    assert_eq!((ids(&late), node_of(&late[0])), (vec!["late"], 1));
+    // What it had claimed before is its own.
+    settle(&cut_off, held.iter().chain(&late).map(|held| settlement(held, delivered(), &clock))).await;
+    let progress = other.database().progress().await.expect("an account");
+    assert_eq!(progress.done.get("delivered"), Some(&3));
+    assert_eq!(number_of(&other, "three").await, 0, "the other keeps it");
 }
 
 #[tokio::test(flavor = "multi_thread")]

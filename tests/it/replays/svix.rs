@@ -5,6 +5,7 @@ use super::*;
 on_both_databases! {
     what_svix_has_it_sends_again_and_what_it_lost_is_posted,
     a_message_under_its_key_is_found_there,
+    a_retry_of_a_failed_replay_gives_svix_what_it_lost,
 }
 
 async fn what_svix_has_it_sends_again_and_what_it_lost_is_posted(database: TestDatabase) {
@@ -72,5 +73,28 @@ async fn a_message_under_its_key_is_found_there(database: TestDatabase) {
     assert_eq!(lost["delivered"], 1, "{lost}");
     let back = svix.message("acme", second.event_id.as_deref().expect("the key")).expect("it is back");
     assert_eq!(back.payload, second.payload);
+    relay.finish().await;
+}
+
+async fn a_retry_of_a_failed_replay_gives_svix_what_it_lost(database: TestDatabase) {
+    let svix = mock_svix().await;
+    let relay = TestRelay::start_with(config(&database, &svix)).await;
+    post(&relay, ["e".to_owned()]).await;
+    relay.settled().await;
+    assert!(svix.remove_message("acme", "e"));
+    // Svix refuses it for good this once.
+    svix.script([posthaste::mock::Trouble::Status(422)]);
+    let failed = replay(&relay, json!({ "tenant": "acme", "states": ["delivered"] })).await;
+    assert_eq!((&failed["queued"], &failed["failed"]), (&json!(1), &json!(1)), "{failed}");
+    let delivery =
+        database.text("SELECT 'dlv_' || event || '_' || lane FROM outcome WHERE state = 'dead'").await;
+    // Svix still has the answer that it gave to the first key.
+    let path = format!("/v1/deliveries/{delivery}/retry");
+    assert_eq!(relay.send(Method::POST, &path, &JSON, "").await.status, 200);
+    let progress = relay.settled().await;
+    assert_eq!(progress.done, HashMap::from([("delivered".to_owned(), 1)]));
+    let message = svix.message("acme", "e").expect("what is delivered is at Svix");
+    let key = message.idempotency_key.as_deref().expect("a key");
+    assert!(key.starts_with("ph1_") && key.ends_with("_r1"), "{key}");
     relay.finish().await;
 }
