@@ -1,11 +1,6 @@
--- The last epoch that was given out, in one row. Every start gets the next one, and none is ever given out again.
--- `node.epoch` holds it as text. Epochs begin above all node numbers: what an earlier version wrote as the holder of a
--- replay, a chore or a gate is a node number, and belongs to nobody now.
-CREATE TABLE node_epoch (
-    id     INTEGER PRIMARY KEY CHECK (id = 1),
-    number INTEGER NOT NULL
-) STRICT;
-INSERT INTO node_epoch VALUES (1, 1024);
+-- `node.epoch` holds the last epoch of the one node as text: every start takes the next one. Epochs begin above all node
+-- numbers: what an earlier version wrote as the holder of a replay, a chore or a gate is a node number, and belongs to
+-- nobody now.
 
 -- 1: that replay sent the delivery to partners under a new id. A later retry sends it under the same one.
 ALTER TABLE earlier_outcome ADD COLUMN new_id INTEGER NOT NULL DEFAULT 0;

@@ -40,7 +40,7 @@ use crate::domain::delivery::{Class, DeliveryId, NextState, Settlement};
 use crate::domain::event::{EventSeq, Fingerprint, Identity};
 use crate::domain::hash::FastSet;
 use crate::domain::scheduler::{LaneClaim, Remaining};
-use crate::domain::sequence::Sequence;
+use crate::domain::sequence::{NODES, Sequence};
 use crate::failpoint::failpoint;
 
 const MIGRATIONS: Migrations = &[
@@ -119,8 +119,14 @@ pub(super) async fn open(
     super::migrate(&mut writer, MIGRATIONS).await?;
     #[cfg(feature = "failpoints")]
     writer.lock_handle().await?.remove_progress_handler();
-    let epoch = take_epoch(&mut writer, clock.now()).await?;
-    let membership = Arc::new(Membership::new(Incarnation { node: NODE, epoch }, health.clone()));
+    let (last_epoch, seen_at) = last_life(&mut writer).await?;
+    let epoch = last_epoch.unwrap_or_default().max(NODES) + 1;
+    let incarnation = Incarnation { node: NODE, epoch };
+    let membership = Arc::new(Membership::new(incarnation, health.clone()));
+    // Where the disk is full now, a later heartbeat does it. Nothing that names the epoch is written before.
+    let seen_at = seen_at.map_or_else(|| clock.now(), Timestamp::from_millis);
+    let noted = note_life(&mut writer, incarnation.epoch_text(), seen_at).await;
+    let writer = noted.is_ok().then_some(writer);
     let reads = SqlitePoolOptions::new()
         .max_connections(READERS)
         .connect_with(connect.clone().read_only(true).create_if_missing(false))
@@ -133,7 +139,7 @@ pub(super) async fn open(
     let writes = single().connect_with(connect.clone()).await?;
     // In WAL mode NORMAL leaves out the sync of a commit, and nothing else.
     let redoable = single().connect_lazy_with(connect.clone().synchronous(SqliteSynchronous::Normal));
-    let writer: Turn = Arc::new(tokio::sync::Mutex::new(Some(writer)));
+    let writer: Turn = Arc::new(tokio::sync::Mutex::new(writer));
     let database = Database::Sqlite { reads: reads.clone(), writes, redoable, turn: writer.clone() };
     let largest = database.largest_seq().await?;
     let written = Arc::new(tokio::sync::Notify::new());
@@ -156,21 +162,24 @@ pub(super) async fn open(
     Ok(Opened { store, database, sequence: Sequence::new(NODE, largest), membership, notices: None })
 }
 
-/// Takes the next epoch for the one node of this file, and notes it as that node's.
-async fn take_epoch(connection: &mut SqliteConnection, now: Timestamp) -> Result<i64> {
-    let (epoch,): (i64,) = sqlx::query_as("UPDATE node_epoch SET number = number + 1 RETURNING number")
-        .fetch_one(&mut *connection)
-        .await?;
+/// The last epoch of the one node of this file, where one was noted, and when that node was last seen.
+async fn last_life(connection: &mut SqliteConnection) -> Result<(Option<i64>, Option<i64>)> {
+    let sql = "SELECT MAX(CAST(epoch AS INTEGER)), MAX(seen_at) FROM node WHERE number = $1";
+    Ok(sqlx::query_as(sql).bind(NODE).fetch_one(connection).await?)
+}
+
+/// Notes the epoch of the one node, and when it was last seen.
+async fn note_life(connection: &mut SqliteConnection, epoch: String, seen_at: Timestamp) -> Result<()> {
     sqlx::query(
         "INSERT INTO node (number, epoch, seen_at) VALUES ($1, $2, $3)
-         ON CONFLICT (number) DO UPDATE SET epoch = excluded.epoch",
+         ON CONFLICT (number) DO UPDATE SET epoch = excluded.epoch, seen_at = excluded.seen_at",
     )
     .bind(NODE)
-    .bind(epoch.to_string())
-    .bind(now.as_millis())
+    .bind(epoch)
+    .bind(seen_at.as_millis())
     .execute(connection)
     .await?;
-    Ok(epoch)
+    Ok(())
 }
 
 /// Writes as much as a few events and takes it away again. On a full disk the heartbeat's own row may still find its place,
@@ -520,15 +529,7 @@ impl Store for SqliteStore {
         if after_trouble {
             prove_room(&mut connection).await?;
         }
-        sqlx::query(
-            "INSERT INTO node (number, epoch, seen_at) VALUES ($1, $2, $3)
-             ON CONFLICT (number) DO UPDATE SET epoch = excluded.epoch, seen_at = excluded.seen_at",
-        )
-        .bind(NODE)
-        .bind(self.membership.current().epoch_text())
-        .bind(self.clock.now().as_millis())
-        .execute(&mut connection)
-        .await?;
+        note_life(&mut connection, self.membership.current().epoch_text(), self.clock.now()).await?;
         *writer = Some(connection);
         Ok(())
     }
