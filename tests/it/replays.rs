@@ -167,7 +167,7 @@ async fn a_retry_of_a_replayed_delivery_keeps_the_replays_id(database: TestDatab
         arrived(&expected).await;
     }
     // Of what was replayed and waits for its next attempt, and of what was canceled then.
-    let schedule = json!({ "retry_schedule_ms": [3_600_000] });
+    let schedule = json!({ "retry_schedule_ms": [3_600_000, 3_600_000, 3_600_000] });
     call(&relay, Method::PATCH, &format!("/v1/endpoints/{endpoint}"), schedule).await;
     partner.set_answer(Some(PartnerAnswer::status(500)));
     replay_with(true).await;
