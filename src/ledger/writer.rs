@@ -175,7 +175,9 @@ impl Writer {
             inbox.take(&mut group, &mut unsettled);
             open = !group.last;
             let mut alive = self.heartbeat(idle).await;
-            if let Err(LedgerError::Refused(reason)) = &alive {
+            if self.membership.is_lost()
+                && let Err(LedgerError::Refused(reason)) = &alive
+            {
                 self.membership.exclude();
                 for pending in group.accepts.drain(..) {
                     let _ = pending.answer.send(Err(LedgerError::Unavailable(reason.clone())));

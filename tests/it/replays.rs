@@ -134,6 +134,7 @@ async fn new_ids_make_another_message_of_it(database: TestDatabase) {
 }
 
 async fn a_retry_of_a_replayed_delivery_keeps_the_replays_id(database: TestDatabase) {
+    // holds: 56
     let (relay, partner, endpoint) = start(&database).await;
     post(&relay, ["e".to_owned()]).await;
     relay.settled().await;

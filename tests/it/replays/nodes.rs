@@ -39,6 +39,7 @@ async fn a_node_that_was_stopped_for_longer_than_its_lease_puts_nothing_back_twi
 }
 
 async fn stopped_and_continued(database: TestDatabase) {
+    // holds: 56
     const EVENTS: usize = 400;
     // As if the lease of whoever works on it had run out.
     const END_LEASE: &str = "UPDATE replay SET worker_until = 0";
