@@ -88,13 +88,14 @@ pub(super) struct Shape {
 pub(super) const SHORTEST_EVENT_BYTES: usize = 200;
 
 impl Shape {
-    /// The body of a request with `count` events from number `first`: an object for one, an array for more.
+    /// The body of a request with `count` events from number `first`.
     #[cfg(test)]
     pub fn body(&self, ids: Ids, first: u64, count: u64, millis: u64) -> Vec<u8> {
         self.body_of(ids, &[(first, count, millis)])
     }
 
-    /// The same of several parts: first number, count and time of each.
+    /// The body of a request with these parts, each with its first number, its count and its time: an object for one event, an
+    /// array for more.
     pub fn body_of(&self, ids: Ids, parts: &[(u64, u64, u64)]) -> Vec<u8> {
         let count: u64 = parts.iter().map(|(_, count, _)| count).sum();
         let mut body = Vec::with_capacity(usize::try_from(count).unwrap_or(0) * (self.bytes + 1) + 1);
