@@ -37,7 +37,7 @@
 //! - [`ingest`]: the doorway of the ledger, for HTTP and for sources; how fast tenants may put events in.
 //! - [`ledger`]: every event once, every delivery until it is done. The only place that knows SQL. Its writer commits
 //!   together what waits; `sqlite` and `postgres` are the hot path; `payloads` keeps what was just recorded until it is
-//!   claimed; `reading`, `repeats`, `steering`, `replays` and `prune` are what operators ask of it; `sql`, `registry`,
+//!   claimed; `reading`, `repeats`, `steering`, `replays`, `prune` and `leftovers` are what operators ask of it; `sql`, `registry`,
 //!   `partners`, `endpoints`, `gates`, `rejected` and `stats` are the text they share; `notices` is what nodes tell one
 //!   another; `silence` is how long a database may say nothing.
 //! - `mock` (feature `mock`): a mock Svix and a mock partner for tests, ours and yours, and for `posthaste dev`.

@@ -96,7 +96,7 @@ async fn backup_beside_full_ingest() {
     // Nobody's, with a secret that has to open again.
     add_endpoint(&relay, "acme-eu", json!({ "url": "https://hooks.example.com/", "tenant": "nobody" })).await;
     let mut acknowledged = BTreeSet::new();
-    for batch in 0..20 {
+    for batch in 0..80 {
         acknowledged.extend(post(&relay, &format!("before-{batch}"), 100).await);
     }
     let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
@@ -162,8 +162,6 @@ async fn backup_beside_full_ingest() {
     svix.clear();
     let relay =
         RelayProcess::start(&restored, &svix, &[("POSTHASTE_SVIX__RETRY_SCHEDULE_MS", "50,50,50,50")]);
-    let url = relay.get("/health/ready").await;
-    assert!(url.status == 200 || url.status == 503, "{}", url.status);
     eventually("what was acknowledged is at Svix", async || {
         let stored: BTreeSet<_> =
             svix.messages().iter().filter_map(|message| message.event_id.clone()).collect();
@@ -288,6 +286,8 @@ async fn postgres_dumps_and_base_backups_take_up_the_work() {
         let mut settings = direct(&database, &svix);
         settings.svix.token = Some(crate::support::TOKEN.into());
         settings.svix.retry_schedule_ms = vec![200; 500];
+        // What is under way in the copy is sent when its lease ends.
+        settings.dispatch.lease_ms = 2_000;
         let relay = TestRelay::start_with(settings).await;
         let own = json!({ "route": "direct" }).to_string();
         let json = crate::support::partners::JSON;
