@@ -246,7 +246,8 @@ impl Audit<'_> {
     /// A window's deliveries by application. A lane of a kind that this version does not know is left out.
     async fn window(&self, read: SvixWindow) -> Result<Window, LedgerError> {
         let rows = read.deliveries.len() as u64;
-        let last_arrival = read.deliveries.last().map_or(i64::MIN, |delivery| delivery.received_at);
+        let last = read.deliveries.iter().max_by_key(|delivery| delivery.event);
+        let last_arrival = last.map_or(i64::MIN, |delivery| delivery.received_at);
         let mut by_name: HashMap<String, Application> = HashMap::new();
         for delivery in read.deliveries {
             let Some(lane) = self.ledger.lane_by_id(LaneId(delivery.lane)).await? else { continue };
