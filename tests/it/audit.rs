@@ -212,6 +212,7 @@ const LOST: usize = 30;
 const LOOKS_MAX: u64 = (BUSY as u64 / 250) * 12 / 10 + 2 * LOST as u64;
 
 async fn a_busy_application_is_listed_once(database: TestDatabase) {
+    // holds: 62
     let svix = mock_svix().await;
     let relay = TestRelay::start_with(config(&database, &svix)).await;
     busy_application(&database, &svix, BUSY, 0).await;

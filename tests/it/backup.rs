@@ -90,6 +90,7 @@ fn keys(svix: &MockSvix) -> BTreeMap<String, BTreeSet<String>> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_beside_full_ingest_ends_and_delivers_what_was_acknowledged() {
+    // holds: 18, 63
     bounded(backup_beside_full_ingest()).await;
 }
 
