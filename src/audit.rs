@@ -146,6 +146,8 @@ struct Window {
     /// Those that are still to be compared.
     applications: Vec<Application>,
     found: Found,
+    /// When its last event came: those of later windows came later.
+    last_arrival: i64,
     reached: i64,
     exhausted: bool,
 }
@@ -231,7 +233,7 @@ impl Audit<'_> {
             part.missing.extend(window.found.missing);
             part.unconfirmed.extend(window.found.unconfirmed);
             progress.after = window.reached;
-            list::forget_old(&mut progress.lists);
+            list::forget_old(&mut progress.lists, window.last_arrival);
             if window.exhausted {
                 return Ok(());
             }
@@ -244,6 +246,8 @@ impl Audit<'_> {
     /// A window's deliveries by application. A lane of a kind that this version does not know is left out.
     async fn window(&self, read: SvixWindow) -> Result<Window, LedgerError> {
         let rows = read.deliveries.len() as u64;
+        let last = read.deliveries.iter().max_by_key(|delivery| delivery.event);
+        let last_arrival = last.map_or(i64::MIN, |delivery| delivery.received_at);
         let mut by_name: HashMap<String, Application> = HashMap::new();
         for delivery in read.deliveries {
             let Some(lane) = self.ledger.lane_by_id(LaneId(delivery.lane)).await? else { continue };
@@ -255,7 +259,7 @@ impl Audit<'_> {
         let mut applications: Vec<_> = by_name.into_values().collect();
         applications.sort_unstable_by(|one, other| other.name.cmp(&one.name));
         let (reached, exhausted) = (read.reached.0, read.exhausted);
-        Ok(Window { rows, applications, found: Found::default(), reached, exhausted })
+        Ok(Window { rows, applications, found: Found::default(), last_arrival, reached, exhausted })
     }
 }
 

@@ -37,10 +37,11 @@
 //! - [`ingest`]: the doorway of the ledger, for HTTP and for sources; how fast tenants may put events in.
 //! - [`ledger`]: every event once, every delivery until it is done. The only place that knows SQL. Its writer commits
 //!   together what waits; `fan_out` queues the deliveries of large requests step by step; `sqlite` and `postgres` are the
-//!   hot path; `payloads` keeps what was just recorded until it is
-//!   claimed; `reading`, `repeats`, `steering`, `replays` and `prune` are what operators ask of it; `sql`, `registry`,
-//!   `partners`, `endpoints`, `gates`, `rejected` and `stats` are the text they share; `notices` is what nodes tell one
-//!   another; `incarnation` is a node's number and the epoch that fences its writes; `silence` is how long a database may say nothing.
+//!   hot path; `payloads` keeps what was just recorded until it is claimed; `reading`, `repeats`, `steering`, `replays`,
+//!   `prune` and `leftovers` are what operators ask of it; `sql`, `registry`, `partners`, `endpoints`, `gates`, `rejected`
+//!   and `stats` are the text they share; `clock` is the ledger's time; `incarnation` is a node's number and the epoch that
+//!   fences its writes; `connections` is how the database is reached; `notices` carries changes between nodes; `silence` is
+//!   how long a database may say nothing.
 //! - `mock` (feature `mock`): a mock Svix and a mock partner for tests, ours and yours, and for `posthaste dev`.
 //! - [`provisioning`]: checking, sealing and opening what an administrator sets; seeds of the configuration.
 //! - [`reconnect`]: waiting for a neighbour that is away.

@@ -21,7 +21,7 @@ const FEW: usize = 3;
 const MOVE_MIN: usize = 20;
 /// How often that may happen to one application in one window.
 const MOVES_MAX: u32 = 3;
-/// Messages that are remembered of all lists, about.
+/// Messages that are remembered of one application.
 const REMEMBERED_MAX: usize = 200_000;
 /// The first pause after a throttle that names none; doubles with each further one in a row, at most so often.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -202,18 +202,20 @@ impl List {
         self.covered.iter().any(|(from, to)| (*from..=*to).contains(&time))
     }
 
-    fn forget(&mut self) {
-        self.messages.clear();
-        self.covered.clear();
+    fn forget_before(&mut self, time: i64) {
+        self.messages.retain(|_, created| *created >= time);
+        self.covered.retain(|(_, to)| *to >= time);
+        for (from, _) in &mut self.covered {
+            *from = (*from).max(time);
+        }
     }
 }
 
-/// Forgets what was listed, where that has become too much to remember.
-pub(super) fn forget_old(lists: &mut HashMap<String, List>) {
-    let remembered: usize = lists.values().map(|list| list.messages.len()).sum();
-    if remembered > REMEMBERED_MAX {
-        lists.clear();
-    }
+/// Forgets what was listed of times that no later window needs: before its first event came, less the slack.
+pub(super) fn forget_old(lists: &mut HashMap<String, List>, first_arrival: i64) {
+    let before = first_arrival.saturating_sub(SLACK_MS);
+    lists.values_mut().for_each(|list| list.forget_before(before));
+    lists.retain(|_, list| !list.messages.is_empty());
 }
 
 /// Asks Svix on behalf of one part of an audit.
@@ -272,7 +274,7 @@ impl Visit<'_> {
             }
             application.settle(list, found);
             if list.messages.len() > REMEMBERED_MAX {
-                list.forget();
+                list.forget_before(i64::MAX);
             }
         }
         Ok(())
@@ -378,5 +380,8 @@ mod tests {
         assert_eq!(list.covered, [(40, 80)]);
         assert_eq!(list.uncovered(60, 90), [(80, 90)]);
         assert!(list.covers(40) && list.covers(80) && !list.covers(81));
+        list.messages.extend([("old".to_owned(), 59), ("new".to_owned(), 60)]);
+        list.forget_before(60);
+        assert_eq!((list.covered.as_slice(), list.messages.len()), (&[(60, 80)][..], 1));
     }
 }

@@ -13,6 +13,7 @@ on_both_databases! {
     what_was_deleted_behind_our_back_is_sent_again_and_nothing_else,
     a_throttled_audit_waits_and_finds_the_same,
     a_busy_application_is_listed_once,
+    clocks_that_differ_are_found_out_by_a_few_look_ups,
     an_audit_goes_on_through_throttles_and_a_restart,
     a_tenant_that_is_not_on_svix_has_no_portal,
 }
@@ -162,8 +163,9 @@ fn now_ms() -> i64 {
 }
 
 /// Writes `count` deliveries of tenant `busy` to Svix into the ledger and to the mock, as if they had come within ten
-/// minutes, four in the same millisecond; and at the mock 1,000 messages that another producer sent meanwhile.
-async fn busy_application(database: &TestDatabase, svix: &MockSvix, count: usize) {
+/// minutes, four in the same millisecond; and at the mock 1,000 messages that another producer sent meanwhile. Svix's clock is
+/// `ahead_ms` ahead.
+async fn busy_application(database: &TestDatabase, svix: &MockSvix, count: usize, ahead_ms: i64) {
     const SPAN_MS: i64 = 600_000;
     const EPOCH_MS: i64 = 1_704_067_200_000;
     let began = now_ms() - 2 * SPAN_MS;
@@ -171,7 +173,7 @@ async fn busy_application(database: &TestDatabase, svix: &MockSvix, count: usize
         let share = i64::try_from(n / 4 * 4).unwrap() * SPAN_MS / i64::try_from(count).unwrap();
         began + share
     };
-    let micros = |millis: i64| u64::try_from(millis).unwrap() * 1_000;
+    let micros = |millis: i64| u64::try_from(millis + ahead_ms).unwrap() * 1_000;
     let ours = (0..count).map(|n| (format!("busy-{n}"), micros(came_at(n) + 20)));
     let remote_ids = svix.add_messages("busy", ours);
     svix.add_messages("busy", (0..1_000).map(|n| (format!("other-{n}"), micros(came_at(n * count / 1_000)))));
@@ -210,9 +212,10 @@ const LOST: usize = 30;
 const LOOKS_MAX: u64 = (BUSY as u64 / 250) * 12 / 10 + 2 * LOST as u64;
 
 async fn a_busy_application_is_listed_once(database: TestDatabase) {
+    // holds: 62
     let svix = mock_svix().await;
     let relay = TestRelay::start_with(config(&database, &svix)).await;
-    busy_application(&database, &svix, BUSY).await;
+    busy_application(&database, &svix, BUSY, 0).await;
     let lost = lose(&svix, "busy", (0..LOST).map(|n| n * BUSY / LOST));
     let (since, until) = (now_ms() - 3_600_000, now_ms());
     let time = |millis| posthaste::domain::clock::Timestamp::from_millis(millis).to_rfc3339();
@@ -233,10 +236,29 @@ async fn a_busy_application_is_listed_once(database: TestDatabase) {
     relay.finish().await;
 }
 
+async fn clocks_that_differ_are_found_out_by_a_few_look_ups(database: TestDatabase) {
+    const COUNT: usize = 2_000;
+    let svix = mock_svix().await;
+    let relay = TestRelay::start_with(config(&database, &svix)).await;
+    for ahead_ms in [-5_400_000, 1_000_000] {
+        svix.clear();
+        for table in ["event", "outcome", "lane"] {
+            database.execute(&format!("DELETE FROM {table}")).await;
+        }
+        busy_application(&database, &svix, COUNT, ahead_ms).await;
+        let lost = lose(&svix, "busy", [3, 700, COUNT - 1]);
+        let part = relay.get("/v1/audits/svix?since=1h").await.json();
+        assert_eq!((&part["checked"], ids(&part, "missing")), (&json!(COUNT), lost), "{part}");
+        assert!(svix.look_count() <= 30, "{} requests", svix.look_count());
+        assert_eq!(part["requests"], svix.look_count());
+    }
+    relay.finish().await;
+}
+
 async fn an_audit_goes_on_through_throttles_and_a_restart(database: TestDatabase) {
     let svix = mock_svix().await;
     let relay = RelayProcess::start(&database, &svix, &[]);
-    busy_application(&database, &svix, BUSY).await;
+    busy_application(&database, &svix, BUSY, 0).await;
     let lost = lose(&svix, "busy", (0..LOST).map(|n| n * BUSY / LOST));
     let address = relay.address().to_owned();
     let audit = tokio::process::Command::new(env!("CARGO_BIN_EXE_posthaste"))

@@ -227,7 +227,7 @@ async fn an_identity_that_was_recorded_again_is_not_forgotten() {
         let accept = async || {
             let event = crate::support::event("a").to(&lane).build();
             match ledger.accept(vec![event], true, None).await.expect("an answer") {
-                posthaste::ledger::Accepted::Stored(verdicts) => verdicts[0].clone(),
+                posthaste::ledger::Accepted::Stored(verdicts) => verdicts[0],
                 other => panic!("{other:?}"),
             }
         };

@@ -60,6 +60,8 @@ impl Draft {
         let file = file.map_err(|error| failed(&error))?;
         file.try_lock().map_err(|error| failed(&error))?;
         file.set_len(0).map_err(|error| failed(&error))?;
+        // Of one that was killed: SQLite would roll it back into this one.
+        let _ = fs::remove_file(with_suffix(&path, "-journal"));
         Ok(Self { path, file })
     }
 
@@ -72,8 +74,9 @@ impl Draft {
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        // Gone already where it was renamed.
+        // Gone already where it was renamed. SQLite leaves its journal where it fails.
         let _ = fs::remove_file(&self.path);
+        let _ = fs::remove_file(with_suffix(&self.path, "-journal"));
     }
 }
 
@@ -118,8 +121,11 @@ pub async fn back_up(url: &str, target: &Path, overwrite: bool) -> Result<Backup
     let connect = SqliteConnectOptions::new().filename(&source).read_only(true).busy_timeout(BUSY_TIMEOUT);
     let mut connection = SqliteConnection::connect_with(&connect).await?;
     // A snapshot of its own. SQLite's other way begins again with every commit of another process, and never ends.
-    sqlx::query("VACUUM INTO $1").bind(name).execute(&mut connection).await?;
-    connection.close().await?;
+    let copied = sqlx::query("VACUUM INTO $1").bind(name).execute(&mut connection).await;
+    // Before the draft goes: what SQLite has open of it is closed.
+    let closed = connection.close().await;
+    copied?;
+    closed?;
     draft.file.sync_all().map_err(|error| refused(&draft.path, format_args!("can't be written: {error}")))?;
     let backup = check_backup(&draft.path).await?;
     draft.rename(target)?;
