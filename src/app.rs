@@ -92,6 +92,15 @@ impl Clock for SystemClock {
         Moment::after_start(self.origin.elapsed())
     }
 
+    fn suspended(&self) -> Duration {
+        // Linux alone says so: the time since its start, suspensions included.
+        let uptime = std::fs::read_to_string("/proc/uptime").ok();
+        let seconds = uptime.and_then(|text| text.split_whitespace().next()?.parse().ok());
+        let uptime = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        // Only its growth against the monotonic clock counts, whatever that began with.
+        uptime.unwrap_or_default().saturating_sub(self.origin.elapsed())
+    }
+
     fn random(&self) -> u128 {
         // The thread's generator is a stream cipher, seeded and reseeded by the operating system.
         rand::random()

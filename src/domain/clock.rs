@@ -120,6 +120,11 @@ pub trait Clock: Send + Sync + fmt::Debug {
         (self.random() >> 75) as f64 / (1_u64 << 53) as f64
     }
 
+    /// How long the machine has been suspended since its start: time that the monotonic clock does not count.
+    fn suspended(&self) -> Duration {
+        Duration::ZERO
+    }
+
     /// Whether the ledger takes its time from this clock unchecked, jumps included. Only clocks that tests move by hand
     /// ask for that.
     fn drives_ledger(&self) -> bool {

@@ -30,6 +30,8 @@ pub struct LedgerClock {
     /// The ledger's time less the monotonic time, in milliseconds.
     offset_ms: AtomicI64,
     watch: Mutex<Watch>,
+    /// [`Clock::suspended`] as far as it is counted in the offset, in milliseconds.
+    suspended_ms: AtomicI64,
 }
 
 impl Clock for LedgerClock {
@@ -50,8 +52,12 @@ impl Clock for LedgerClock {
     }
 }
 
+fn as_millis(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
+}
+
 fn millis(moment: Moment) -> i64 {
-    i64::try_from(moment.since_start().as_millis()).unwrap_or(i64::MAX)
+    as_millis(moment.since_start())
 }
 
 impl LedgerClock {
@@ -61,6 +67,7 @@ impl LedgerClock {
             unchecked: local.drives_ledger(),
             offset_ms: AtomicI64::new(0),
             watch: Mutex::default(),
+            suspended_ms: AtomicI64::new(as_millis(local.suspended())),
             local,
         };
         clock.set(clock.local.now(), clock.local.moment());
@@ -73,6 +80,16 @@ impl LedgerClock {
 
     fn set(&self, now: Timestamp, moment: Moment) {
         self.offset_ms.store(now.as_millis().saturating_sub(millis(moment)), Ordering::Relaxed);
+    }
+
+    /// Adds the time for which the machine was suspended: nothing has jumped there.
+    fn wake_up(&self) {
+        let suspended_ms = as_millis(self.local.suspended());
+        let slept_ms = suspended_ms.saturating_sub(self.suspended_ms.load(Ordering::Relaxed));
+        if slept_ms > TOLERATED_MS {
+            self.suspended_ms.store(suspended_ms, Ordering::Relaxed);
+            self.offset_ms.fetch_add(slept_ms, Ordering::Relaxed);
+        }
     }
 
     fn watch(&self) -> MutexGuard<'_, Watch> {
@@ -129,6 +146,7 @@ impl LedgerClock {
         if self.unchecked {
             return Ok(());
         }
+        self.wake_up();
         let Some((reading, moment)) = self.read(database).await? else { return Ok(()) };
         let mut watch = *self.watch();
         let before = watch.status(moment).state;

@@ -52,7 +52,10 @@ pub(super) async fn pools(
         LedgerError::Unavailable(format!("can't reach Postgres: {error}"))
     };
     if !pooled {
-        let shared = || pooler::is_in_front_of(primary);
+        let shared = || async {
+            let compared = tokio::time::timeout(START_PATIENCE, pooler::is_in_front_of(primary)).await;
+            compared.map_err(|_| sqlx::Error::PoolTimedOut)?
+        };
         // A database that has just been started may need a moment; a wrong password stays wrong.
         let shared = reconnect::reach(START_PATIENCE, shared, is_final).await.map_err(unreachable)?;
         if shared {

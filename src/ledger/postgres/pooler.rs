@@ -43,10 +43,12 @@ pub(super) async fn is_in_front_of(connect: &PgConnectOptions) -> sqlx::Result<b
     for _ in 0..COMPARISONS {
         let before = process(&mut one).await?;
         sqlx::raw_sql("BEGIN").execute(&mut other).await?;
-        let held = process(&mut other).await?;
-        let after = process(&mut one).await?;
+        // Not asked any further once it is clear: the other connection may hold the pooler's last session.
+        shared = process(&mut other).await? == before || process(&mut one).await? != before;
         sqlx::raw_sql("COMMIT").execute(&mut other).await?;
-        shared = shared || before == held || before != after;
+        if shared {
+            break;
+        }
     }
     let _ = tokio::join!(one.close(), other.close());
     Ok(shared)

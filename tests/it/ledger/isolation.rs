@@ -186,12 +186,12 @@ async fn lookups_by_the_hot_path_go_on_while_ten_readers_scan_sqlite() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_partners_rate_holds_beside_full_ingest_on_sqlite() {
-    /// With this burst, tokens are lost to whoever asks less often than every 50 ms.
-    const LIMIT: RateLimit = RateLimit { per_second: 200.0, burst: 20 };
+async fn a_partners_rate_holds_beside_a_full_load_on_sqlite() {
+    /// With this burst, a wait of more than 250 ms loses tokens.
+    const LIMIT: RateLimit = RateLimit { per_second: 200.0, burst: 100 };
     /// As often as the dispatcher asks where a budget is drained.
-    const ASK_EVERY: Duration = Duration::from_millis(12);
-    const SECONDS: u64 = 6;
+    const ASK_EVERY: Duration = Duration::from_millis(50);
+    const SECONDS: u64 = 8;
     bounded(async {
         let database = TestDatabase::sqlite();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
