@@ -63,13 +63,13 @@ impl PostgresPools {
         let limit = read_timeout.as_millis().to_string();
         let limited = || [("statement_timeout", limit.as_str())];
         Ok(Self {
-            hot: Sessions::new(HOT, &[], pooled, "the database").connected_to(primary).await?,
-            reads: Sessions::new(READS, &limited(), pooled, "the database").lazily(primary),
+            hot: Sessions::prepare(HOT, &[], pooled, "the database").connected_to(primary).await?,
+            reads: Sessions::prepare(READS, &limited(), pooled, "the database").lazily(primary),
             replica: replica.map(|replica| {
-                Sessions::new(READS, &limited(), pooled, "the read replica (ledger.replica_url)")
+                Sessions::prepare(READS, &limited(), pooled, "the read replica (ledger.replica_url)")
                     .lazily(replica)
             }),
-            chores: Sessions::new(CHORES, &[], pooled, "the database").lazily(primary),
+            chores: Sessions::prepare(CHORES, &[], pooled, "the database").lazily(primary),
         })
     }
 
@@ -116,7 +116,7 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    fn new(most: u32, settings: &[(&str, &str)], pooled: bool, server: &'static str) -> Unconnected {
+    fn prepare(most: u32, settings: &[(&str, &str)], pooled: bool, server: &'static str) -> Unconnected {
         let settings: Vec<_> = BY_INDEX.iter().chain([&NOT_FOR_LONG]).chain(settings).collect();
         let texts = |word: &str| -> Vec<_> {
             settings.iter().map(|(name, value)| format!("{word} {name} = {value}")).collect()
