@@ -111,7 +111,8 @@ impl Shared {
                 self.failing().insert(id.clone(), Some(now));
                 self.ledger.database().set_failing_since(id, Some(now)).await.map(drop)
             }
-            Some(since) if now.since(since) >= FAILING_LIMIT => {
+            // A clock that is in doubt may have jumped over the five days.
+            Some(since) if now.since(since) >= FAILING_LIMIT && self.ledger.clock().status().may_prune => {
                 self.disable(id, DisableReason::Failing, "nothing but failures for five days").await
             }
             Some(_) => Ok(()),

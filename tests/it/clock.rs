@@ -6,12 +6,12 @@ use std::time::Duration;
 use axum::http::Method;
 use posthaste::app::SystemClock;
 use posthaste::domain::clock::Clock as _;
-use posthaste::mock::{MockSvix, Trouble};
+use posthaste::mock::{MockPartner, MockSvix, PartnerAnswer, Trouble};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::audit::{json_of, posthaste};
-use crate::support::partners::{JSON, call};
+use crate::support::partners::{JSON, MASTER_KEY, add_endpoint, call};
 use crate::support::{
     HttpClient, RelayProcess, TestClock, TestDatabase, TestRelay, bounded, config, eventually, metrics,
     mock_svix,
@@ -24,6 +24,7 @@ on_both_databases! {
     a_clock_that_is_behind_at_the_start_delays_nothing_that_was_due,
     a_wrong_clock_is_reported_by_readiness_a_metric_and_one_line,
     nothing_is_pruned_by_age_while_the_clock_is_in_doubt,
+    no_endpoint_is_disabled_by_a_clock_that_is_ahead,
 }
 
 const HOUR_MS: i64 = 3_600_000;
@@ -274,6 +275,37 @@ async fn nothing_is_pruned_by_age_while_the_clock_is_in_doubt(database: TestData
     }
     assert_eq!(count(&database, "event").await, 1);
     relay.finish().await;
+}
+
+async fn no_endpoint_is_disabled_by_a_clock_that_is_ahead(database: TestDatabase) {
+    let (svix, partner) = (mock_svix().await, MockPartner::start().await);
+    partner.set_answer(Some(PartnerAnswer::status(500)));
+    let variables =
+        [("POSTHASTE_MASTER_KEY", MASTER_KEY), ("POSTHASTE_DIRECT__ALLOWED_NETWORKS", "127.0.0.0/8")];
+    let failed_attempts = async |count_of: i64| {
+        let look = async || (count(&database, "attempt_log").await == count_of).then_some(());
+        eventually("an attempt has failed", look).await;
+    };
+    let event = |id: &str| json!({ "id": id, "type": "t", "data": {} }).to_string();
+
+    let relay = start("0", &database, &svix, &variables);
+    let settings = json!({ "url": partner.url("/hook"), "retry_schedule_ms": [600_000] });
+    let (endpoint, _) = add_endpoint(&relay, "acme-eu", settings).await;
+    assert_eq!(relay.post(event("e0")).await.status, 202);
+    failed_attempts(1).await;
+    let noted = async || {
+        let noted = relay.get(&format!("/v1/endpoints/{endpoint}")).await.json();
+        (!noted["failing_since"].is_null()).then_some(())
+    };
+    eventually("it is noted that it fails", noted).await;
+    relay.kill();
+
+    let relay = start(&(100 * DAY_MS).to_string(), &database, &svix, &variables);
+    assert_eq!(relay.post(event("e1")).await.status, 202);
+    failed_attempts(2).await;
+    // What a failure means is written before its settlement.
+    let endpoint = relay.get(&format!("/v1/endpoints/{endpoint}")).await.json();
+    assert_eq!(endpoint["disabled_reason"], Value::Null, "{endpoint}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

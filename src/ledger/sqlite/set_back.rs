@@ -16,7 +16,8 @@ const DUE_TIMES: [&str; 2] = [
      AND (event, lane) NOT IN (SELECT value ->> 0, value ->> 1 FROM json_each($3))",
 ];
 /// What else lies in the future.
-const OTHER_TIMES: [&str; 4] = [
+const OTHER_TIMES: [&str; 5] = [
+    "UPDATE fan_out SET due_at = due_at - $1 WHERE due_at > $2",
     "UPDATE attempt_log SET retry_at = retry_at - $1 WHERE retry_at > $2",
     "UPDATE gate SET closed_until = closed_until - $1 WHERE closed_until > $2",
     // Nobody but this process works on them; what was done in the future was done now.
