@@ -28,7 +28,7 @@ async fn load_of_duplicates_costs_a_tenth_at_most(database: TestDatabase) {
     let (ledger, lane) = open_with_lane(&database, &TestClock::new()).await;
     let batch = |name: &str, every: Option<usize>, again: &str| {
         let one = |n: usize| {
-            let repeats = every.is_some_and(|every| n % every == 0);
+            let repeats = every.is_some_and(|every| n.is_multiple_of(every));
             let id = if repeats { format!("{again}-{n}") } else { format!("{name}-{n}") };
             event(id).to(&lane).build()
         };
