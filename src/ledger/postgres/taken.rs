@@ -3,7 +3,7 @@
 use super::Session;
 use super::column;
 use crate::domain::event::{Fingerprint, Identity};
-use crate::domain::hash::FastSet;
+use crate::domain::hash::{FastMap, FastSet};
 use crate::ledger::plan::{Insert, Known, Plan, RequestKey};
 use crate::ledger::{Result, rows};
 
@@ -15,12 +15,24 @@ pub(super) async fn insert_keys(connection: &mut Session, plan: &mut Plan<'_>) -
     if taken_events.is_empty() && taken_requests.is_empty() {
         return Ok(true);
     }
-    let inserts = plan.inserts.iter().filter(|insert| taken_events.contains(&insert.seq.0));
-    let identities: Vec<_> = inserts.map(|insert| &insert.new.event.identity).collect();
+    let inserts = plan.inserts.iter().filter(|insert| taken_events.contains_key(&insert.seq.0));
     let is_taken = |key: &&&RequestKey| taken_requests.contains(&(key.scope.clone(), key.key.clone()));
     let keys: Vec<_> = plan.request_keys.iter().filter(is_taken).copied().collect();
-    let taken = look_up(connection, &identities, &keys).await?;
-    if (taken.events.len(), taken.requests.len()) != (identities.len(), keys.len()) {
+    let mut taken = Known::default();
+    let mut unread = Vec::new();
+    for insert in inserts {
+        let identity = &insert.new.event.identity;
+        match taken_events.get(&insert.seq.0).and_then(Option::as_deref) {
+            Some(fingerprint) => {
+                taken.events.insert(identity.clone(), Fingerprint(rows::digest(fingerprint)?));
+            }
+            None => unread.push(identity),
+        }
+    }
+    if !(unread.is_empty() && keys.is_empty()) {
+        taken.merge(look_up(connection, &unread, &keys).await?);
+    }
+    if (taken.events.len(), taken.requests.len()) != (taken_events.len(), keys.len()) {
         // Some were pruned in between, and are free again.
         return Ok(false);
     }
@@ -30,21 +42,28 @@ pub(super) async fn insert_keys(connection: &mut Session, plan: &mut Plan<'_>) -
     Ok(true)
 }
 
-/// Writes the identities of a plan's events. Returns the numbers of those events whose identity is taken.
-async fn insert_event_keys(connection: &mut Session, plan: &Plan<'_>) -> Result<FastSet<i64>> {
+/// Events whose identity is taken, by number, with the fingerprint that is stored; `None` where it was stored by another
+/// transaction meanwhile, and has to be read.
+type TakenEvents = FastMap<i64, Option<Vec<u8>>>;
+
+/// Writes the identities of a plan's events. Returns those that are taken.
+async fn insert_event_keys(connection: &mut Session, plan: &Plan<'_>) -> Result<TakenEvents> {
     let keys: Vec<_> = plan.sorted().collect();
     if keys.is_empty() {
-        return Ok(FastSet::default());
+        return Ok(TakenEvents::default());
     }
     let identities = || keys.iter().map(|insert| &insert.new.event.identity);
     // Nearly always all are written: then the last part reads nothing but their number.
-    let taken: Vec<(i64,)> = sqlx::query_as(
+    let taken: Vec<(i64, Option<Vec<u8>>)> = sqlx::query_as(
         "WITH written AS (
              INSERT INTO event_key (tenant, source, id, fingerprint, event)
              SELECT * FROM UNNEST($1::text[], $2::text[], $3::text[], $4::bytea[], $5::bigint[])
              ON CONFLICT DO NOTHING RETURNING event
          )
-         SELECT input.event FROM UNNEST($5::bigint[]) AS input (event)
+         SELECT input.event, stored.fingerprint
+         FROM UNNEST($1::text[], $2::text[], $3::text[], $5::bigint[]) AS input (tenant, source, id, event)
+         LEFT JOIN event_key AS stored
+             ON stored.tenant = input.tenant AND stored.source = input.source AND stored.id = input.id
          WHERE (SELECT COUNT(*) FROM written) < CARDINALITY($5::bigint[])
            AND input.event NOT IN (SELECT event FROM written)",
     )
@@ -55,7 +74,7 @@ async fn insert_event_keys(connection: &mut Session, plan: &Plan<'_>) -> Result<
     .bind(column(&keys, |insert| insert.seq.0))
     .fetch_all(connection)
     .await?;
-    Ok(taken.into_iter().map(|(event,)| event).collect())
+    Ok(taken.into_iter().collect())
 }
 
 /// Writes the keys of a plan's requests. Returns scope and key of those that are taken.

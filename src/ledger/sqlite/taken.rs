@@ -6,7 +6,7 @@ use sqlx::sqlite::SqliteArguments;
 use sqlx::{AssertSqlSafe, SqliteConnection};
 
 use super::waiting;
-use super::write::{Rows, Values, next_chunk};
+use super::write::{LARGEST, Rows, Values, next_chunk, size_for};
 use crate::domain::event::Identity;
 use crate::ledger::plan::{Insert, Known, Plan, RequestKey};
 use crate::ledger::{Result, rows};
@@ -20,7 +20,7 @@ static EVENT_KEYS: Rows = Rows::new(
 /// value.
 pub(super) static TAKEN: Rows = Rows::new(
     "SELECT CAST(group_concat(format('%d %d %d ', octet_length(tenant), octet_length(source), octet_length(id)) \
-     || tenant || source || id || hex(fingerprint), '') AS BLOB) FROM event_key WHERE event NOT BETWEEN ? AND ? \
+     || tenant || source || id || fingerprint, '') AS BLOB) FROM event_key WHERE event NOT BETWEEN ? AND ? \
      AND (tenant, source, id) IN (VALUES",
     "(?,?,?)",
     ")",
@@ -28,7 +28,7 @@ pub(super) static TAKEN: Rows = Rows::new(
 /// The same of one tenant and source: a third of what is bound, and most requests have no more.
 pub(super) static TAKEN_OF_ONE: Rows = Rows::new(
     "SELECT CAST(group_concat(format('%d %d %d ', octet_length(tenant), octet_length(source), octet_length(id)) \
-     || tenant || source || id || hex(fingerprint), '') AS BLOB) FROM event_key WHERE event NOT BETWEEN ? AND ? \
+     || tenant || source || id || fingerprint, '') AS BLOB) FROM event_key WHERE event NOT BETWEEN ? AND ? \
      AND tenant = ? AND source = ? AND id IN (",
     "?",
     ")",
@@ -107,7 +107,8 @@ fn scope<'i>(insert: &'i Insert<'_>) -> (&'i Arc<str>, &'i Arc<str>) {
     (&identity.tenant, &identity.source)
 }
 
-/// Reads identities and fingerprints, a chunk at a time.
+/// Reads identities and fingerprints. Asks for the last one again and again up to the size of a statement: one round trip,
+/// where writing the same rows takes several.
 async fn find_taken<T>(
     connection: &mut SqliteConnection,
     statement: &'static Rows,
@@ -116,16 +117,16 @@ async fn find_taken<T>(
     bind: impl Fn(&mut Values, &T) -> sqlx::Result<()>,
     taken: &mut Known,
 ) -> Result<()> {
-    let mut rest = rows;
-    while let Some((chunk, left)) = next_chunk(rest) {
-        let values = statement.values(&bind_first, chunk, &bind)?;
+    for chunk in rows.chunks(LARGEST) {
+        let size = size_for(chunk.len());
+        let padded: Vec<_> = chunk.iter().chain(chunk.last().into_iter().cycle()).take(size).collect();
+        let values = statement.values(&bind_first, &padded, |values, row| bind(values, row))?;
         let query = sqlx::query_as_with::<_, (Option<Vec<u8>>,), SqliteArguments>(
-            AssertSqlSafe(statement.text(chunk.len())),
+            AssertSqlSafe(statement.text(size)),
             values,
         );
         let (packed,) = query.fetch_one(&mut *connection).await?;
         taken.events.extend(waiting::identities(&packed.unwrap_or_default())?);
-        rest = left;
     }
     Ok(())
 }

@@ -63,16 +63,12 @@ pub(super) fn events(packed: &[u8]) -> Result<Vec<(i64, Payload)>> {
     })
 }
 
-/// Takes apart identities and their fingerprints: three lengths, three texts, and 64 hexadecimal digits each.
+/// Takes apart identities and their fingerprints: three lengths, three texts, and the 32 bytes of the fingerprint each.
 pub(super) fn identities(packed: &[u8]) -> Result<Vec<(Identity, Fingerprint)>> {
     unpack(packed, |rest| {
         let [tenant, source, id] = take_numbers(rest)?;
         let (tenant, source, id) = (take_text(rest, tenant)?, take_text(rest, source)?, take_text(rest, id)?);
-        let mut fingerprint = [0; 32];
-        for byte in &mut fingerprint {
-            let digits = std::str::from_utf8(take_bytes(rest, 2)?).ok()?;
-            *byte = u8::from_str_radix(digits, 16).ok()?;
-        }
+        let fingerprint = take_bytes(rest, 32)?.try_into().ok()?;
         Some((Identity { tenant, source, id }, Fingerprint(fingerprint)))
     })
 }
@@ -153,15 +149,15 @@ mod tests {
 
     #[test]
     fn identities_come_apart_with_their_fingerprints() {
-        let packed = format!("4 0 3 acmea 1{}4 1 0 acmes{}", "0A".repeat(32), "FF".repeat(32));
+        let packed = [&b"4 0 3 acmea 1"[..], &[0; 32], b"4 1 0 acmes", &[255; 32]].concat();
         let identity =
             |source: &str, id: &str| Identity { tenant: "acme".into(), source: source.into(), id: id.into() };
         assert_eq!(
-            identities(packed.as_bytes()).expect("identities"),
-            [(identity("", "a 1"), Fingerprint([10; 32])), (identity("s", ""), Fingerprint([255; 32]))]
+            identities(&packed).expect("identities"),
+            [(identity("", "a 1"), Fingerprint([0; 32])), (identity("s", ""), Fingerprint([255; 32]))]
         );
         assert_eq!(identities(b"").expect("identities"), []);
-        for damaged in [&packed.as_bytes()[..packed.len() - 1], b"4 0 3 acmea 1", b"1 2"] {
+        for damaged in [&packed[..packed.len() - 1], b"4 0 3 acmea 1", b"1 2"] {
             assert!(identities(damaged).is_err(), "{damaged:?}");
         }
     }

@@ -84,6 +84,17 @@ static ATTEMPTS: Rows = Rows::new(
 const LARGE: [usize; 4] = [512, 256, 128, 64];
 const FEW: usize = 32;
 
+/// Most rows in one statement.
+pub(super) const LARGEST: usize = LARGE[0];
+
+/// The size of the smallest statement that has so many rows, of [`LARGEST`] at most.
+pub(super) fn size_for(rows: usize) -> usize {
+    if rows <= FEW {
+        return rows;
+    }
+    LARGE.into_iter().rev().find(|size| rows <= *size).unwrap_or(LARGEST)
+}
+
 /// All sizes.
 #[cfg(test)]
 pub(super) fn sizes() -> impl Iterator<Item = usize> {

@@ -18,17 +18,17 @@ const KINDS: [Option<usize>; 3] = [None, Some(100), Some(10)];
 /// What duplicates may cost: the rate with them over the rate without.
 const RATE_KEPT: f64 = 0.9;
 
-/// Median of measured times, in seconds.
-fn median(times: &mut [Duration]) -> f64 {
+/// The time that a quarter of the batches stayed below, in seconds: what else the machine does only makes some slower.
+fn lower_quartile(times: &mut [Duration]) -> f64 {
     times.sort_unstable();
-    times[times.len() / 2].as_secs_f64()
+    times[times.len() / 4].as_secs_f64()
 }
 
 async fn load_of_duplicates_costs_a_tenth_at_most(database: TestDatabase) {
     let (ledger, lane) = open_with_lane(&database, &TestClock::new()).await;
     let batch = |name: &str, every: Option<usize>, again: &str| {
         let one = |n: usize| {
-            let repeats = every.is_some_and(|every| n % every == 0);
+            let repeats = every.is_some_and(|every| n.is_multiple_of(every));
             let id = if repeats { format!("{again}-{n}") } else { format!("{name}-{n}") };
             event(id).to(&lane).build()
         };
@@ -52,7 +52,7 @@ async fn load_of_duplicates_costs_a_tenth_at_most(database: TestDatabase) {
             stored += verdicts.iter().filter(|verdict| **verdict == New).count();
         }
     }
-    let [none, few, many] = times.map(|mut times| BATCH as f64 / median(&mut times));
+    let [none, few, many] = times.map(|mut times| BATCH as f64 / lower_quartile(&mut times));
     println!("{none:.0} events/s without duplicates, {few:.0} with 1 %, {many:.0} with 10 %");
     close(ledger).await;
     if database.is_postgres() {
