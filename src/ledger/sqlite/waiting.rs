@@ -115,6 +115,10 @@ fn take_bytes<'a>(rest: &mut &'a [u8], length: i64) -> Option<&'a [u8]> {
     Some(taken)
 }
 
+fn take_text(rest: &mut &[u8], length: i64) -> Option<Arc<str>> {
+    std::str::from_utf8(take_bytes(rest, length)?).ok().map(Into::into)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
