@@ -18,6 +18,8 @@ use crate::domain::delivery::{DeadReason, Delivery};
 use crate::domain::gate::CloseReason;
 use crate::domain::scheduler::GateId;
 use crate::ingest::Ingest;
+use crate::jobs::Job;
+use crate::ledger::LedgerError;
 
 /// Deliveries were given up.
 const DEAD: &str = "posthaste.delivery.dead";
@@ -133,20 +135,22 @@ impl Announcer {
 
     /// Announces until `stop` is cancelled; then what is left.
     pub async fn run(&self, stop: CancellationToken) {
+        let (ledger, ..) = self.shared.ingest.surroundings();
+        ledger.jobs().started(Job::Announcements, Some(2 * LOOK_EVERY));
         while stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
-            self.announce(false).await;
+            ledger.jobs().ran(Job::Announcements, &self.announce(false).await);
         }
-        self.announce(true).await;
+        ledger.jobs().ran(Job::Announcements, &self.announce(true).await);
     }
 
-    async fn announce(&self, all: bool) {
+    /// Announces what is due. An announcement that fails is lost: what it tells is in the log and the metrics, too.
+    async fn announce(&self, all: bool) -> Result<(), LedgerError> {
         let now = self.shared.clock.moment();
-        for (gate, event_type, data) in self.shared.take_due(now, all) {
-            if let Err(error) = self.shared.ingest.raise(event_type, &data).await {
-                // It is in the log and the metrics, too.
-                tracing::warn!(gate = gate.as_str(), event_type, %error, "it could not be announced");
-            }
+        let mut announced = Ok(());
+        for (_, event_type, data) in self.shared.take_due(now, all) {
+            announced = announced.and(self.shared.ingest.raise(event_type, &data).await);
         }
+        announced
     }
 }
 

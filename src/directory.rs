@@ -20,6 +20,7 @@ use crate::domain::partner::{
 use crate::domain::scheduler::{EndpointPolicy, PartnerPolicy, Policies};
 use crate::domain::tenant::{DEFAULT_WEIGHT, DefaultRoute, Destination, Route, svix_name_is_valid};
 use crate::domain::transform::Transform;
+use crate::jobs::Job;
 use crate::ledger::{ApiKey, Ledger, LedgerError, Notice, TenantRow};
 use crate::retention::TenantRetention;
 use crate::secrets::Vault;
@@ -383,10 +384,11 @@ impl Directory {
             return;
         }
         let mut notices = self.ledger.notices();
+        let jobs = self.ledger.jobs();
+        jobs.started(Job::Directory, Some(4 * LOOK_EVERY));
         while stop.run_until_cancelled(told_or_time(&mut notices)).await.is_some() {
-            if let Err(error) = self.catch_up().await {
-                tracing::debug!(%error, "what has changed could not be read; the old reading stays");
-            }
+            // After an error the old reading stays.
+            jobs.ran(Job::Directory, &self.catch_up().await);
         }
     }
 }

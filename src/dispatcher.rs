@@ -5,6 +5,7 @@
 
 mod attempt;
 mod neighbours;
+mod panics;
 mod standing;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::neighbours::SeenGates;
+use self::panics::ClaimUnderWay;
 use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::delivery::{Class, Delivery, Outcome, Settlement};
 use crate::domain::gate::{CloseReason, Gate, GateLimits, Signal};
@@ -26,6 +28,7 @@ use crate::domain::scheduler::{
 pub use crate::domain::scheduler::{Held, HeldBy};
 use crate::domain::tenant::{Destination, Lane, LaneId};
 use crate::failpoint::failpoint;
+use crate::jobs::Job;
 use crate::ledger::{BusyLane, ClaimedLane, Ledger, Outlet};
 use crate::send::Sender;
 
@@ -39,6 +42,8 @@ const LOOK_PAUSE: Duration = Duration::from_millis(100);
 const LANES_PAGE: u32 = 1_000;
 /// Wait after the ledger failed to answer.
 const AFTER_ERROR: Duration = Duration::from_millis(500);
+/// How often the dispatcher checks whether settlements can be written again.
+const CHECK_SETTLING_EVERY: Duration = Duration::from_millis(50);
 
 /// Hears what came of every attempt: what it means for the destination as a whole is not the dispatcher's business.
 #[async_trait]
@@ -164,6 +169,7 @@ impl Dispatcher {
     pub async fn run(&self, stop: CancellationToken) {
         self.look_at_gates(true).await;
         let poll = if self.shared.ledger.database().is_shared() { POLL_SHARED } else { POLL_OWN };
+        self.shared.ledger.jobs().started(Job::Lanes, Some(3 * poll));
         let mut next_poll = self.shared.clock.moment();
         let mut looked_at = Moment::default();
         while !stop.is_cancelled() {
@@ -229,10 +235,9 @@ impl Dispatcher {
     async fn find_work(&self, stop: &CancellationToken) {
         let mut after: Option<LaneId> = None;
         while !stop.is_cancelled() {
-            let lanes = match self.shared.ledger.busy_lanes(after, LANES_PAGE).await {
-                Ok(lanes) => lanes,
-                Err(error) => return tracing::debug!(%error, "lanes could not be read"),
-            };
+            let lanes = self.shared.ledger.busy_lanes(after, LANES_PAGE).await;
+            self.shared.ledger.jobs().ran(Job::Lanes, &lanes);
+            let Ok(lanes) = lanes else { return };
             let now = self.shared.clock.now();
             let mut scheduler = self.shared.scheduler();
             for BusyLane { lane, first_due } in &lanes {
@@ -251,17 +256,20 @@ impl Dispatcher {
 
     /// Sends all that may go now, and asks the ledger for what the scheduler wants of it, on the side: meanwhile others are
     /// sent. How long until it is time for the next turn.
+    ///
+    /// While settlements can't be written it sends nothing and claims nothing.
     fn turn(&self) -> Duration {
         let (now, moment) = (self.shared.clock.now(), self.shared.clock.moment());
+        let may_send = self.shared.ledger.can_settle();
         // One claim at a time, so that what becomes due during one is claimed together.
-        let may_claim = !self.shared.claiming.load(Ordering::Acquire);
+        let may_claim = may_send && !self.shared.claiming.load(Ordering::Acquire);
         let mut scheduler = self.shared.scheduler();
         scheduler.tick(now, moment);
-        while let Some(Start { item, permit }) = scheduler.next(moment) {
+        while may_send && let Some(Start { item, permit }) = scheduler.next(moment) {
             self.shared.spawn(item, permit);
         }
         let expired = scheduler.expired();
-        let wishes = scheduler.token_wishes();
+        let wishes = if may_send { scheduler.token_wishes() } else { Vec::new() };
         let claims = if may_claim { scheduler.claims(moment) } else { Vec::new() };
         let (due_at, opens_at) = scheduler.tell_alarm();
         drop(scheduler);
@@ -280,6 +288,9 @@ impl Dispatcher {
         }
         let until_due = due_at.map(|due_at| due_at.since(now));
         let until_open = opens_at.map(|opens_at| moment.until(opens_at));
+        if !may_send {
+            return CHECK_SETTLING_EVERY;
+        }
         // A timer may ring a moment early, and a clock may be set: rather look once more than sleep too long.
         let soonest = until_due.into_iter().chain(until_open).min().unwrap_or(POLL_OWN);
         soonest.max(Duration::from_millis(1))
@@ -314,19 +325,20 @@ impl Shared {
     }
 
     async fn claim(&self, claims: &[LaneClaim]) {
+        let mut under_way = ClaimUnderWay::new(self, claims);
         match self.ledger.claim(claims).await {
             Ok((claimed, leased_until)) => {
                 failpoint!("claimed", claimed.iter().any(|lane| !lane.deliveries.is_empty()));
+                under_way.answered();
                 self.claimed(claims, claimed, leased_until);
             }
             Err(error) => {
                 tracing::debug!(%error, "nothing could be claimed");
+                under_way.answered();
                 self.claim_failed(claims);
                 tokio::time::sleep(AFTER_ERROR).await;
             }
         }
-        self.claiming.store(false, Ordering::Release);
-        self.changed.notify_one();
     }
 
     async fn reserve_tokens(&self, wishes: Vec<TokenWish>) {
@@ -381,6 +393,10 @@ impl Shared {
 
     /// What may start now that something has ended; the rest is the loop's.
     fn next(&self) -> Option<Start<Delivery>> {
+        if !self.ledger.can_settle() {
+            self.changed.notify_one();
+            return None;
+        }
         let now = self.clock.moment();
         let may_claim = !self.claiming.load(Ordering::Acquire);
         let mut scheduler = self.scheduler();
@@ -401,6 +417,9 @@ struct Handoff(Weak<Shared>);
 impl Outlet for Handoff {
     fn reserve(&self, lane: &Arc<Lane>) -> Option<Permit> {
         let shared = self.0.upgrade()?;
+        if !shared.ledger.can_settle() {
+            return None;
+        }
         let now = shared.clock.moment();
         shared.scheduler().reserve(lane, now)
     }

@@ -22,6 +22,7 @@ use crate::domain::scheduler::GateId;
 use crate::domain::tenant::Destination;
 use crate::domain::transform::{Context, DEFAULT_OUTPUT_LIMIT_BYTES};
 use crate::ingest::{Ingest, new_event_id};
+use crate::jobs::Job;
 use crate::ledger::{Ledger, LedgerError};
 use crate::send::direct::{DirectSender, Endpoints as _, LiveEndpoint, Reply};
 use crate::send::{EndpointTester, TestError, TestResult};
@@ -71,12 +72,16 @@ impl Keeper {
     /// Challenges endpoints that have to prove themselves, until `stop` is cancelled.
     pub async fn challenge(&self, stop: CancellationToken) {
         let mut changes = self.shared.directory.changes();
+        let jobs = self.shared.ledger.jobs();
+        jobs.started(Job::Challenges, Some(3 * CHALLENGE_EVERY));
         loop {
             for endpoint in self.shared.directory.snapshot().unproven() {
                 if let Err(error) = self.shared.challenge_one(&endpoint).await {
                     tracing::warn!(endpoint = %endpoint.id, %error, "the challenge was not answered");
                 }
             }
+            // An endpoint that does not answer is not the job's failure.
+            jobs.ran(Job::Challenges, &Ok::<_, LedgerError>(()));
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep(CHALLENGE_EVERY) => {}

@@ -35,6 +35,7 @@
 //!   health, metrics, problems. Its `console` is the pages at
 //!   `/console`: a client of `/v1` from inside; `templates` and `assets` are its HTML, stylesheet and scripts.
 //! - [`ingest`]: the doorway of the ledger, for HTTP and for sources; how fast tenants may put events in.
+//! - [`jobs`]: background jobs: when each last succeeded, how far it lags, how often it failed.
 //! - [`ledger`]: every event once, every delivery until it is done. The only place that knows SQL. Its writer commits
 //!   together what waits; `fan_out` queues the deliveries of large requests step by step; `sqlite` and `postgres` are the
 //!   hot path; `payloads` keeps what was just recorded until it is claimed; `reading`, `repeats`, `steering`, `replays`,
@@ -88,6 +89,7 @@ pub mod endpoints;
 mod failpoint;
 pub mod http;
 pub mod ingest;
+pub mod jobs;
 pub mod ledger;
 #[cfg(feature = "mock")]
 pub mod mock;

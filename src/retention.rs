@@ -16,15 +16,17 @@ use crate::config::RetentionConfig;
 use crate::directory::Directory;
 use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::sequence;
+use crate::jobs::Job;
 use crate::ledger::{Chore, Doomed, LaneUse, Ledger, LedgerError, OF_EVENTS};
 
-/// The chore's name in the ledger, and of its part that walks all identities, which is done once a day.
-const CHORE: &str = "prune";
-const KEYS_CHORE: &str = "prune_keys";
-const KEYS_EVERY: Duration = Duration::from_secs(86_400);
-/// The chore that finds lanes without a delivery, which is done once a day, and how long they stay unused before they go.
-const LANES_CHORE: &str = "prune_lanes";
-const LANES_EVERY: Duration = Duration::from_secs(86_400);
+/// The chores: each job's name in the ledger, and how long there is between two runs at least. The walks through all identities
+/// and through all lanes are long.
+const CHORES: [(Job, &str, Duration); 3] = [
+    (Job::Prune, "prune", Duration::ZERO),
+    (Job::Identities, "prune_keys", Duration::from_secs(86_400)),
+    (Job::UnusedLanes, "prune_lanes", Duration::from_secs(86_400)),
+];
+/// How long lanes stay unused before they are deleted.
 const LANES_UNUSED_FOR: Duration = Duration::from_secs(86_400);
 /// Lanes that are looked at in one walk over what is done, and rows of that in one statement.
 const LANES_AT_ONCE: u32 = 100_000;
@@ -240,26 +242,32 @@ impl Pruner {
     pub async fn run(&self, stop: CancellationToken) {
         let Some(every) = self.config.every() else { return };
         let look_every = every.min(LEASE);
+        let jobs = self.ledger.jobs();
+        for (job, ..) in CHORES {
+            jobs.started(job, Some(2 * look_every));
+        }
         while stop.run_until_cancelled(tokio::time::sleep(look_every)).await.is_some() {
-            if let Err(error) = self.do_chores(every, &stop).await {
-                tracing::debug!(%error, "what may go could not be taken away");
+            for (job, chore, at_least) in CHORES {
+                jobs.ran(job, &self.do_chore(job, chore, every.max(at_least), &stop).await);
             }
         }
     }
 
-    async fn do_chores(&self, every: Duration, stop: &CancellationToken) -> Result<(), LedgerError> {
+    async fn do_chore(
+        &self,
+        job: Job,
+        chore: &str,
+        every: Duration,
+        stop: &CancellationToken,
+    ) -> Result<(), LedgerError> {
         if !self.may_prune() {
             return Ok(());
         }
-        if let Some(chore) = self.ledger.take_chore(CHORE, every, LEASE).await? {
-            self.all(Phase::default(), chore, stop).await?;
-        }
-        if let Some(chore) = self.ledger.take_chore(KEYS_CHORE, every.max(KEYS_EVERY), LEASE).await? {
-            let all = Phase::Identities(String::new(), String::new(), String::new());
-            self.all(all, chore, stop).await?;
-        }
-        if let Some(chore) = self.ledger.take_chore(LANES_CHORE, every.max(LANES_EVERY), LEASE).await? {
-            self.lanes(chore, stop).await?;
+        if let Some(chore) = self.ledger.take_chore(chore, every, LEASE).await? {
+            match job {
+                Job::UnusedLanes => self.lanes(chore, stop).await?,
+                _ => self.all(job, chore, stop).await?,
+            }
         }
         Ok(())
     }
@@ -279,6 +287,7 @@ impl Pruner {
                 while let Some(place) = from.filter(|_| !unused.is_empty()) {
                     let began = self.clock.moment();
                     from = database.without_used_lanes(&mut unused, table, place, USES_AT_ONCE).await?;
+                    self.ledger.jobs().progressed(Job::UnusedLanes);
                     if !self.rest(&chore, began, &mut renewed, stop).await? {
                         return Ok(());
                     }
@@ -321,10 +330,14 @@ impl Pruner {
     }
 
     /// Takes away all that may go, from a phase on.
-    async fn all(&self, mut phase: Phase, chore: Chore, stop: &CancellationToken) -> Result<(), LedgerError> {
+    async fn all(&self, job: Job, chore: Chore, stop: &CancellationToken) -> Result<(), LedgerError> {
         let rules = self.rules(PruneWish::default(), Some(chore));
         let (mut pruned, mut renewed) = (Pruned::default(), self.clock.moment());
-        let keys = matches!(phase, Phase::Identities(..));
+        let keys = job == Job::Identities;
+        let mut phase = match keys {
+            true => Phase::Identities(String::new(), String::new(), String::new()),
+            false => Phase::default(),
+        };
         while phase != Phase::Done && (keys || !matches!(phase, Phase::Identities(..))) {
             let began = self.clock.moment();
             if !self.may_prune() {
@@ -332,6 +345,8 @@ impl Pruner {
             }
             let (count, next) = self.step(&rules, phase).await?;
             (pruned, phase) = (pruned.plus(count), next);
+            // A walk through many rows takes hours.
+            self.ledger.jobs().progressed(job);
             if !self.rest(&chore, began, &mut renewed, stop).await? {
                 return Ok(());
             }

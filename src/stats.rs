@@ -28,6 +28,7 @@ use crate::directory::Directory;
 use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::delivery::{Delivery, NextState, Outcome, Settlement};
 use crate::domain::tenant::Destination;
+use crate::jobs::Job;
 use crate::ledger::{Ledger, LedgerError, StatRow};
 
 const MINUTE_MS: i64 = 60_000;
@@ -151,21 +152,25 @@ impl Stats {
     /// Writes every minute into the ledger and drops what is too old, until `stop` is cancelled; then what was counted
     /// of the last one.
     pub async fn keep(&self, stop: CancellationToken) {
+        let jobs = self.shared.ledger.jobs();
+        jobs.started(Job::Statistics, Some(Duration::from_secs(120)));
         while stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
             if self.end_minute(self.shared.clock.now()) {
-                self.write().await;
-                if !self.shared.ledger.clock().status().may_prune {
-                    continue;
-                }
-                let minute = self.shared.minute.load(Ordering::Relaxed);
-                let before = Timestamp::from_millis(minute - Window::LONGEST.length_ms());
-                if let Err(error) = self.shared.ledger.database().prune_stats(before).await {
-                    tracing::debug!(%error, "old statistics could not be dropped");
-                }
+                jobs.ran(Job::Statistics, &self.write_and_prune().await);
             }
         }
         self.end_minute(Timestamp::from_millis(i64::MAX));
-        self.write().await;
+        jobs.ran(Job::Statistics, &self.write().await);
+    }
+
+    async fn write_and_prune(&self) -> Result<(), LedgerError> {
+        self.write().await?;
+        if !self.shared.ledger.clock().status().may_prune {
+            return Ok(());
+        }
+        let minute = self.shared.minute.load(Ordering::Relaxed);
+        let before = Timestamp::from_millis(minute - Window::LONGEST.length_ms());
+        self.shared.ledger.database().prune_stats(before).await.map(drop)
     }
 
     /// Takes what was counted as a minute's, where that is over at `now`. Whether it was.
@@ -193,16 +198,14 @@ impl Stats {
     }
 
     /// Writes what is over. What can't be written now waits for the next time.
-    async fn write(&self) {
+    async fn write(&self) -> Result<(), LedgerError> {
         let rows = self.shared.unwritten().rows.clone();
-        if rows.is_empty() {
-            return;
-        }
-        match self.shared.ledger.database().add_stats(&rows).await {
+        if !rows.is_empty() {
+            self.shared.ledger.database().add_stats(&rows).await?;
             // Nobody else takes rows away.
-            Ok(()) => drop(self.shared.unwritten().rows.drain(..rows.len())),
-            Err(error) => tracing::debug!(%error, "statistics could not be written"),
+            self.shared.unwritten().rows.drain(..rows.len());
         }
+        Ok(())
     }
 
     /// What waits, by destination, as it stood a moment ago.

@@ -23,11 +23,13 @@ use self::text::Page;
 use crate::config::{LogConfig, LogFormat, Role};
 use crate::dispatcher::{GateStatus, Held};
 use crate::domain::clock::Timestamp;
+use crate::domain::delivery::DeadReason;
 use crate::domain::gate::CloseReason;
 use crate::domain::partner::DisableReason;
 use crate::domain::scheduler::GateId;
 use crate::domain::tenant::Destination;
 use crate::ingest::{ItemResult, Routed, Status};
+use crate::jobs::JobReading;
 use crate::ledger::ClockStatus;
 use crate::sources::Statuses;
 use crate::stats::{Backlog, Backlogs, LiveLatencies, OTHER, Reading, ResultClass, SVIX, Stats};
@@ -106,7 +108,12 @@ pub struct CommitMetrics {
     seconds: LiveLatencies,
     events: LiveSizes,
     lost_leases: AtomicU64,
+    /// Deliveries whose events are missing, and whose events are damaged.
+    unreadable: [AtomicU64; UNREADABLE.len()],
 }
+
+/// Why an event can't be read from the ledger.
+const UNREADABLE: [DeadReason; 2] = [DeadReason::EventMissing, DeadReason::EventUnreadable];
 
 impl CommitMetrics {
     /// A group commit of so many new events was durable after `took`.
@@ -115,6 +122,13 @@ impl CommitMetrics {
         // A group that only settles has none.
         if events > 0 {
             self.events.record(events as u64);
+        }
+    }
+
+    /// A delivery was given up because its event can't be read from the ledger.
+    pub fn unreadable(&self, reason: DeadReason) {
+        for (counted, count) in UNREADABLE.into_iter().zip(&self.unreadable) {
+            count.fetch_add(u64::from(counted == reason), Ordering::Relaxed);
         }
     }
 
@@ -210,6 +224,10 @@ pub struct Standing {
     pub waiting_limit: u64,
     /// The ledger takes writes.
     pub ledger_up: bool,
+    /// Settlements that wait to be committed.
+    pub unsettled: usize,
+    /// Every background job of this node.
+    pub jobs: Vec<JobReading>,
     /// Bytes in the file of the ledger's write-ahead log; `None` where there is none to see.
     pub wal_bytes: Option<u64>,
     /// How far the ledger's clock can be trusted.
@@ -302,6 +320,7 @@ impl Metrics {
         tell_attempts(&mut page, &standing.attempts);
         self.tell_holds(&mut page, &standing);
         tell_gates(&mut page, standing.gates);
+        render_jobs(&mut page, &standing.jobs);
         tell_sources(&mut page, &standing.sources);
         if let Some((exported, dropped)) = standing.spans {
             page.count(&family::TRACE_SPANS, &["exported"], exported);
@@ -341,6 +360,10 @@ impl Metrics {
         page.histogram(&family::COMMIT_SECONDS, &[], commits.seconds.read().in_seconds());
         page.histogram(&family::COMMIT_EVENTS, &[], commits.events.read());
         page.count(&family::LOST_LEASES, &[], commits.lost_leases.load(Ordering::Relaxed));
+        for (reason, count) in UNREADABLE.into_iter().zip(&commits.unreadable) {
+            page.count(&family::UNREADABLE, &[reason.as_str()], count.load(Ordering::Relaxed));
+        }
+        page.number(&family::UNSETTLED, &[], standing.unsettled as u64);
         let is = if standing.ledger_up { "up" } else { "down" };
         page.state(&family::LEDGER_STATE, &[], &LEDGER_STATES, is);
         page.state(&family::CLOCK_STATE, &[], &CLOCK_STATES, standing.clock.state.as_str());
@@ -427,6 +450,17 @@ fn tell_gates(page: &mut Page, mut gates: Vec<GateStatus>) {
         page.number(&family::GATE_WINDOW, &[name], u64::from(gate.width));
         page.number(&family::GATE_IN_FLIGHT, &[name], u64::from(gate.in_flight));
         page.state(&family::GATE_STATE, &[name], &GATE_STATES, gate.state());
+    }
+}
+
+fn render_jobs(page: &mut Page, jobs: &[JobReading]) {
+    for JobReading { job, succeeded_at, lag, errors } in jobs {
+        let labels = [job.as_str()];
+        let seconds = succeeded_at
+            .map_or(0.0, |at| Duration::from_millis(at.as_millis().max(0).unsigned_abs()).as_secs_f64());
+        page.gauge(&family::JOB_SUCCESS, &labels, seconds);
+        page.gauge(&family::JOB_LAG, &labels, lag.as_secs_f64());
+        page.count(&family::JOB_ERRORS, &labels, *errors);
     }
 }
 

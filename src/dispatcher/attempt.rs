@@ -1,6 +1,7 @@
 //! One attempt: sent, told to the gate, settled.
 
 use super::Shared;
+use super::panics::{Panicked, Place, catch_panic};
 use crate::domain::clock::Moment;
 use crate::domain::delivery::{self, Delivery, Failure, Outcome, Timing};
 use crate::domain::gate::{Change, CloseReason, Signal};
@@ -14,14 +15,12 @@ impl Shared {
         let began = self.clock.moment();
         // A place that was reserved ahead of a commit did not keep the receiver waiting.
         let permit = permit.begun_at(began);
-        let admitted = self.scheduler().still_admits(&delivery.lane, permit, began);
+        let place = Place::new(self, &delivery.lane, permit);
+        let admitted =
+            self.ledger.can_settle() && self.scheduler().still_admits(&delivery.lane, permit, began);
         let outcome = if admitted {
             failpoint!("sending");
-            let sending = tokio::time::timeout(self.options.attempt_timeout, self.sender.send(&delivery));
-            sending.await.unwrap_or_else(|_| {
-                let detail = format!("not done within {} ms", self.options.attempt_timeout.as_millis());
-                Outcome::Failed(Failure::transport("timeout", detail, true))
-            })
+            self.send(&delivery).await
         } else {
             Outcome::NotSent
         };
@@ -29,7 +28,7 @@ impl Shared {
         let ended = self.clock.moment();
         // The gate first, and at once: nothing may start between the answer that closes it and its closing.
         let signal = Signal::of(&outcome, &delivery.lane.destination);
-        let change = self.scheduler().finish(&delivery.lane, permit, signal, ended, self.chance(&outcome));
+        let change = place.finish(signal, ended, self.chance(&outcome));
         if let Change::Closed { until, reason } = change {
             Box::pin(self.gate_closed(&delivery.lane, until, reason, &outcome)).await;
         } else if change == Change::Opened {
@@ -40,6 +39,22 @@ impl Shared {
         let timing =
             Timing { at: self.clock.now(), latency: began.until(ended), chance: self.chance(&outcome) };
         self.settle(delivery, permit, outcome, timing).await;
+    }
+
+    /// Sends a delivery within the timeout. A panic is a failure like any other: it is retried, and given up in the end.
+    async fn send(&self, delivery: &Delivery) -> Outcome {
+        let sending = async { self.sender.send(delivery).await };
+        match catch_panic(tokio::time::timeout(self.options.attempt_timeout, sending)).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => {
+                let detail = format!("not done within {} ms", self.options.attempt_timeout.as_millis());
+                Outcome::Failed(Failure::transport("timeout", detail, true))
+            }
+            Err(Panicked) => {
+                tracing::error!(delivery = %delivery.id, "a send panicked: this is a bug, please report it");
+                Outcome::Failed(Failure::transport("internal_error", "the send panicked", true))
+            }
+        }
     }
 
     /// For the jitter of a wait, which a success does not need.

@@ -13,6 +13,7 @@ use crate::domain::delivery::Class;
 use crate::domain::gate::CloseReason;
 use crate::domain::scheduler::GateId;
 use crate::domain::tenant::LaneId;
+use crate::jobs::Job;
 use crate::ledger::{ClosedGate, Notice};
 
 /// How often the ledger's gates are read for what was not heard.
@@ -41,6 +42,7 @@ impl Dispatcher {
         }
         let mut notices = self.shared.ledger.notices();
         let mut gates_at = self.shared.clock.moment();
+        self.shared.ledger.jobs().started(Job::Gates, Some(4 * LOOK_AT_GATES_EVERY));
         loop {
             let now = self.shared.clock.moment();
             if gates_at <= now {
@@ -68,11 +70,9 @@ impl Dispatcher {
 
     /// Closes the gates that the ledger says are closed: all of them at the start, later those that others have closed.
     pub(super) async fn look_at_gates(&self, at_start: bool) {
-        let closed = match self.shared.ledger.closed_gates().await {
-            Ok(closed) => closed,
-            Err(error) if at_start => return tracing::warn!(%error, "closed gates could not be read"),
-            Err(error) => return tracing::debug!(%error, "closed gates could not be read"),
-        };
+        let closed = self.shared.ledger.closed_gates().await;
+        self.shared.ledger.jobs().ran(Job::Gates, &closed);
+        let Ok(closed) = closed else { return };
         let now = self.shared.clock.moment();
         let mut seen = std::mem::take(&mut *self.shared.seen_gates());
         let mut still_closed = SeenGates::new();

@@ -246,6 +246,10 @@ pub enum DeadReason {
     EndpointDisabled,
     /// The endpoint's transform can't be applied to this event.
     TransformFailed,
+    /// The ledger has lost the event: its row is missing. Nothing was sent.
+    EventMissing,
+    /// The ledger's row of the event is damaged. Nothing was sent.
+    EventUnreadable,
 }
 
 impl DeadReason {
@@ -257,6 +261,8 @@ impl DeadReason {
             Self::Gone => "gone",
             Self::EndpointDisabled => "endpoint_disabled",
             Self::TransformFailed => "transform_failed",
+            Self::EventMissing => "event_missing",
+            Self::EventUnreadable => "event_unreadable",
         }
     }
 }

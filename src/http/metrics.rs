@@ -36,6 +36,8 @@ pub async fn metrics(State(state): State<HttpState>, caller: Caller) -> Result<R
         waiting: state.ledger.waiting(),
         waiting_limit: state.ledger.waiting_limit(),
         ledger_up: state.ledger.trouble().is_none(),
+        unsettled: state.ledger.unsettled(),
+        jobs: state.ledger.jobs().read(),
         wal_bytes: state.ledger.wal_bytes(),
         clock: state.ledger.clock().status(),
         sources: state.sources.clone(),

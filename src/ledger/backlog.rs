@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::plan::NewEvent;
 use super::{Ledger, LedgerError, Result, Shared};
+use crate::jobs::Job;
 
 /// The shortest time between two counts of the ledger.
 const COUNT_EVERY: Duration = Duration::from_secs(30);
@@ -162,11 +163,17 @@ pub(super) fn keep_counting(ledger: &Ledger) {
     tokio::spawn(async move {
         let mut took = Duration::ZERO;
         loop {
-            tokio::time::sleep((took * COUNT_SHARE).max(COUNT_EVERY)).await;
+            // A large ledger is counted more rarely.
+            let every = (took * COUNT_SHARE).max(COUNT_EVERY);
+            let Some(shared) = weak.upgrade() else { return };
+            shared.jobs.expect(Job::BacklogCount, Some(2 * every));
+            drop(shared);
+            tokio::time::sleep(every).await;
             let Some(shared) = weak.upgrade() else { return };
             let began = shared.clock.moment();
             shared.backlog.begin_count();
             let counted = shared.database.count_waiting().await;
+            shared.jobs.ran(Job::BacklogCount, &counted);
             shared.backlog.end_count(counted.ok());
             took = began.until(shared.clock.moment());
         }

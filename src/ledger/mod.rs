@@ -7,6 +7,7 @@
 mod backlog;
 mod clock;
 mod connections;
+mod damaged;
 mod endpoints;
 mod fan_out;
 mod gates;
@@ -37,6 +38,7 @@ mod tokens;
 mod writer;
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -59,6 +61,7 @@ pub use self::leftovers::{LaneUse, OF_EVENTS};
 pub use self::notices::Notice;
 use self::notices::Notices;
 pub use self::partners::{EventTypeRow, PartnerRow, Put};
+use self::payloads::Claimed;
 use self::plan::{AcceptRequest, Known, Plan};
 pub use self::plan::{Accepted, ItemVerdict, NewEvent, RequestKey};
 pub use self::postgres::PostgresPools;
@@ -82,7 +85,7 @@ pub use self::sqlite::{
 };
 pub use self::stats::{StatRow, WaitingRow};
 pub use self::steering::Steered;
-use self::writer::{Command, Desk, Writer};
+use self::writer::{Command, Desk, UNSETTLED_LIMIT, Writer};
 use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::delivery::{Class, Delivery, DeliveryId, Settlement};
 use crate::domain::event::Identity;
@@ -90,6 +93,7 @@ use crate::domain::scheduler::{LaneClaim, Permit, Remaining};
 use crate::domain::sequence::Sequence;
 use crate::domain::tenant::Lane;
 use crate::failpoint::failpoint;
+use crate::jobs::{Job, JobMetrics};
 use crate::telemetry::CommitMetrics;
 
 /// Why the ledger could not do what it was asked.
@@ -130,10 +134,12 @@ pub enum LedgerError {
 
 impl From<sqlx::Error> for LedgerError {
     fn from(error: sqlx::Error) -> Self {
+        postgres::session::note_fault(&error);
         let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
         match code.as_deref() {
             None if matches!(error, sqlx::Error::PoolTimedOut) => {
-                Self::Unavailable("no connection to the database was free in time".into())
+                let refusal = postgres::session::refusal();
+                Self::Unavailable(refusal.unwrap_or("no connection to the database was free in time").into())
             }
             // Postgres: query_canceled, by `statement_timeout`. SQLite: SQLITE_INTERRUPT, by the progress handler.
             Some("57014" | "9") => Self::TooSlow,
@@ -199,10 +205,13 @@ trait Store: Send + Sync {
     async fn lookup(&self, identities: &[&Identity], keys: &[&RequestKey]) -> Result<Known>;
 
     /// Claims due deliveries, oldest first, for each lane at most its limit.
-    async fn claim(&self, claims: &[LaneClaim], now: Timestamp) -> Result<Vec<ClaimedLane>>;
+    async fn claim(&self, claims: &[LaneClaim], now: Timestamp) -> Result<Claimed>;
 
     /// Gives claims back unsent.
     async fn release(&self, held: &[Held]) -> Result<()>;
+
+    /// A settlement of this claim waits to be written: as far as this process can, it keeps the claim until then.
+    fn settling(&self, _claim: ClaimId) {}
 
     /// Claims the one delivery that stands at this place in the queue: the number of the claim; `None` where somebody
     /// holds it, or it stands there no more.
@@ -302,11 +311,14 @@ struct Shared {
     store: Arc<dyn Store>,
     database: Database,
     desk: Desk,
+    /// Settlements that were handed in and are not committed.
+    unsettled: Arc<AtomicUsize>,
     writer: Mutex<Option<tokio::task::JoinHandle<()>>>,
     backlog: Arc<Backlog>,
     outlet: Arc<OnceLock<Box<dyn Outlet>>>,
     repeats: Arc<Repeats>,
     meter: Arc<OnceLock<Arc<CommitMetrics>>>,
+    jobs: Arc<JobMetrics>,
     /// Which node this is.
     membership: Arc<Membership>,
     /// `None` where the ledger is not shared.
@@ -331,10 +343,11 @@ impl Ledger {
         let (health_sender, health) = tokio::sync::watch::channel(None);
         let ledger_clock = Arc::new(LedgerClock::new(clock));
         let clock: Arc<dyn Clock> = ledger_clock.clone();
+        let jobs = Arc::new(JobMetrics::new(clock.clone()));
         let (store, opened): (Arc<dyn Store>, _) = if is_sqlite(&options.url) {
-            sqlite::open(options, &clock, &health_sender).await?.apart()
+            sqlite::open(options, &clock, &health_sender, &jobs).await?.apart()
         } else {
-            postgres::open(options, &clock, &health_sender).await?.apart()
+            postgres::open(options, &clock, &health_sender, &jobs).await?.apart()
         };
         let Opened { database, mut sequence, membership, notices, .. } = opened;
         ledger_clock.start(&database, &*store).await?;
@@ -346,6 +359,7 @@ impl Ledger {
         let (outlet, meter) = (Arc::new(OnceLock::new()), Arc::new(OnceLock::new()));
         let repeats = Arc::new(Repeats::default());
         let (desk, inbox) = Desk::new();
+        let unsettled = Arc::new(AtomicUsize::new(0));
         let writer = Writer {
             store: store.clone(),
             sequence,
@@ -353,6 +367,7 @@ impl Ledger {
             outlet: outlet.clone(),
             meter: meter.clone(),
             repeats: repeats.clone(),
+            unsettled_count: unsettled.clone(),
             bell: notices.as_ref().map(|notices| notices.bell().clone()),
             health: health_sender,
             membership: membership.clone(),
@@ -370,11 +385,13 @@ impl Ledger {
                 store,
                 database,
                 desk,
+                unsettled,
                 writer,
                 backlog,
                 outlet,
                 meter,
                 repeats,
+                jobs,
                 membership,
                 notices,
                 silence: tokio::sync::broadcast::Sender::new(1),
@@ -402,6 +419,11 @@ impl Ledger {
         let _ = self.shared.meter.set(metrics);
     }
 
+    /// How the background jobs of this process stand. Every job that works on the ledger reports there.
+    pub fn jobs(&self) -> &Arc<JobMetrics> {
+        &self.shared.jobs
+    }
+
     /// Records a request's events, each once, and answers after the commit is durable.
     ///
     /// With `strict`, one conflict refuses the whole request and nothing of it is stored.
@@ -422,25 +444,43 @@ impl Ledger {
         verdicts.await.map_err(|_| stopped())?
     }
 
-    /// Hands in what became of an attempt. Returns once it is queued: the writer keeps it until it is committed.
+    /// Hands in what became of an attempt. Returns once it is queued: the writer keeps it until it is committed, and this
+    /// process does not claim the delivery before that.
     ///
     /// # Errors
     /// [`LedgerError::Unavailable`] where the ledger is closed.
     pub async fn settle(&self, settlement: Settlement) -> Result<()> {
+        self.shared.store.settling(claim_of(&settlement));
+        self.shared.unsettled.fetch_add(1, Ordering::Relaxed);
         self.shared.desk.settlements.send(settlement).await.map_err(|_| stopped())
+    }
+
+    /// Whether a send may begin now: its settlement could be recorded. False while writes fail, and while as many
+    /// settlements wait as are kept.
+    pub fn can_settle(&self) -> bool {
+        self.unsettled() < UNSETTLED_LIMIT && self.shared.health.borrow().is_none()
+    }
+
+    /// Settlements that wait to be committed.
+    pub fn unsettled(&self) -> usize {
+        self.shared.unsettled.load(Ordering::Relaxed)
     }
 
     /// Claims due deliveries for the lease that the ledger was opened with.
     ///
-    /// Returns one answer for each claim, and when the leases end.
+    /// Returns one answer for each claim, and when the leases end. A row whose event can't be read is given up, with a
+    /// reason, and keeps no other from being claimed.
     ///
     /// # Errors
     /// [`LedgerError::Unavailable`]; [`LedgerError::NumberLost`]: nothing is claimed.
     pub async fn claim(&self, claims: &[LaneClaim]) -> Result<(Vec<ClaimedLane>, Moment)> {
         // Read first: a lease that began later than we believe only ends later.
         let leased_until = self.shared.clock.moment() + self.shared.lease;
-        let claimed = self.shared.store.claim(claims, self.shared.clock.now()).await?;
-        Ok((claimed, leased_until))
+        let Claimed { lanes, damaged } = self.shared.store.claim(claims, self.shared.clock.now()).await?;
+        for damaged in damaged {
+            self.give_up(damaged).await?;
+        }
+        Ok((lanes, leased_until))
     }
 
     /// Gives claims back unsent.
@@ -554,7 +594,7 @@ impl Ledger {
         if let Some(writer) = writer {
             let _ = writer.await;
         }
-        self.shared.repeats.write(&self.shared.database).await;
+        self.shared.jobs.ran(Job::Duplicates, &self.shared.repeats.write(&self.shared.database).await);
         if let Some(notices) = &self.shared.notices {
             notices.stop();
         }

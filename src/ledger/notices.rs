@@ -17,6 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::incarnation::Membership;
 use super::postgres::Sessions;
 use crate::domain::tenant::LaneId;
+use crate::jobs::{Job, JobMetrics};
 use crate::reconnect::Pauses;
 
 const CHANNEL: &str = "posthaste";
@@ -55,14 +56,20 @@ pub(super) struct Notices {
     /// Begins with the first who wants to hear: the command line has no use for a connection of its own.
     listener: OnceLock<AbortOnDropHandle<()>>,
     ringer: AbortOnDropHandle<()>,
+    jobs: Arc<JobMetrics>,
 }
 
 impl Notices {
     /// Notifies by `pool`, and listens on a connection of its own, made with `connect`. Without one, nothing is heard:
     /// the ledger is polled anyway.
-    pub fn new(membership: Arc<Membership>, pool: Sessions, connect: Option<PgConnectOptions>) -> Self {
+    pub fn new(
+        membership: Arc<Membership>,
+        pool: Sessions,
+        connect: Option<PgConnectOptions>,
+        jobs: &Arc<JobMetrics>,
+    ) -> Self {
         let bell = Arc::new(Bell::default());
-        let ringer = tokio::spawn(ring(bell.clone(), membership.clone(), pool));
+        let ringer = tokio::spawn(ring(bell.clone(), membership.clone(), pool, jobs.clone()));
         Self {
             membership,
             bell,
@@ -70,6 +77,7 @@ impl Notices {
             heard: broadcast::Sender::new(UNREAD_LIMIT),
             listener: OnceLock::new(),
             ringer: AbortOnDropHandle::new(ringer),
+            jobs: jobs.clone(),
         }
     }
 
@@ -91,7 +99,8 @@ impl Notices {
         let receiver = self.heard.subscribe();
         if let Some(connect) = &self.connect {
             self.listener.get_or_init(|| {
-                let listening = listen(connect.clone(), self.membership.clone(), self.heard.clone());
+                let (connect, membership) = (connect.clone(), self.membership.clone());
+                let listening = listen(connect, membership, self.heard.clone(), self.jobs.clone());
                 AbortOnDropHandle::new(tokio::spawn(listening))
             });
         }
@@ -204,8 +213,9 @@ fn parse(payload: &str) -> Option<(i64, Vec<Notice>)> {
     Some((epoch, notices.collect()))
 }
 
-/// Tells the others what is gathered, again and again.
-async fn ring(bell: Arc<Bell>, membership: Arc<Membership>, pool: Sessions) {
+/// Notifies the others of what is gathered, again and again. Nodes that are not notified look from time to time.
+async fn ring(bell: Arc<Bell>, membership: Arc<Membership>, pool: Sessions, jobs: Arc<JobMetrics>) {
+    jobs.started(Job::Notify, None);
     loop {
         bell.rung.notified().await;
         let gathered = std::mem::take(&mut *bell.gathered());
@@ -217,28 +227,34 @@ async fn ring(bell: Arc<Bell>, membership: Arc<Membership>, pool: Sessions) {
             .bind(gathered.payload(membership.current().epoch))
             .execute(&pool)
             .await;
-        if let Err(error) = told {
-            tracing::debug!(%error, "other nodes were not told; they look from time to time");
-        }
+        jobs.ran(Job::Notify, &told);
     }
 }
 
-/// Hears what others tell, on a connection that is made again whenever it breaks.
-async fn listen(connect: PgConnectOptions, membership: Arc<Membership>, heard: broadcast::Sender<Notice>) {
+/// Hears what others tell, on a connection that is made again whenever it breaks. Meanwhile the ledger is looked at from time
+/// to time.
+async fn listen(
+    connect: PgConnectOptions,
+    membership: Arc<Membership>,
+    heard: broadcast::Sender<Notice>,
+    jobs: Arc<JobMetrics>,
+) {
     let mut pauses = Pauses::new();
+    jobs.started(Job::Listen, Some(PING_EVERY + ANSWER_LIMIT));
     loop {
         let broken = match subscribe(&connect).await {
             Ok(mut listener) => {
                 pauses.reset();
+                jobs.ran(Job::Listen, &Ok::<_, sqlx::Error>(()));
                 // What was told while nobody listened.
                 for notice in [Notice::Gates, Notice::Revision, Notice::Look] {
                     let _ = heard.send(notice);
                 }
-                hear(&mut listener, &membership, &heard).await
+                hear(&mut listener, &membership, &heard, &jobs).await
             }
             Err(error) => error,
         };
-        tracing::debug!(error = %broken, "other nodes are not heard; the ledger is looked at from time to time");
+        jobs.ran(Job::Listen, &Err::<(), _>(broken));
         tokio::time::sleep(pauses.pause()).await;
     }
 }
@@ -262,19 +278,29 @@ async fn hear(
     listener: &mut PgListener,
     membership: &Membership,
     heard: &broadcast::Sender<Notice>,
+    jobs: &JobMetrics,
 ) -> sqlx::Error {
     loop {
         let Ok(received) = tokio::time::timeout(PING_EVERY, listener.try_recv()).await else {
-            // A connection whose other end is gone without a word stays silent for ever.
-            let ping = sqlx::query("SELECT 1").execute(&mut *listener);
+            // A connection whose other end is gone without a word stays silent for ever, and so does a standby.
+            let ping = sqlx::query_as("SELECT pg_is_in_recovery()").fetch_one(&mut *listener);
             match tokio::time::timeout(ANSWER_LIMIT, ping).await {
-                Ok(Ok(_)) => continue,
+                Ok(Ok((false,))) => {
+                    jobs.ran(Job::Listen, &Ok::<_, sqlx::Error>(()));
+                    continue;
+                }
+                Ok(Ok((true,))) => {
+                    return sqlx::Error::Configuration("the server has become a standby".into());
+                }
                 Ok(Err(error)) => return error,
                 Err(_) => return sqlx::Error::PoolTimedOut,
             }
         };
         let notification = match received {
-            Ok(Some(notification)) => notification,
+            Ok(Some(notification)) => {
+                jobs.ran(Job::Listen, &Ok::<_, sqlx::Error>(()));
+                notification
+            }
             Ok(None) => return sqlx::Error::WorkerCrashed,
             Err(error) => return error,
         };

@@ -9,12 +9,14 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 
+use super::damaged::Damaged;
 use super::plan::Plan;
-use super::{ClaimedLane, LedgerError, Result};
+use super::{ClaimedLane, Held, Result};
 use crate::domain::clock::{Moment, Timestamp};
-use crate::domain::delivery::{Class, Delivery, DeliveryId, ReplayNumber};
+use crate::domain::delivery::{Class, DeadReason, Delivery, DeliveryId, ReplayNumber};
 use crate::domain::event::{EventSeq, Identity};
 use crate::domain::hash::FastMap;
 use crate::domain::scheduler::{LaneClaim, Remaining};
@@ -23,6 +25,8 @@ use crate::domain::trace::TraceContext;
 
 /// How long an event is kept that nobody claims: its lane may be blocked, or another node has claimed it.
 const KEPT_FOR: Duration = Duration::from_secs(30);
+/// Bytes of bodies that one claim reads from the database at most; one body beyond that where the first is large.
+const CLAIM_BYTES: usize = 32 << 20;
 /// What an event takes in memory beside its texts, about.
 const OVERHEAD_BYTES: usize = 256;
 
@@ -49,7 +53,38 @@ pub(super) struct Place {
     pub replay: i64,
 }
 
+impl Payload {
+    /// Whether its parts fit together.
+    fn is_sound(&self) -> bool {
+        self.data.as_ref().is_none_or(|data| data.start <= data.end && data.end <= self.body.len())
+    }
+}
+
 impl Place {
+    /// The claim of this place in one of a lane's queues.
+    pub fn held(&self, claim: &LaneClaim) -> Held {
+        Held {
+            id: DeliveryId { event: EventSeq(self.event), lane: claim.lane.id },
+            class: claim.class,
+            due_at: Timestamp::from_millis(self.due_at),
+            attempt: self.attempt,
+        }
+    }
+
+    fn damaged(&self, claim: &LaneClaim, reason: DeadReason) -> Damaged {
+        Damaged {
+            lane: claim.lane.clone(),
+            held: self.held(claim),
+            replay: ReplayNumber::from_column(self.replay),
+            failures: self.failures(),
+            reason,
+        }
+    }
+
+    fn failures(&self) -> u32 {
+        u32::try_from(self.failures).unwrap_or(u32::MAX)
+    }
+
     fn delivery(self, lane: &Arc<Lane>, class: Class, payload: Payload) -> Delivery {
         let Payload { source, id, event_type, received_at, body, data, trace } = payload;
         Delivery {
@@ -57,7 +92,7 @@ impl Place {
             lane: lane.clone(),
             due_at: Timestamp::from_millis(self.due_at),
             attempt: self.attempt,
-            failures: u32::try_from(self.failures).unwrap_or(u32::MAX),
+            failures: self.failures(),
             uncertain: self.uncertain != 0,
             class,
             replay: ReplayNumber::from_column(self.replay),
@@ -71,6 +106,33 @@ impl Place {
     }
 }
 
+/// What a store has claimed.
+#[derive(Debug)]
+pub(super) struct Claimed {
+    /// One answer for each claim.
+    pub lanes: Vec<ClaimedLane>,
+    /// Claimed rows that can't be sent.
+    pub damaged: Vec<Damaged>,
+}
+
+/// What the database holds of an event that was asked for. An event that is missing is not among the answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Stored {
+    /// All of it.
+    Payload(Payload),
+    /// It was not read, because its body has so many bytes.
+    Large(usize),
+    /// Its row makes no sense.
+    Unreadable,
+}
+
+/// Where payloads are read that were not kept.
+#[async_trait]
+pub(super) trait PayloadReader: Sync {
+    /// What these events carry, by number, but for bodies of more than `limit_bytes`.
+    async fn payloads(&self, events: &[i64], limit_bytes: usize) -> Result<HashMap<i64, Stored>>;
+}
+
 /// What was claimed of one lane, without its payloads.
 #[derive(Debug)]
 pub(super) struct ClaimedPlaces {
@@ -80,33 +142,89 @@ pub(super) struct ClaimedPlaces {
     pub remaining: Remaining,
 }
 
-/// The deliveries of `claimed`, one answer for each of `claims`. `read` is asked for the payloads that were not kept, by
-/// their events' numbers: each once, in order.
-pub(super) async fn deliveries(
+/// The deliveries of `claimed`, one answer for each of `claims`; and claims to take back, because their bodies would have been
+/// too much at once.
+///
+/// `reader` is asked for the payloads that were not kept, by their events' numbers in order.
+pub(super) async fn load(
     claims: &[LaneClaim],
     claimed: &[ClaimedPlaces],
     recent: &Recent,
-    read: impl AsyncFnOnce(&[i64]) -> Result<HashMap<i64, Payload>>,
-) -> Result<Vec<ClaimedLane>> {
+    reader: &impl PayloadReader,
+) -> Result<(Claimed, Vec<Held>)> {
     let places = claimed.iter().flat_map(|lane| &lane.places);
     let mut kept = recent.take(places.clone().map(|place| EventSeq(place.event))).into_iter();
     let unkept = places.zip(kept.as_slice()).filter(|(_, payload)| payload.is_none());
     let mut missing: Vec<_> = unkept.map(|(place, _)| place.event).collect();
     missing.sort_unstable();
     missing.dedup();
-    let read = if missing.is_empty() { HashMap::new() } else { read(&missing).await? };
-    let lanes = claims.iter().zip(claimed).map(|(claim, ClaimedPlaces { places, remaining })| {
-        let with_payload = places.iter().map(|place| {
-            let payload = kept.next().flatten().or_else(|| read.get(&place.event).cloned());
-            let payload = payload.ok_or_else(|| {
-                let words = "waits in the queue and is not in the ledger: the database is damaged";
-                LedgerError::Unavailable(format!("event {} {words}", place.event))
-            })?;
-            Ok(place.delivery(&claim.lane, claim.class, payload))
-        });
-        Ok(ClaimedLane { deliveries: with_payload.collect::<Result<_>>()?, remaining: *remaining })
-    });
-    lanes.collect()
+    let mut stored = HashMap::new();
+    if !missing.is_empty() {
+        stored = reader.payloads(&missing, CLAIM_BYTES / missing.len()).await?;
+        let large = large_that_fit(claimed, &stored);
+        if !large.is_empty() {
+            stored.extend(reader.payloads(&large, usize::MAX).await?);
+        }
+    }
+    let (mut lanes, mut damaged, mut unread) = (Vec::with_capacity(claims.len()), Vec::new(), Vec::new());
+    for (claim, ClaimedPlaces { places, remaining }) in claims.iter().zip(claimed) {
+        let (mut deliveries, mut is_cut) = (Vec::with_capacity(places.len()), false);
+        for place in places {
+            let found = kept.next().flatten().map(Stored::Payload);
+            let found = found.or_else(|| stored.get(&place.event).cloned());
+            is_cut |= matches!(found, Some(Stored::Large(_)));
+            match found {
+                // In order: no delivery overtakes one that is taken back.
+                _ if is_cut => unread.push(place.held(claim)),
+                Some(Stored::Payload(payload)) if payload.is_sound() => {
+                    deliveries.push(place.delivery(&claim.lane, claim.class, payload));
+                }
+                None => damaged.push(place.damaged(claim, DeadReason::EventMissing)),
+                Some(_) => damaged.push(place.damaged(claim, DeadReason::EventUnreadable)),
+            }
+        }
+        lanes.push(ClaimedLane { deliveries, remaining: if is_cut { Remaining::Due } else { *remaining } });
+    }
+    Ok((Claimed { lanes, damaged }, unread))
+}
+
+/// Every claim of these places.
+pub(super) fn all_held(claims: &[LaneClaim], claimed: &[ClaimedPlaces]) -> Vec<Held> {
+    let held = |(claim, lane): (_, &ClaimedPlaces)| {
+        lane.places.iter().map(|place| place.held(claim)).collect::<Vec<_>>()
+    };
+    claims.iter().zip(claimed).flat_map(held).collect()
+}
+
+/// Of the events whose bodies were left out, those that fit beside what was read, in order: lanes take turns. At least one,
+/// so that the largest body goes out, too.
+fn large_that_fit(claimed: &[ClaimedPlaces], stored: &HashMap<i64, Stored>) -> Vec<i64> {
+    let body_bytes = |stored: &Stored| match stored {
+        Stored::Payload(payload) => payload.body.len(),
+        Stored::Large(_) | Stored::Unreadable => 0,
+    };
+    let mut room = CLAIM_BYTES.saturating_sub(stored.values().map(body_bytes).sum());
+    let large = |event: &i64| match stored.get(event) {
+        Some(Stored::Large(bytes)) => Some(*bytes),
+        _ => None,
+    };
+    let ranked = claimed.iter().flat_map(|lane| (0..).zip(lane.places.iter().map(|place| place.event)));
+    let mut ranked: Vec<(usize, i64)> = ranked.filter(|(_, event)| large(event).is_some()).collect();
+    ranked.sort_unstable();
+    let mut fit = Vec::new();
+    for (_, event) in ranked {
+        if fit.contains(&event) {
+            continue;
+        }
+        let bytes = large(&event).unwrap_or_default();
+        if bytes > room && !fit.is_empty() {
+            break;
+        }
+        room = room.saturating_sub(bytes);
+        fit.push(event);
+    }
+    fit.sort_unstable();
+    fit
 }
 
 /// Payloads of events that were recorded a moment ago and wait to be claimed.

@@ -9,6 +9,7 @@ mod heads;
 mod numbers;
 mod pooler;
 mod pools;
+pub(super) mod session;
 mod settle;
 mod taken;
 
@@ -25,20 +26,19 @@ pub(super) use self::pools::{Session, Sessions};
 use super::fan_out::{Next, Step};
 use super::incarnation::{Incarnation, Membership};
 use super::notices::Notices;
-use super::payloads::{self, ClaimedPlaces, Payload, Place, Recent};
+use super::payloads::{self, Claimed, ClaimedPlaces, Payload, PayloadReader, Place, Recent, Stored};
 use super::plan::{Known, Plan, RequestKey};
 use super::rows;
 use super::silence::in_time;
 use super::sql::Database;
-use super::{
-    ClaimedLane, Committed, Held, LedgerError, LedgerOptions, Migrations, Opened, Pooler, Result, Store,
-};
+use super::{Committed, Held, LedgerError, LedgerOptions, Migrations, Opened, Pooler, Result, Store};
 use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::delivery::Settlement;
 use crate::domain::event::{Event, Identity};
 use crate::domain::scheduler::{LaneClaim, Remaining};
 use crate::domain::sequence::Sequence;
 use crate::failpoint::failpoint;
+use crate::jobs::JobMetrics;
 
 pub(super) const MIGRATIONS: Migrations = &[
     (1, "ledger", include_str!("../../migrations/postgres/0001_ledger.sql")),
@@ -74,6 +74,7 @@ pub(super) async fn open(
     options: &LedgerOptions,
     clock: &Arc<dyn Clock>,
     health: &watch::Sender<Option<String>>,
+    jobs: &Arc<JobMetrics>,
 ) -> Result<Opened<PostgresStore>> {
     // The URL itself may hold a password: it is not repeated.
     if !options.url.starts_with("postgres://") && !options.url.starts_with("postgresql://") {
@@ -98,6 +99,7 @@ pub(super) async fn open(
         membership.clone(),
         pools.hot.clone(),
         connect::listened_at(&primary, connections)?,
+        jobs,
     ));
     let store = PostgresStore {
         pool: pools.hot,
@@ -242,22 +244,6 @@ impl PostgresStore {
         .await?;
         Ok(later.into_iter().collect())
     }
-
-    async fn payloads(&self, events: &[i64]) -> Result<HashMap<i64, Payload>> {
-        let rows: Vec<PayloadRow> = sqlx::query_as(
-            "SELECT seq, source, id, type, received_at, body, data_start, data_end, trace FROM event WHERE seq = ANY ($1)",
-        )
-        .bind(events)
-        .fetch_all(&self.pool)
-        .await?;
-        let payload = |(number, source, id, event_type, received_at, body, start, end, trace): PayloadRow| {
-            let (body, data) = (Bytes::from(body), rows::range(start, end));
-            let trace = rows::trace(trace.as_deref());
-            let (source, id, event_type) = (source.into(), id.into(), event_type.into());
-            (number, Payload { source, id, event_type, received_at, body, data, trace })
-        };
-        Ok(rows.into_iter().map(payload).collect())
-    }
 }
 
 const INSERT_EVENTS: &str =
@@ -334,22 +320,48 @@ impl PostgresStore {
         Ok(known)
     }
 
-    async fn claim_lanes(&self, claims: &[LaneClaim], now: Timestamp) -> Result<Vec<ClaimedLane>> {
+    async fn claim_lanes(&self, claims: &[LaneClaim], now: Timestamp) -> Result<Claimed> {
         let mut claimed = self.claim_places(claims, now).await?;
+        // On an error nothing of it is sent: the claims are taken back, not left until their leases end.
+        match self.load(claims, &mut claimed, now).await {
+            Ok((loaded, unread)) => {
+                self.unclaim(&unread).await?;
+                Ok(loaded)
+            }
+            Err(error) => {
+                // Where this fails too, the leases end by themselves.
+                let _ = self.unclaim(&payloads::all_held(claims, &claimed)).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// The deliveries of what was claimed, and when more falls due.
+    async fn load(
+        &self,
+        claims: &[LaneClaim],
+        claimed: &mut [ClaimedPlaces],
+        now: Timestamp,
+    ) -> Result<(Claimed, Vec<Held>)> {
         // A full answer says by itself that more may be due.
         if claimed.iter().any(|lane| lane.remaining == Remaining::Nothing) {
             let later = self.later(claims, now).await?;
-            for (number, lane) in (1..).zip(&mut claimed) {
+            for (number, lane) in (1..).zip(&mut *claimed) {
                 if let Some(due_at) = later.get(&number).filter(|_| lane.remaining == Remaining::Nothing) {
                     lane.remaining = Remaining::Later(Timestamp::from_millis(*due_at));
                 }
             }
         }
-        // Where this fails, the leases end by themselves.
-        payloads::deliveries(claims, &claimed, &self.recent, async |events: &[i64]| {
-            self.payloads(events).await
-        })
-        .await
+        payloads::load(claims, claimed, &self.recent, self).await
+    }
+
+    /// Takes claims back of which nothing was sent.
+    async fn unclaim(&self, held: &[Held]) -> Result<()> {
+        if !held.is_empty() {
+            settle::unclaim(&self.pool, held).await?;
+            self.heads.released(held);
+        }
+        Ok(())
     }
 
     async fn beat(&self) -> Result<()> {
@@ -377,6 +389,33 @@ impl PostgresStore {
 }
 
 #[async_trait]
+impl PayloadReader for PostgresStore {
+    async fn payloads(&self, events: &[i64], limit_bytes: usize) -> Result<HashMap<i64, Stored>> {
+        let rows: Vec<PayloadRow> = sqlx::query_as(
+            "SELECT seq, source, id, type, received_at, CASE WHEN octet_length(body) <= $2 THEN body END,
+                    octet_length(body)::bigint, data_start, data_end, trace
+             FROM event WHERE seq = ANY ($1)",
+        )
+        .bind(events)
+        .bind(rows::count(limit_bytes))
+        .fetch_all(&self.pool)
+        .await?;
+        let stored = |row: PayloadRow| {
+            let (number, source, id, event_type, received_at, body, length, start, end, trace) = row;
+            let Some(body) = body else {
+                return (number, Stored::Large(usize::try_from(length).unwrap_or(usize::MAX)));
+            };
+            let (body, data) = (Bytes::from(body), rows::range(start, end));
+            let trace = rows::trace(trace.as_deref());
+            let (source, id, event_type) = (source.into(), id.into(), event_type.into());
+            let payload = Payload { source, id, event_type, received_at, body, data, trace };
+            (number, Stored::Payload(payload))
+        };
+        Ok(rows.into_iter().map(stored).collect())
+    }
+}
+
+#[async_trait]
 impl Store for PostgresStore {
     async fn commit(&self, plan: &mut Plan<'_>, settlements: &[Settlement]) -> Result<Committed> {
         in_time(self.write(plan, settlements)).await
@@ -390,7 +429,7 @@ impl Store for PostgresStore {
         in_time(self.look_up(identities, keys)).await
     }
 
-    async fn claim(&self, claims: &[LaneClaim], now: Timestamp) -> Result<Vec<ClaimedLane>> {
+    async fn claim(&self, claims: &[LaneClaim], now: Timestamp) -> Result<Claimed> {
         in_time(self.claim_lanes(claims, now)).await
     }
 
@@ -429,8 +468,9 @@ impl Store for PostgresStore {
 
 /// lane, retry, due_at, event, attempt, failures, uncertain, replay
 type QueueRow = (i64, i64, i64, i64, i64, i64, i64, i64);
-/// seq, source, id, type, received_at, body, data_start, data_end
-type PayloadRow = (i64, String, String, String, i64, Vec<u8>, Option<i64>, Option<i64>, Option<String>);
+/// seq, source, id, type, received_at, body, its length, data_start, data_end, trace
+type PayloadRow =
+    (i64, String, String, String, i64, Option<Vec<u8>>, i64, Option<i64>, Option<i64>, Option<String>);
 
 /// One answer for each claim, each of a queue of its own.
 fn by_claim(claims: &[LaneClaim], rows: &[QueueRow]) -> Vec<ClaimedPlaces> {

@@ -15,9 +15,12 @@ use super::sql::Database;
 use super::{Ledger, Result};
 use crate::domain::clock::Timestamp;
 use crate::domain::event::Identity;
+use crate::jobs::Job;
 
 /// How long counts gather before they are written.
 const WRITE_EVERY: Duration = Duration::from_secs(1);
+/// Longest wait where nothing gathers.
+const IDLE_FOR: Duration = Duration::from_secs(30);
 /// Most events whose repeats gather; of more in that time, the rest go uncounted.
 const GATHERED_LIMIT: usize = 4_096;
 /// Rows in one statement: the writer waits for no more than that.
@@ -71,15 +74,14 @@ impl Repeats {
         self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes what has gathered; what can't be written is lost, and said so.
-    pub async fn write(&self, database: &Database) {
+    /// Writes what has gathered; what can't be written is lost.
+    pub async fn write(&self, database: &Database) -> Result<()> {
         let gathered = std::mem::take(&mut *self.gathered());
         let rows: Vec<_> = gathered.into_iter().collect();
         for chunk in rows.chunks(CHUNK) {
-            if let Err(error) = database.add_repeats(chunk).await {
-                return tracing::debug!(%error, "how often events came again could not be recorded");
-            }
+            database.add_repeats(chunk).await?;
         }
+        Ok(())
     }
 }
 
@@ -87,16 +89,17 @@ impl Repeats {
 pub(super) fn keep_writing(ledger: &Ledger) {
     let repeats: Arc<Repeats> = ledger.shared.repeats.clone();
     let weak = Arc::downgrade(&ledger.shared);
+    ledger.shared.jobs.started(Job::Duplicates, Some(2 * IDLE_FOR));
     tokio::spawn(async move {
         loop {
             // Looked at now and then for whether anybody is left who could count.
-            let _ = tokio::time::timeout(30 * WRITE_EVERY, repeats.some.notified()).await;
+            let _ = tokio::time::timeout(IDLE_FOR, repeats.some.notified()).await;
             if weak.strong_count() == 0 {
                 return;
             }
             tokio::time::sleep(WRITE_EVERY).await;
             let Some(shared) = weak.upgrade() else { return };
-            repeats.write(&shared.database).await;
+            shared.jobs.ran(Job::Duplicates, &repeats.write(&shared.database).await);
         }
     });
 }

@@ -35,13 +35,12 @@ use self::write::{insert_plan, next_chunk, placeholders, settle_rows};
 
 use super::fan_out::{Next, Step};
 use super::incarnation::{Incarnation, Membership};
-use super::payloads::{self, ClaimedPlaces, Payload, Place, Recent};
+use super::payloads::{self, Claimed, ClaimedPlaces, PayloadReader, Place, Recent, Stored};
 use super::plan::{Known, Plan, RequestKey, Waiting};
 use super::rows;
 use super::sql::{Database, Turn};
 use super::{
-    ClaimId, ClaimedLane, Committed, Held, LedgerError, LedgerOptions, Migrations, Opened, Result, Store,
-    claim_of,
+    ClaimId, Committed, Held, LedgerError, LedgerOptions, Migrations, Opened, Result, Store, claim_of,
 };
 use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::delivery::{Class, DeliveryId, NextState, Settlement};
@@ -50,6 +49,7 @@ use crate::domain::hash::FastSet;
 use crate::domain::scheduler::{LaneClaim, Remaining};
 use crate::domain::sequence::{NODES, Sequence};
 use crate::failpoint::failpoint;
+use crate::jobs::JobMetrics;
 
 const MIGRATIONS: Migrations = &[
     (1, "ledger", include_str!("../../migrations/sqlite/0001_ledger.sql")),
@@ -111,6 +111,7 @@ pub(super) async fn open(
     options: &LedgerOptions,
     clock: &Arc<dyn Clock>,
     health: &watch::Sender<Option<String>>,
+    jobs: &Arc<JobMetrics>,
 ) -> Result<Opened<SqliteStore>> {
     let path = path_of(&options.url)?;
     let lock = own(&path).await?;
@@ -168,7 +169,8 @@ pub(super) async fn open(
     let largest = database.largest_seq().await?;
     let written = Arc::new(tokio::sync::Notify::new());
     let wal = wal_path(&path);
-    let checkpointer = Checkpointer::new(&connect, wal.clone(), written.clone(), reads, writer.clone());
+    let (turn, jobs) = (writer.clone(), jobs.clone());
+    let checkpointer = Checkpointer::new(&connect, wal.clone(), written.clone(), reads, turn, jobs);
     let checkpointer = tokio::spawn(checkpointer.run()).abort_handle();
     let store = SqliteStore {
         options: connect,
@@ -365,25 +367,6 @@ impl SqliteStore {
         waiting::places(&packed.unwrap_or_default())
     }
 
-    /// What these events carry: all in one value, or in several where that would be too large for one.
-    async fn payloads(&self, events: &[i64]) -> Result<HashMap<i64, Payload>> {
-        let mut payloads = HashMap::with_capacity(events.len());
-        let mut parts = vec![events];
-        while let Some(part) = parts.pop() {
-            let query = sqlx::query_as(EVENTS).bind(serde_json::json!(part).to_string());
-            let packed: (Option<Vec<u8>>,) = match query.fetch_one(&self.reads).await {
-                Err(error) if part.len() > 1 && waiting::is_too_big(&error) => {
-                    let (one, other) = part.split_at(part.len() / 2);
-                    parts.extend([one, other]);
-                    continue;
-                }
-                read => read?,
-            };
-            payloads.extend(waiting::events(&packed.0.unwrap_or_default())?);
-        }
-        Ok(payloads)
-    }
-
     /// Takes what is free and due among rows that were read, and notes the claims.
     fn take(
         &self,
@@ -439,15 +422,13 @@ impl SqliteStore {
     }
 }
 
-/// The claims of places in one of a lane's queues.
-fn held(claim: &LaneClaim, places: &[Place]) -> impl Iterator<Item = Held> {
-    let held = |place: &Place| Held {
-        id: DeliveryId { event: EventSeq(place.event), lane: claim.lane.id },
-        class: claim.class,
-        due_at: Timestamp::from_millis(place.due_at),
-        attempt: place.attempt,
-    };
-    places.iter().map(held)
+#[async_trait]
+impl PayloadReader for SqliteStore {
+    async fn payloads(&self, events: &[i64], limit_bytes: usize) -> Result<HashMap<i64, Stored>> {
+        let query = sqlx::query_as(EVENTS).bind(serde_json::json!(events).to_string());
+        let packed: (Option<Vec<u8>>,) = query.bind(rows::count(limit_bytes)).fetch_one(&self.reads).await?;
+        Ok(waiting::events(&packed.0.unwrap_or_default())?.into_iter().collect())
+    }
 }
 
 #[async_trait]
@@ -503,15 +484,15 @@ impl Store for SqliteStore {
         Ok(known)
     }
 
-    async fn claim(&self, claims: &[LaneClaim], now: Timestamp) -> Result<Vec<ClaimedLane>> {
+    async fn claim(&self, claims: &[LaneClaim], now: Timestamp) -> Result<Claimed> {
         let claimed = self.claim_places(claims, now).await?;
-        let read = async |events: &[i64]| self.payloads(events).await;
-        let deliveries = payloads::deliveries(claims, &claimed, &self.recent, read).await;
-        if deliveries.is_err() {
-            let held = claims.iter().zip(&claimed).flat_map(|(claim, lane)| held(claim, &lane.places));
-            self.release(&held.collect::<Vec<_>>()).await?;
-        }
-        deliveries
+        let (loaded, taken_back) = match payloads::load(claims, &claimed, &self.recent, self).await {
+            Ok((loaded, unread)) => (Ok(loaded), unread),
+            Err(error) => (Err(error), payloads::all_held(claims, &claimed)),
+        };
+        let mut claims = self.claims();
+        taken_back.iter().for_each(|held| claims.unclaim(held));
+        loaded
     }
 
     async fn release(&self, held: &[Held]) -> Result<()> {
@@ -523,6 +504,10 @@ impl Store for SqliteStore {
 
     async fn set_back(&self, now: Timestamp, back_ms: i64) -> Result<()> {
         self.move_the_future(now, back_ms).await
+    }
+
+    fn settling(&self, (id, attempt): ClaimId) {
+        self.claims().keep_for_settling(id, attempt);
     }
 
     async fn claim_one(&self, place: &Held) -> Result<Option<i64>> {
@@ -547,7 +532,7 @@ impl Store for SqliteStore {
         {
             return Ok(Some(attempt));
         }
-        self.claims().restore(place.id, attempt, before);
+        self.claims().restore(place, attempt, before);
         row.map(|_| None).map_err(LedgerError::from)
     }
 
@@ -555,7 +540,8 @@ impl Store for SqliteStore {
         let moment = self.clock.moment();
         let claims = self.claims();
         let until = |id| claims.held.get(id).and_then(|claim| claim.leased_until);
-        let left = |until: Moment| moment.until(until);
+        // A claim whose settlement waits has no end: nobody is to wait for longer than a lease.
+        let left = |until: Moment| moment.until(until).min(self.lease);
         ids.iter().map(|id| until(id).map(left).filter(|left| !left.is_zero())).collect()
     }
 

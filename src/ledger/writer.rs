@@ -4,6 +4,7 @@
 //! Settlements, for which nobody waits, wait a moment for others where more are under way.
 
 use std::collections::{BTreeSet, HashSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -28,6 +29,9 @@ use crate::telemetry::CommitMetrics;
 
 /// Most commands that wait, and most settlements.
 const QUEUE_LIMIT: usize = 4_096;
+/// At this many settlements that wait to be committed no send begins. Fewer than the queue and the writer keep, so that the
+/// settlements of the sends in flight find room, too.
+pub(super) const UNSETTLED_LIMIT: usize = QUEUE_LIMIT;
 /// About how many rows a commit takes: events, or deliveries that join the queue with it where those are more. One request
 /// may have more events, and is not split.
 const GROUP_ROWS: usize = 2_000;
@@ -83,6 +87,8 @@ pub(super) struct Writer {
     pub meter: Arc<OnceLock<Arc<CommitMetrics>>>,
     /// Counts what came again.
     pub repeats: Arc<Repeats>,
+    /// How many settlements wait to be committed.
+    pub unsettled_count: Arc<AtomicUsize>,
     /// Tells other nodes; `None` where there can't be any.
     pub bell: Option<Arc<Bell>>,
     /// Why writes fail; `None` while they work.
@@ -219,6 +225,8 @@ impl Writer {
             }
             if !group.accepts.is_empty() || !unsettled.is_empty() {
                 self.write(alive, group.accepts, &mut unsettled).await;
+            } else if alive.is_ok() {
+                self.report(None);
             }
             if open && self.fan_out.pending && self.health.borrow().is_none() {
                 self.continue_fan_out().await;
@@ -257,6 +265,9 @@ impl Writer {
     }
 
     /// Asks the ledger for a sign of life where it is time for one, busy or not: the node's number hangs on it.
+    ///
+    /// Reports a failure only. After one, writes work again once what waits is committed: until then a send whose
+    /// settlement waits could be claimed, and begin, again.
     async fn heartbeat(&mut self, idle: bool) -> Result<()> {
         let moment = self.clock.moment();
         let down = self.health.borrow().is_some();
@@ -269,8 +280,9 @@ impl Writer {
             Err(LedgerError::NumberLost(_)) => self.rejoin().await,
             beat => beat,
         };
-        self.report(beat.as_ref().err());
-        if beat.is_ok() {
+        if let Err(error) = &beat {
+            self.report(Some(error));
+        } else {
             self.last_beat = moment;
             if let Some(keeper) = &self.clock_keeper {
                 keeper.beat(&*self.store, &mut self.sequence).await;
@@ -312,8 +324,10 @@ impl Writer {
     /// `unsettled`.
     async fn write(&mut self, alive: Result<()>, accepts: Vec<Pending>, unsettled: &mut Vec<Settlement>) {
         // A claim is settled once: of several words about it the first counts.
-        let mut claims = FastSet::with_capacity_and_hasher(unsettled.len(), Default::default());
+        let handed_in = unsettled.len();
+        let mut claims = FastSet::with_capacity_and_hasher(handed_in, Default::default());
         unsettled.retain(|settlement| claims.insert(claim_of(settlement)));
+        self.unsettled_count.fetch_sub(handed_in - unsettled.len(), Ordering::Relaxed);
         let (requests, answers): (Vec<_>, Vec<_>) =
             accepts.into_iter().map(|pending| (pending.request, pending.answer)).unzip();
         let committed = match alive {
@@ -323,6 +337,7 @@ impl Writer {
         match committed {
             Ok((verdicts, stale)) => {
                 self.settled(unsettled, &stale);
+                self.unsettled_count.fetch_sub(unsettled.len(), Ordering::Relaxed);
                 unsettled.clear();
                 for (answer, verdict) in answers.into_iter().zip(verdicts) {
                     // A caller that has gone away finds duplicates when it comes again.

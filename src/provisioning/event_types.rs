@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::domain::object::JsonObject;
 use crate::domain::partner::SettingFault;
+use crate::jobs::Job;
 use crate::ledger::{EventTypeRow, Ledger, LedgerError};
 use crate::reconnect::Pauses;
 use crate::send::svix_event_types::{NotTaken, SvixEventTypes};
@@ -75,21 +76,19 @@ pub async fn sync_with_svix(
     stop: CancellationToken,
 ) {
     let mut pauses = Pauses::new();
+    ledger.jobs().started(Job::EventTypes, Some(2 * LOOK_EVERY));
     // What Svix refuses for good is told once, and again when it was changed.
     let mut refused = HashSet::new();
     loop {
         // A ring while this is under way is kept for the wait below. What is cut off is told at the next start.
         let told = stop.run_until_cancelled(tell(&ledger, &svix, &mut refused)).await;
         let Some(told) = told else { return };
-        let wait = match told {
-            Ok(()) => {
-                pauses.reset();
-                LOOK_EVERY
-            }
-            Err(detail) => {
-                tracing::warn!(%detail, "Svix was not told of all event types; trying again");
-                pauses.pause() * PATIENCE
-            }
+        ledger.jobs().ran(Job::EventTypes, &told);
+        let wait = if told.is_ok() {
+            pauses.reset();
+            LOOK_EVERY
+        } else {
+            pauses.pause() * PATIENCE
         };
         tokio::select! {
             () = stop.cancelled() => return,

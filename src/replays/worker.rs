@@ -15,6 +15,7 @@ use crate::domain::clock::Moment;
 use crate::domain::event::EventSeq;
 use crate::domain::replay::{EndState, Pacer, most_waiting, step_rows};
 use crate::domain::tenant::{Lane, LaneId};
+use crate::jobs::Job;
 use crate::ledger::{Candidate, LedgerError, ReplayStep, ReplayWork};
 
 /// How often the queue is fed.
@@ -73,27 +74,29 @@ impl Replays {
     pub async fn run(&self, dispatcher: Dispatcher, stop: CancellationToken) {
         let mut active: HashMap<String, Active> = HashMap::new();
         let mut taken_at: Option<Moment> = None;
+        let jobs = self.ledger.jobs();
+        jobs.started(Job::Replays, Some(3 * TAKE_EVERY));
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             let now = self.clock.moment();
             if taken_at.is_none_or(|at| at.until(now) >= TAKE_EVERY) {
                 taken_at = Some(now);
-                if let Err(error) = self.take(&mut active, now).await {
-                    tracing::debug!(%error, "replays could not be looked for");
+                let taken = self.take(&mut active, now).await;
+                jobs.ran(Job::Replays, &taken);
+                if taken.is_err() {
                     // What is not ours for certain is left alone.
                     active.clear();
                 }
             }
             let mut left = Vec::new();
             for (id, replay) in &mut active {
-                match self.feed(replay, &dispatcher).await {
-                    Ok(Fed::On) => {}
-                    Ok(Fed::Left) => left.push(id.clone()),
-                    Err(error) => {
-                        tracing::debug!(replay = id, %error, "a replay could not go on");
-                        left.push(id.clone());
-                    }
+                let fed = self.feed(replay, &dispatcher).await;
+                if fed.is_err() {
+                    jobs.ran(Job::Replays, &fed);
+                }
+                if !matches!(fed, Ok(Fed::On)) {
+                    left.push(id.clone());
                 }
             }
             for id in left {

@@ -8,12 +8,13 @@ use prometheus_client::metrics::MetricType;
 
 /// What a metric may be counted or measured in. `state` is 1 for the state that something is in and 0 for the others,
 /// `info` is always 1.
-pub const UNITS: [&str; 16] = [
+pub const UNITS: [&str; 17] = [
     "attempts",
     "bytes",
     "closings",
     "deliveries",
     "endpoints",
+    "errors",
     "events",
     "fds",
     "gates",
@@ -63,6 +64,10 @@ families! {
     COMMIT_EVENTS: Histogram "posthaste_ledger_commit_events" [] "New events in a group commit";
     LOST_LEASES: Counter "posthaste_ledger_lost_leases" []
         "Attempts that could not be settled because their lease had passed to another";
+    UNREADABLE: Counter "posthaste_ledger_unreadable_deliveries" ["reason"]
+        "Deliveries given up because the ledger has lost their event, or can't read it";
+    UNSETTLED: Gauge "posthaste_ledger_unsettled_deliveries" []
+        "Deliveries that were sent and whose outcome waits to be committed";
     LEDGER_STATE: Gauge "posthaste_ledger_state" ["state"] "1 for the state that the ledger is in";
     CLOCK_STATE: Gauge "posthaste_clock_state" ["state"] "1 for the state that the ledger's clock is in";
     CLOCK_SKEW: Gauge "posthaste_clock_skew_seconds" []
@@ -99,6 +104,11 @@ families! {
     SOURCE_LAG: Gauge "posthaste_source_lag_messages" ["source"] "Messages that wait at a source's broker";
     SOURCE_STATE: Gauge "posthaste_source_state" ["source", "state"] "1 for the state that a source is in";
     TRACE_SPANS: Counter "posthaste_trace_spans" ["result"] "Spans that were exported, or dropped";
+    JOB_SUCCESS: Gauge "posthaste_job_last_success_timestamp_seconds" ["name"]
+        "When a background job last succeeded (Unix time); 0 where it has not since the start";
+    JOB_LAG: Gauge "posthaste_job_lag_seconds" ["name"]
+        "How long ago a background job should have succeeded and did not; 0 where it is on time";
+    JOB_ERRORS: Counter "posthaste_job_errors" ["name"] "Runs of a background job that failed";
     BUILD: Gauge "posthaste_build_info" ["version", "role"] "Which version runs in which role";
     PROCESS_CPU: Counter "process_cpu_seconds" [] "User and system time";
     PROCESS_MEMORY: Gauge "process_resident_memory_bytes" [] "Resident memory";

@@ -10,6 +10,8 @@ fn standing() -> Standing {
         waiting: 0,
         waiting_limit: 100,
         ledger_up: true,
+        unsettled: 0,
+        jobs: Vec::new(),
         wal_bytes: None,
         clock: ClockStatus { state: ClockState::Trusted, skew_ms: 0, may_prune: true },
         sources: [].into(),

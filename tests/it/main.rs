@@ -15,6 +15,7 @@ mod cli;
 mod clock;
 mod console;
 mod direct;
+mod dispatcher;
 mod endpoints;
 mod fairness;
 mod http2;

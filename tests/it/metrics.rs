@@ -89,7 +89,11 @@ async fn verdicts_refusals_and_commits_are_counted(database: TestDatabase) {
     relay.finish().await;
 }
 
-on_both_databases!(a_throttle_shows_and_so_does_the_way_back, verdicts_refusals_and_commits_are_counted);
+on_both_databases!(
+    a_throttle_shows_and_so_does_the_way_back,
+    verdicts_refusals_and_commits_are_counted,
+    a_background_job_that_fails_shows,
+);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failure_of_svix_halves_what_is_in_flight() {
@@ -136,4 +140,37 @@ async fn metrics_are_for_those_who_may_read() {
         }
     }
     tokio::time::timeout(Duration::from_secs(60), relay.finish()).await.expect("in time");
+}
+
+/// One value of the job that prunes.
+async fn prune_job(relay: &TestRelay, metric: &str) -> f64 {
+    let series = format!(r#"posthaste_job_{metric}{{name="prune"}}"#);
+    value(relay, &series).await.unwrap_or_else(|| panic!("no {series}"))
+}
+
+async fn a_background_job_that_fails_shows(database: TestDatabase) {
+    let svix = mock_svix().await;
+    let mut config = config(&database, &svix);
+    config.retention.prune_every_ms = 100;
+    let relay = TestRelay::start_with(config).await;
+    let succeeds = async || (prune_job(&relay, "last_success_timestamp_seconds").await > 0.0).then_some(());
+    eventually("it succeeds", succeeds).await;
+    assert_eq!(prune_job(&relay, "errors_total").await, 0.0);
+    database.execute("ALTER TABLE request_key RENAME TO hidden").await;
+    eventually("it fails", async || (prune_job(&relay, "errors_total").await >= 2.0).then_some(())).await;
+    eventually("and lags", async || (prune_job(&relay, "lag_seconds").await > 0.5).then_some(())).await;
+    let (failed_at, errors) =
+        (prune_job(&relay, "last_success_timestamp_seconds").await, prune_job(&relay, "errors_total").await);
+    database.execute("ALTER TABLE hidden RENAME TO request_key").await;
+    let succeeds_again =
+        async || (prune_job(&relay, "last_success_timestamp_seconds").await > failed_at).then_some(());
+    eventually("it succeeds again", succeeds_again).await;
+    assert!(prune_job(&relay, "errors_total").await >= errors, "a counter never falls");
+    // Every other job of this node is there from the start.
+    let text = String::from_utf8(relay.get("/metrics").await.body.to_vec()).expect("text");
+    for job in ["statistics", "replays", "duplicates", "announcements"] {
+        let series = format!(r#"posthaste_job_lag_seconds{{name="{job}"}}"#);
+        assert!(text.contains(&series), "no {series} in {text}");
+    }
+    relay.finish().await;
 }

@@ -16,6 +16,7 @@ use sqlx::{
 };
 
 use super::super::silence::answers;
+use super::session;
 
 type BoxFuture<'e, T> = futures_util::future::BoxFuture<'e, sqlx::Result<T>>;
 type BoxStream<'e, T> = futures_util::stream::BoxStream<'e, sqlx::Result<T>>;
@@ -63,13 +64,27 @@ impl PostgresPools {
         let limit = read_timeout.as_millis().to_string();
         let limited = || [("statement_timeout", limit.as_str())];
         Ok(Self {
+<<<<<<< HEAD
             hot: Sessions::prepare(HOT, &[], pooled, "the database").connected_to(primary).await?,
             reads: Sessions::prepare(READS, &limited(), pooled, "the database").lazily(primary),
+||||||| 06163ae
+            hot: Sessions::prepare(HOT, &[], pooled, "the database").connected_to(primary).await?,
+            reads: Sessions::prepare(READS, &limited(), pooled, "the database").lazily(primary),
+=======
+            hot: Sessions::prepare(HOT, &[], pooled, "the database").writing().connected_to(primary).await?,
+            reads: Sessions::prepare(READS, &limited(), pooled, "the database").lazily(primary),
+>>>>>>> s3
             replica: replica.map(|replica| {
                 Sessions::prepare(READS, &limited(), pooled, "the read replica (ledger.replica_url)")
                     .lazily(replica)
             }),
+<<<<<<< HEAD
             chores: Sessions::prepare(CHORES, &[], pooled, "the database").lazily(primary),
+||||||| 06163ae
+            chores: Sessions::prepare(CHORES, &[], pooled, "the database").lazily(primary),
+=======
+            chores: Sessions::prepare(CHORES, &[], pooled, "the database").writing().lazily(primary),
+>>>>>>> s3
         })
     }
 
@@ -89,19 +104,48 @@ impl PostgresPools {
 /// Sessions before there is a server to connect them to.
 struct Unconnected {
     options: PgPoolOptions,
+    /// Sets what a new session needs; nothing behind a pooler.
+    set: Option<SqlStr>,
+    /// Sessions of a server that takes no writes are refused.
+    writing: bool,
     begin: Option<SqlStr>,
     server: &'static str,
 }
 
 impl Unconnected {
+    fn writing(self) -> Self {
+        Self { writing: true, ..self }
+    }
+
     async fn connected_to(self, connect: &PgConnectOptions) -> sqlx::Result<Sessions> {
-        let pool = self.options.connect_with(connect.clone()).await?;
+        let pool = self.options().connect_with(connect.clone()).await;
+        let pool = pool.map_err(|error| named(error, self.server))?;
         Ok(Sessions { pool, begin: self.begin, server: self.server })
     }
 
     fn lazily(self, connect: &PgConnectOptions) -> Sessions {
-        let pool = self.options.connect_lazy_with(connect.clone());
+        let pool = self.options().connect_lazy_with(connect.clone());
         Sessions { pool, begin: self.begin, server: self.server }
+    }
+
+    fn options(&self) -> PgPoolOptions {
+        let (set, writing) = (self.set.clone(), self.writing);
+        self.options
+            .clone()
+            .after_connect(move |connection, _| {
+                let set = set.clone();
+                Box::pin(async move {
+                    if writing {
+                        session::refuse_read_only(connection).await?;
+                    }
+                    match set {
+                        Some(set) => connection.execute(set).await.map(drop),
+                        None => Ok(()),
+                    }
+                })
+            })
+            .before_acquire(|_, session| Box::pin(std::future::ready(Ok(session::is_current(&session)))))
+            .after_release(|connection, _| Box::pin(answers(connection)))
     }
 }
 
@@ -121,21 +165,14 @@ impl Sessions {
         let texts = |word: &str| -> Vec<_> {
             settings.iter().map(|(name, value)| format!("{word} {name} = {value}")).collect()
         };
-        let options = PgPoolOptions::new()
-            .max_connections(most)
-            .acquire_timeout(CONNECT_TIMEOUT)
-            .after_release(|connection, _| Box::pin(answers(connection)));
+        let options = PgPoolOptions::new().max_connections(most).acquire_timeout(CONNECT_TIMEOUT);
         if pooled {
             // One message: it costs no more than `BEGIN` alone.
             let begin = AssertSqlSafe(format!("BEGIN; {}", texts("SET LOCAL").join("; "))).into_sql_str();
-            return Unconnected { options, begin: Some(begin), server };
+            return Unconnected { options, set: None, writing: false, begin: Some(begin), server };
         }
         let set = AssertSqlSafe(texts("SET").join("; ")).into_sql_str();
-        let options = options.after_connect(move |connection, _| {
-            let set = set.clone();
-            Box::pin(async move { connection.execute(set).await.map(drop) })
-        });
-        Unconnected { options, begin: None, server }
+        Unconnected { options, set: Some(set), writing: false, begin: None, server }
     }
 
     /// Begins a transaction, which is rolled back unless it is committed.
@@ -163,10 +200,14 @@ impl Sessions {
 /// Says which server it was that gave no connection.
 fn named(error: sqlx::Error, server: &str) -> sqlx::Error {
     match error {
-        sqlx::Error::PoolTimedOut => sqlx::Error::Io(std::io::Error::new(
-            std::io::ErrorKind::TimedOut,
-            format!("no connection to {server} was free within {} s", CONNECT_TIMEOUT.as_secs()),
-        )),
+        sqlx::Error::PoolTimedOut => {
+            let seconds = CONNECT_TIMEOUT.as_secs();
+            let text = match session::refusal() {
+                Some(refusal) => format!("no connection to {server} can be used: {refusal}"),
+                None => format!("no connection to {server} was free within {seconds} s"),
+            };
+            sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, text))
+        }
         error => error,
     }
 }

@@ -174,6 +174,25 @@ pub(super) async fn release(connection: impl PgExecutor<'_>, held: &[Held]) -> R
     Ok(())
 }
 
+/// Takes claims back of which nothing was sent, as far as they still hold: their numbers are given out again.
+pub(super) async fn unclaim(connection: impl PgExecutor<'_>, held: &[Held]) -> Result<()> {
+    sqlx::query(
+        "UPDATE queue SET lease_until = 0, attempt = queue.attempt - 1
+         FROM UNNEST($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[])
+             AS input (lane, retry, due_at, event, attempt)
+         WHERE queue.lane = input.lane AND queue.retry = input.retry AND queue.due_at = input.due_at
+           AND queue.event = input.event AND queue.attempt = input.attempt",
+    )
+    .bind(column(held, |held| held.id.lane.0))
+    .bind(column(held, |held| rows::class_column(held.class)))
+    .bind(column(held, |held| held.due_at.as_millis()))
+    .bind(column(held, |held| held.id.event.0))
+    .bind(column(held, |held| held.attempt))
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 /// Settles what is still held; what was fenced off is returned.
 pub(super) async fn settle(connection: &mut Session, settlements: &[Settlement]) -> Result<HashSet<ClaimId>> {
     let done: Vec<_> = settlements.iter().filter_map(OutcomeColumns::of).collect();

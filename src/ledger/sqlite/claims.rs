@@ -1,10 +1,15 @@
 //! Claims of the one process that owns the file, in memory.
 
+use std::time::Duration;
+
 use crate::domain::clock::Moment;
 use crate::domain::delivery::{Class, DeliveryId};
 use crate::domain::hash::{FastMap, FastSet};
 use crate::domain::tenant::LaneId;
 use crate::ledger::Held;
+
+/// The end of a claim whose settlement waits to be written: it does not end by time.
+const WHILE_SETTLING: Moment = Moment::after_start(Duration::MAX);
 
 /// One of a lane's two queues.
 pub(super) type Queue = (LaneId, Class);
@@ -65,8 +70,21 @@ impl Claims {
         }
     }
 
-    /// Takes a claim of this number back as if it had never been made; `before` is what was known of the delivery then.
-    pub fn restore(&mut self, id: DeliveryId, attempt: i64, before: Option<Claim>) {
+    /// Keeps a claim that still holds until its settlement is written.
+    pub fn keep_for_settling(&mut self, id: DeliveryId, attempt: i64) {
+        if let Some(claim) = self.held.get_mut(&id)
+            && claim.attempt == attempt
+            && claim.leased_until.is_some()
+        {
+            claim.leased_until = Some(WHILE_SETTLING);
+        }
+    }
+
+    /// Takes a claim back as if it had never been made; `before` is what was known of the delivery then.
+    ///
+    /// A claim of the lane's queue may have passed the row meanwhile, so the queue's cursor starts over.
+    pub fn restore(&mut self, place: &Held, attempt: i64, before: Option<Claim>) {
+        let id = place.id;
         if self.held.get(&id).is_none_or(|claim| claim.attempt != attempt) {
             return;
         }
@@ -75,6 +93,18 @@ impl Claims {
                 self.held.insert(id, before);
             }
             None => self.drop_hold(id),
+        }
+        self.appeared((id.lane, place.class), (place.due_at.as_millis(), id.event.0));
+    }
+
+    /// Takes back a claim of which nothing was sent: its row is free, and its number is given out again.
+    pub fn unclaim(&mut self, held: &Held) {
+        if let Some(claim) = self.held.get_mut(&held.id)
+            && claim.attempt == held.attempt
+        {
+            claim.attempt -= 1;
+            claim.leased_until = None;
+            self.appeared((held.id.lane, held.class), (held.due_at.as_millis(), held.id.event.0));
         }
     }
 
@@ -103,5 +133,55 @@ impl Claims {
         let Some(claim) = self.held.get(&id) else { return Some(stored + 1) };
         let free = claim.leased_until.is_none_or(|leased_until| leased_until <= now);
         free.then(|| claim.attempt.max(stored) + 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::clock::Timestamp;
+    use crate::domain::event::EventSeq;
+
+    fn place(event: i64) -> Held {
+        let id = DeliveryId { event: EventSeq(event), lane: LaneId(1) };
+        Held { id, class: Class::Fresh, due_at: Timestamp::from_millis(10), attempt: 1 }
+    }
+
+    /// One claim takes row 7 while another passes it: its cursor stands behind row 8.
+    fn passed() -> (Claims, Moment) {
+        let (mut claims, until) = (Claims::default(), Moment::default() + Duration::from_secs(60));
+        claims.hold(place(7).id, Class::Fresh, 1, until);
+        claims.hold(place(8).id, Class::Fresh, 1, until);
+        claims.cursors.insert((LaneId(1), Class::Fresh), Cursor { place: (10, 8), until });
+        (claims, until)
+    }
+
+    #[test]
+    fn a_row_that_is_restored_is_not_behind_the_cursor() {
+        for before in [None, Some(Claim { class: Class::Fresh, attempt: 0, leased_until: None })] {
+            let (mut claims, _) = passed();
+            claims.restore(&place(7), 1, before);
+            assert!(claims.cursors.is_empty(), "the row would wait until the lease of row 8 ends");
+            assert_eq!(claims.next_attempt(place(7).id, 0, Moment::default()), Some(1));
+        }
+    }
+
+    #[test]
+    fn a_claim_that_is_taken_back_gives_its_number_out_again() {
+        let (mut claims, _) = passed();
+        claims.unclaim(&place(7));
+        assert!(claims.cursors.is_empty());
+        assert_eq!(claims.next_attempt(place(7).id, 0, Moment::default()), Some(1));
+    }
+
+    #[test]
+    fn a_claim_does_not_end_while_its_settlement_waits() {
+        let (mut claims, until) = passed();
+        let late = until + Duration::from_secs(3_600);
+        claims.keep_for_settling(place(7).id, 1);
+        // An older claim keeps nothing.
+        claims.keep_for_settling(place(8).id, 0);
+        assert_eq!(claims.next_attempt(place(7).id, 0, late), None);
+        assert_eq!(claims.next_attempt(place(8).id, 0, late), Some(2));
     }
 }

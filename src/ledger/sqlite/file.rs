@@ -12,6 +12,7 @@ use sqlx::{Connection as _, SqliteConnection};
 
 use super::LimitedReads;
 use crate::failpoint::failpoint;
+use crate::jobs::{Job, JobMetrics};
 use crate::ledger::sql::Turn;
 use crate::ledger::{LedgerError, Result};
 
@@ -146,6 +147,7 @@ pub(super) struct Checkpointer {
     written: Arc<tokio::sync::Notify>,
     reads: LimitedReads,
     turn: Turn,
+    jobs: Arc<JobMetrics>,
     /// From how many bytes on operators' reads are paused, so that the WAL can start over.
     pub pause_reads_from_bytes: u64,
 }
@@ -157,27 +159,34 @@ impl Checkpointer {
         written: Arc<tokio::sync::Notify>,
         reads: LimitedReads,
         turn: Turn,
+        jobs: Arc<JobMetrics>,
     ) -> Self {
         let connect = connect.clone().busy_timeout(CHECKPOINT_BUSY_TIMEOUT);
-        Self { connect, wal, written, reads, turn, pause_reads_from_bytes: PAUSE_READS_FROM_BYTES }
+        Self { connect, wal, written, reads, turn, jobs, pause_reads_from_bytes: PAUSE_READS_FROM_BYTES }
     }
 
     pub async fn run(self) {
         let mut connection = None;
+        self.jobs.started(Job::Checkpoint, None);
         loop {
             self.written.notified().await;
             tokio::time::sleep(CHECKPOINT_EVERY).await;
-            if connection.is_none() {
-                connection = SqliteConnection::connect_with(&self.connect).await.ok();
-            }
-            failpoint!("checkpointing", connection.is_some());
-            if let Some(open) = &mut connection
-                && self.checkpoint(open).await.is_err()
-            {
-                // The writer reports trouble with the disk; here it is enough to connect again.
+            let done = self.connect_and_checkpoint(&mut connection).await;
+            if done.is_err() {
+                // The next one is made on a new connection.
                 connection = None;
             }
+            self.jobs.ran(Job::Checkpoint, &done);
         }
+    }
+
+    async fn connect_and_checkpoint(&self, connection: &mut Option<SqliteConnection>) -> sqlx::Result<()> {
+        let open = match connection {
+            Some(open) => open,
+            None => connection.insert(SqliteConnection::connect_with(&self.connect).await?),
+        };
+        failpoint!("checkpointing");
+        self.checkpoint(open).await
     }
 
     async fn checkpoint(&self, connection: &mut SqliteConnection) -> sqlx::Result<()> {

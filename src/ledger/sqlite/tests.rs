@@ -10,7 +10,8 @@ use super::*;
 use crate::domain::clock::Moment;
 use crate::domain::event::Event;
 use crate::domain::tenant::{Destination, Lane, LaneId};
-use crate::ledger::{BacklogLimits, Connections};
+use crate::jobs::JobMetrics;
+use crate::ledger::{BacklogLimits, ClaimedLane, Connections};
 
 async fn plan_of(statement: &str) -> String {
     let mut connection = SqliteConnection::connect("sqlite::memory:").await.expect("a database");
@@ -97,8 +98,8 @@ async fn opened() -> (Opened<SqliteStore>, tempfile::TempDir) {
         connections: Connections::default(),
     };
     let clock: Arc<dyn Clock> = Arc::new(StandingClock);
-    let health = watch::channel(None).0;
-    (open(&options, &clock, &health).await.expect("it opens"), directory)
+    let (health, jobs) = (watch::channel(None).0, Arc::new(JobMetrics::new(clock.clone())));
+    (open(&options, &clock, &health, &jobs).await.expect("it opens"), directory)
 }
 
 /// A store with a lane, and the directory it lies in.
@@ -145,10 +146,9 @@ async fn claim_and(
     meanwhile.await;
     let claimed = store.take(claim, rows, limit, from, store.clock.now());
     store.claims().reading = None;
-    let read = async |events: &[i64]| store.payloads(events).await;
     let (claims, claimed) = (std::slice::from_ref(claim), [claimed]);
-    let lanes = payloads::deliveries(claims, &claimed, &store.recent, read);
-    lanes.await.expect("deliveries").remove(0)
+    let (mut loaded, _) = payloads::load(claims, &claimed, &store.recent, store).await.expect("deliveries");
+    loaded.lanes.remove(0)
 }
 
 #[tokio::test]
@@ -161,13 +161,13 @@ async fn what_appears_while_a_claim_reads_is_not_passed_over() {
     let first = claim_and(&store, &claim, record(&store, &lane, 5)).await;
     assert_eq!((numbers(&first), first.remaining), (vec![11, 12, 13], Remaining::Due));
     let second =
-        store.claim(std::slice::from_ref(&claim), store.clock.now()).await.expect("claimed").remove(0);
+        store.claim(std::slice::from_ref(&claim), store.clock.now()).await.expect("claimed").lanes.remove(0);
     assert_eq!(numbers(&second), [5, 14, 15]);
     let released = async {
         store.release(&[Held::from(&first.deliveries[1])]).await.expect("released");
     };
     let third = claim_and(&store, &claim, released).await;
-    let fourth = store.claim(&[claim], store.clock.now()).await.expect("claimed").remove(0);
+    let fourth = store.claim(&[claim], store.clock.now()).await.expect("claimed").lanes.remove(0);
     assert_eq!((numbers(&third), numbers(&fourth)), (vec![16, 17, 18], vec![12, 19, 20]));
 }
 
@@ -178,7 +178,8 @@ async fn what_is_settled_while_a_claim_reads_is_not_claimed() {
         record(&store, &lane, number).await;
     }
     let claim = LaneClaim { lane: lane.clone(), class: Class::Fresh, limit: 4 };
-    let held = store.claim(std::slice::from_ref(&claim), store.clock.now()).await.expect("claimed").remove(0);
+    let held =
+        store.claim(std::slice::from_ref(&claim), store.clock.now()).await.expect("claimed").lanes.remove(0);
     assert_eq!(numbers(&held), [1, 2, 3, 4]);
     let settlement = |index: usize, next: NextState| {
         let delivery = &held.deliveries[index];
@@ -210,7 +211,7 @@ async fn what_is_settled_while_a_claim_reads_is_not_claimed() {
     };
     let meanwhile = claim_and(&store, &claim, settled).await;
     assert_eq!((numbers(&meanwhile), meanwhile.remaining), (vec![], Remaining::Due));
-    let after = store.claim(&[claim], store.clock.now()).await.expect("claimed").remove(0);
+    let after = store.claim(&[claim], store.clock.now()).await.expect("claimed").lanes.remove(0);
     assert_eq!((numbers(&after), after.remaining), (vec![2, 3], Remaining::Nothing));
     assert!(after.deliveries.iter().all(|delivery| delivery.attempt == 2));
 }
@@ -287,7 +288,8 @@ async fn nothing_runs_on_a_transaction_that_ended_for_want_of_room() {
     assert!(matches!(done, Committed::Done { .. }), "nobody had its keys");
     assert_eq!(rows().await, 3 * 41);
     let claim = LaneClaim { lane, class: Class::Fresh, limit: 100 };
-    let claimed = store.claim(&[claim], Timestamp::from_millis(10_000)).await.expect("claimed").remove(0);
+    let claimed =
+        store.claim(&[claim], Timestamp::from_millis(10_000)).await.expect("claimed").lanes.remove(0);
     assert_eq!(claimed.deliveries.len(), 41);
 }
 
@@ -303,6 +305,7 @@ async fn reads_that_overlap_are_paused_before_the_wal_outgrows_its_bound() {
         written.clone(),
         reads.clone(),
         turn.clone(),
+        Arc::new(JobMetrics::new(Arc::new(StandingClock))),
     );
     checkpointer.pause_reads_from_bytes = BOUND_BYTES;
     let checkpointing = tokio::spawn(checkpointer.run());

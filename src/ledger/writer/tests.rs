@@ -10,7 +10,7 @@ use super::super::fan_out::Step;
 use super::super::incarnation::Incarnation;
 use super::super::plan::NewEvent;
 use super::super::sql::Database;
-use super::super::{BacklogLimits, ClaimedLane, Held, RequestKey};
+use super::super::{BacklogLimits, Claimed, Held, RequestKey};
 use super::*;
 use crate::domain::event::{Event, EventSeq, Fingerprint, Identity};
 use crate::domain::scheduler::{LaneClaim, Permit};
@@ -35,8 +35,8 @@ impl Store for Groups {
         Ok(Known::default())
     }
 
-    async fn claim(&self, _claims: &[LaneClaim], _now: Timestamp) -> Result<Vec<ClaimedLane>> {
-        Ok(Vec::new())
+    async fn claim(&self, _claims: &[LaneClaim], _now: Timestamp) -> Result<Claimed> {
+        Ok(Claimed { lanes: Vec::new(), damaged: Vec::new() })
     }
 
     async fn release(&self, _held: &[Held]) -> Result<()> {
@@ -106,6 +106,7 @@ fn writer(settle_together: Duration) -> (Writer, Arc<Groups>) {
         outlet: Arc::default(),
         meter: Arc::default(),
         repeats: Arc::default(),
+        unsettled_count: Arc::default(),
         bell: None,
         health: health.clone(),
         membership: Arc::new(Membership::new(Incarnation { node: 0, epoch: 1_025 }, health)),

@@ -2,6 +2,7 @@
 
 mod reader;
 pub mod room;
+mod unsettled;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};

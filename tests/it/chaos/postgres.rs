@@ -7,6 +7,7 @@ mod crowded;
 mod cut;
 mod killed;
 mod promotion;
+mod read_only;
 mod silent;
 
 use std::collections::BTreeSet;

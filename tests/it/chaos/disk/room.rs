@@ -1,5 +1,7 @@
 //! Room on the disk, and how there is more of it.
 
+use std::fs::File;
+use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -65,6 +67,16 @@ impl Room {
         let mut command = Command::new("sh");
         command.args(["-c", &limited, PROGRAM]);
         command
+    }
+
+    /// Writes a file that takes what room is left; on a limited file there is nothing to take.
+    pub fn fill(&self) {
+        if self.kind == Kind::Disk {
+            let mut filler = File::create(self.directory.path().join("filler")).expect("a file");
+            let page = [1; 4_096];
+            // The error that ends this says that the disk is full.
+            while filler.write_all(&page).is_ok() {}
+        }
     }
 
     /// Makes room, under a relay that runs.
