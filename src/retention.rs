@@ -278,10 +278,17 @@ impl Pruner {
         let database = self.ledger.database();
         let (mut after, mut renewed, mut gone) = (i64::MIN, self.clock.moment(), 0);
         loop {
+            let mut waiting = HashSet::new();
+            let mut from = Some((String::new(), i64::MIN, i64::MIN));
+            while let Some(place) = from {
+                let (lanes, next) = database.fan_out_lanes(&place, STEP_ROWS).await?;
+                waiting.extend(lanes);
+                from = next;
+            }
             let idle = database.idle_lanes(after, LANES_AT_ONCE).await?;
             let is_last = idle.len() < LANES_AT_ONCE as usize;
             let to = if is_last { i64::MAX } else { idle.last().copied().unwrap_or(i64::MAX) };
-            let mut unused: HashSet<i64> = idle.into_iter().collect();
+            let mut unused: HashSet<i64> = idle.into_iter().filter(|lane| !waiting.contains(lane)).collect();
             for table in LaneUse::ALL {
                 let mut from = Some((i64::MIN, i64::MIN));
                 while let Some(place) = from.filter(|_| !unused.is_empty()) {

@@ -5,15 +5,17 @@ use std::collections::HashSet;
 
 use sqlx::AssertSqlSafe;
 
-use super::Result;
 use super::prune::Chore;
 use super::sql::{Database, on};
+use super::{LedgerError, Result};
 use crate::domain::clock::Timestamp;
 
 /// Tables that name an event in a column `event`, apart from its outcomes. A row may be written while its event is pruned.
 pub const OF_EVENTS: [&str; 4] = ["attempt_log", "earlier_outcome", "repeat", "steering"];
 /// Gates and budgets of receivers that are gone; one statement each removes at most so many.
 const RECEIVERS_AT_ONCE: u32 = 500;
+/// A row of `fan_out`: tenant, event and part.
+pub type FanOutPlace = (String, i64, i64);
 /// Lanes named in one statement.
 const LANES_AT_ONCE: usize = 500;
 
@@ -113,6 +115,42 @@ impl Database {
             });
         }
         Ok((rows, more))
+    }
+
+    /// The lanes of the next `rows` rows of deliveries that are not in the queue yet, behind `after`; and where to continue.
+    ///
+    /// To be read before [`Self::idle_lanes`]: what leaves these rows meanwhile is found in the queue, or done.
+    ///
+    /// # Errors
+    /// [`super::LedgerError::Unavailable`].
+    pub async fn fan_out_lanes(
+        &self,
+        after: &FanOutPlace,
+        rows: u32,
+    ) -> Result<(Vec<i64>, Option<FanOutPlace>)> {
+        let (tenant, event, part) = after;
+        let found: Vec<(String, i64, i64, String)> = on!(self, chore_reads, pool => {
+            sqlx::query_as(
+                "SELECT tenant, event, part, lanes FROM fan_out WHERE (tenant, event, part) > ($1, $2, $3)
+                 ORDER BY tenant, event, part LIMIT $4",
+            )
+            .bind(tenant)
+            .bind(event)
+            .bind(part)
+            .bind(i64::from(rows))
+            .fetch_all(pool)
+            .await?
+        });
+        let next = found.last().filter(|_| found.len() == rows as usize);
+        let next = next.map(|(tenant, event, part, _)| (tenant.clone(), *event, *part));
+        let mut lanes = Vec::new();
+        for (.., text) in &found {
+            let named: Vec<i64> = serde_json::from_str(text).map_err(|error| {
+                LedgerError::Unavailable(format!("lanes of a fan-out can't be read: {error}"))
+            })?;
+            lanes.extend(named);
+        }
+        Ok((lanes, next))
     }
 
     /// Lanes without a waiting delivery, by number from the one after `after`.

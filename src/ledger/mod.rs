@@ -57,7 +57,7 @@ pub use self::gates::ClosedGate;
 use self::incarnation::Membership;
 pub use self::lanes::BusyLane;
 use self::lanes::LaneCache;
-pub use self::leftovers::{LaneUse, OF_EVENTS};
+pub use self::leftovers::{FanOutPlace, LaneUse, OF_EVENTS};
 pub use self::notices::Notice;
 use self::notices::Notices;
 pub use self::partners::{EventTypeRow, PartnerRow, Put};

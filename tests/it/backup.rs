@@ -302,7 +302,7 @@ async fn postgres_dumps_and_base_backups_take_up_the_work() {
         settings.svix.token = Some(crate::support::TOKEN.into());
         settings.svix.retry_schedule_ms = vec![200; 500];
         // What is under way in the copy is sent when its lease ends.
-        settings.dispatch.lease_ms = 2_000;
+        (settings.dispatch.lease_ms, settings.svix.timeout_ms) = (2_000, 500);
         let relay = TestRelay::start_with(settings).await;
         let own = json!({ "route": "direct" }).to_string();
         let json = crate::support::partners::JSON;
