@@ -4,6 +4,7 @@
 //! rule below can be tested with a table and replayed with a seed.
 
 pub mod clock;
+pub mod clock_watch;
 pub mod delivery;
 pub mod event;
 pub mod gate;

@@ -2,20 +2,19 @@
 //!
 //! On Postgres it is the database's clock, read with every heartbeat. On SQLite it is the process's wall clock as it was
 //! at the start. Between readings the monotonic clock drives both, so that a wall clock which jumps moves nothing.
-//! [`watch`] decides what a reading means; this module reads, adopts and reports.
+//! [`clock_watch`](crate::domain::clock_watch) decides what a reading means; this module reads, adopts and reports.
 
 mod numbers;
-mod watch;
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-pub use self::watch::{ClockState, ClockStatus};
-use self::watch::{Reading, TOLERATED_MS, Watch};
 use super::sql::{Database, on};
 use super::{Ledger, Result, Store};
 use crate::domain::clock::{Clock, Moment, Timestamp};
+pub use crate::domain::clock_watch::{ClockState, ClockStatus};
+use crate::domain::clock_watch::{Reading, TOLERATED_MS, Watch};
 use crate::domain::sequence::Sequence;
 
 /// A reading of the database's clock that took longer says too little.

@@ -105,7 +105,9 @@ impl World {
                 self.through_the_net(node, NodeEvent::Settle(settlement.clone()));
             }
             match self.random.below(400) {
-                0 if !self.quiet => _ = self.unsettled.remove(&(claimed.row(), claimed.delivery.attempt)), // lost
+                0 if !self.quiet && self.is_shared() => {
+                    _ = self.unsettled.remove(&(claimed.row(), claimed.delivery.attempt))
+                } // lost
                 1 if !self.quiet => self.node_later(node, SECOND, 60 * SECOND, NodeEvent::Settle(settlement)),
                 _ => self.through_the_net(node, NodeEvent::Settle(settlement)),
             }

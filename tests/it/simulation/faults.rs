@@ -1,9 +1,7 @@
 //! What comes in and what goes wrong.
 
-use super::node::{Node, NodeEvent};
-use super::random::Random;
+use super::node::NodeEvent;
 use super::receivers::Mood;
-use super::traffic::CLOCK_ERROR;
 use super::world::{Event, MS, SECOND, World};
 
 impl World {
@@ -84,21 +82,15 @@ impl World {
         self.random.below(self.nodes.len())
     }
 
-    /// A machine's wall clock jumps, by up to a hundred days; a node's idea of the ledger's clock stays close.
+    /// A machine's wall clock jumps by up to a hundred days, or is put right.
     fn set_clock(&mut self, node: usize) {
         const MINUTE_MS: u64 = 60_000;
-        let most = self.random.pick(&[MINUTE_MS, 60 * MINUTE_MS, 100 * 24 * 60 * MINUTE_MS]);
-        let around_zero = |random: &mut Random, most: u64| {
-            i64::try_from(random.between(0, 2 * most)).expect("small") - i64::try_from(most).expect("small")
-        };
-        self.nodes[node].wall_offset_ms = around_zero(&mut self.random, most);
-        let most = u64::try_from(CLOCK_ERROR.as_millis()).expect("small");
-        self.nodes[node].clock_error_ms = around_zero(&mut self.random, most);
+        let most = self.random.pick(&[0, 0, MINUTE_MS, 60 * MINUTE_MS, 100 * 24 * 60 * MINUTE_MS]);
+        let offset = i64::try_from(self.random.between(0, 2 * most)).expect("small");
+        self.nodes[node].wall_offset_ms = offset - i64::try_from(most).expect("small");
         self.tally.clocks += 1;
-        let Node { wall_offset_ms, clock_error_ms, .. } = self.nodes[node];
-        self.note(|| {
-            format!("node {node} is {wall_offset_ms} ms wrong, and {clock_error_ms} ms for the ledger")
-        });
+        let offset_ms = self.nodes[node].wall_offset_ms;
+        self.note(|| format!("the wall clock of node {node} is {offset_ms} ms wrong"));
     }
 
     fn change_partner(&mut self) {
@@ -154,6 +146,9 @@ impl World {
         self.quiet = true;
         self.ledger.down = false;
         self.ledger.unwritable = None;
+        for node in &mut self.nodes {
+            node.wall_offset_ms = 0;
+        }
         self.svix_mood = Mood::Healthy;
         for receiver in self.receivers.iter_mut().filter(|receiver| receiver.mood != Mood::Gone) {
             receiver.mood = Mood::Healthy;

@@ -9,6 +9,7 @@ use posthaste::domain::gate::CloseReason;
 use posthaste::domain::scheduler::{GateId, Remaining, TokenGrant, TokenWish};
 use posthaste::domain::token_budget::{Budget, Pace};
 
+use super::clock::Marks;
 use super::numbers::Numbers;
 use super::replays::Replay;
 use super::world::LEASE_US;
@@ -80,6 +81,7 @@ pub struct Ledger {
     /// Writes of one node are refused, or of all: the disk is full.
     pub unwritable: Option<Option<usize>>,
     pub numbers: Numbers,
+    pub clock: Marks,
     pub replays: Vec<Replay>,
     pub account: Account,
 }
@@ -165,8 +167,35 @@ impl Ledger {
         due.take(20).any(|(_, id)| self.rows[*id].told == Some(node))
     }
 
-    /// Gives a claim back, as far as it still holds.
-    pub fn release(&mut self, id: usize, attempt: i64) {
+    /// Deliveries that fall due later than `now`.
+    pub fn waiting_behind(&self, now: Timestamp) -> Vec<usize> {
+        let queues = self.queues.iter().flatten();
+        queues.flat_map(|queue| queue.range((now.as_millis() + 1, 0)..)).map(|(_, id)| *id).collect()
+    }
+
+    /// Moves a delivery that waits to another place in its queue.
+    pub fn move_to(&mut self, id: usize, due_at: i64) {
+        self.dequeue(id);
+        self.rows[id].due_at = due_at;
+        self.enqueue(id);
+    }
+
+    /// Whoever held a claim in memory is gone.
+    pub fn forget_claims(&mut self) {
+        for row in self.rows.iter_mut().filter(|row| row.lease_until > 0) {
+            row.lease_until = 0;
+            self.account.claimed -= 1;
+            self.account.pending += 1;
+        }
+    }
+
+    /// Gives a claim back, as far as it still holds; on SQLite due now where time has gone back since it was made.
+    pub fn release(&mut self, id: usize, attempt: i64, own_time: Option<Timestamp>) {
+        let row = &mut self.rows[id];
+        let holds = row.state == State::Waiting && row.attempt == attempt && row.lease_until > 0;
+        if let Some(now) = own_time.filter(|now| holds && now.as_millis() < row.due_at) {
+            self.move_to(id, now.as_millis());
+        }
         let row = &mut self.rows[id];
         if row.state == State::Waiting && row.attempt == attempt && row.lease_until > 0 {
             row.lease_until = 0;

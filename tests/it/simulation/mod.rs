@@ -21,6 +21,7 @@
 //! `POSTHASTE_SIMULATION_SEED=17 cargo nextest run -E 'test(simulation::)'`.
 
 mod attempt;
+mod clock;
 mod faults;
 mod flaws;
 mod ledger;

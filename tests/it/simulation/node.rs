@@ -11,6 +11,7 @@ use posthaste::domain::gate::CloseReason;
 use posthaste::domain::partner::RateLimit;
 use posthaste::domain::scheduler::{GateId, LaneClaim, Permit, Scheduler, TokenGrant, TokenWish};
 
+use super::clock::NodeClock;
 use super::numbers::Incarnation;
 use super::replays::{Step, Worker};
 use super::traffic::{Answer, Claimed, Reserved};
@@ -139,9 +140,9 @@ pub struct Node {
     pub worker: Worker,
     pub scheduler: Option<Scheduler<Claimed>>,
     pub stalled_until: u64,
-    /// How wrong the machine's wall clock is, and how wrong this node takes the ledger's to be.
+    /// How wrong the machine's wall clock is.
     pub wall_offset_ms: i64,
-    pub clock_error_ms: i64,
+    pub clock: NodeClock,
     pub claiming: bool,
     pub working: bool,
     pub timer: Option<u64>,
@@ -175,7 +176,7 @@ impl Node {
             scheduler: None,
             stalled_until: 0,
             wall_offset_ms: 0,
-            clock_error_ms: 0,
+            clock: NodeClock::default(),
             claiming: false,
             working: false,
             timer: None,
@@ -266,7 +267,7 @@ impl World {
             return self.after(100 * MS, SECOND, Event::Restart { node });
         }
         let (limits, svix, endpoint) = (self.limits, self.svix_gate, self.endpoint_gate);
-        let Node { wall_offset_ms, clock_error_ms, epoch, incarnation, .. } = self.nodes[node];
+        let Node { wall_offset_ms, epoch, incarnation, .. } = self.nodes[node];
         if let Some(incarnation) = incarnation {
             self.ledger.numbers.give_back(incarnation);
         }
@@ -276,13 +277,16 @@ impl World {
             up: true,
             epoch,
             incarnation: Some(self.ledger.numbers.take(self.now)),
-            clock_error_ms,
             scheduler: Some(Scheduler::new(limits, svix, endpoint)),
             wall_offset_ms,
             next_poll: self.now,
             watch: Rc::new(RefCell::new(Watch::new(limits.max_in_flight_per_destination))),
             ..Node::down(node)
         };
+        if !self.is_shared() {
+            self.ledger.forget_claims();
+        }
+        self.start_clock(node);
         let incarnation = self.nodes[node].incarnation;
         self.note(|| format!("node {node} starts as {incarnation:?}"));
         for (gate, (until, reason)) in self.ledger.gates.clone() {
@@ -307,8 +311,8 @@ impl World {
             self.tally.crashes += 1;
             self.count_watch(node);
             self.process_ended(node);
-            let Node { wall_offset_ms, clock_error_ms, epoch, .. } = self.nodes[node];
-            self.nodes[node] = Node { epoch: epoch + 1, wall_offset_ms, clock_error_ms, ..Node::down(node) };
+            let Node { wall_offset_ms, epoch, .. } = self.nodes[node];
+            self.nodes[node] = Node { epoch: epoch + 1, wall_offset_ms, ..Node::down(node) };
             self.after(100 * MS, 20 * SECOND, Event::Restart { node });
         }
     }

@@ -182,6 +182,9 @@ impl World {
         }
         if alive {
             self.heard_of_write(node, Some(by), refusal);
+            if refusal.is_none() {
+                self.beat_clock(node);
+            }
         }
     }
 }

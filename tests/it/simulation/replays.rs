@@ -258,7 +258,7 @@ impl World {
         let refusal =
             self.ledger.refuses(node, by).filter(|refusal| *refusal != Refusal::NumberLost || !by_number);
         let due_at = self.ledger_time(node);
-        self.check_due(due_at.as_millis(), CLOCK_ERROR);
+        self.check_due(node, due_at.as_millis(), CLOCK_ERROR);
         let fenced = !self.has(Flaw::UnfencedCursor);
         let done = match refusal {
             None => self.ledger.replay_step(step, due_at, is_own, fenced),

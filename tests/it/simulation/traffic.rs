@@ -59,7 +59,8 @@ impl World {
 
     pub fn in_ledger(&mut self, node: usize, epoch: u32, event: NodeEvent, alive: bool) {
         let down = self.ledger.down;
-        let answer_lost = !self.quiet && self.random.happens(0.01);
+        // A single node claims in memory.
+        let answer_lost = !self.quiet && self.is_shared() && self.random.happens(0.01);
         match event {
             NodeEvent::Claim { by, claims, asked_at } => {
                 let answer = self.refuses_claim(by).is_none().then(|| self.claim(node, &claims));
@@ -215,7 +216,7 @@ impl World {
         if alive {
             self.heard_of_write(node, Some(by), refusal);
         }
-        self.check_due(wall.as_millis(), CLOCK_ERROR);
+        self.check_due(node, wall.as_millis(), CLOCK_ERROR);
         for (lane, reserved) in deliveries {
             let handed_over = reserved.map(|_| now);
             let row = refusal.is_none().then(|| self.ledger.insert(lane, wall.as_millis(), handed_over));
@@ -250,7 +251,7 @@ impl World {
         let row = row_of(settlement);
         self.unsettled.remove(&(row, settlement.attempt));
         if settled && let NextState::Pending { due_at, .. } = &settlement.next {
-            self.check_due(due_at.as_millis(), LONGEST_WAIT);
+            self.check_due(node, due_at.as_millis(), LONGEST_WAIT);
         }
         if !settled {
             self.tally.fenced += 1;
@@ -266,8 +267,9 @@ impl World {
     fn release(&mut self, node: usize, given_back: Vec<Claimed>, alive: bool) {
         let now = self.ledger_time(node);
         for claimed in given_back {
-            if !self.ledger.down {
-                self.ledger.release(claimed.row(), claimed.delivery.attempt);
+            if !self.ledger.down || !self.is_shared() {
+                let own_time = (!self.is_shared()).then_some(now);
+                self.ledger.release(claimed.row(), claimed.delivery.attempt, own_time);
             }
             if alive {
                 let delivery = claimed.delivery;

@@ -1,6 +1,7 @@
 //! A turn of a node's loop, and what is checked when something starts and when it has ended.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use posthaste::domain::clock::Timestamp;
 use posthaste::domain::delivery::Class;
@@ -9,6 +10,8 @@ use posthaste::domain::scheduler::Permit;
 
 use super::node::{Closed, NodeEvent, POLL_OWN_US, POLL_SHARED_US, micros, moment};
 use super::world::{ATTEMPT_TIMEOUT_US, Event, LEASE_US, LaneInfo, MS, Receiver, World, closes_for_probes};
+
+const FAR: Duration = Duration::from_secs(86_400);
 
 impl World {
     /// One turn of the dispatcher's loop, in its order: look for work, start, reserve tokens, claim, sleep.
@@ -72,7 +75,9 @@ impl World {
     fn sleep(&mut self, node: usize) {
         let wall = self.ledger_time(node);
         let (due_at, opens_at) = self.nodes[node].scheduler().next_alarm();
-        let due = due_at.map(|due_at| u64::try_from(due_at.since(wall).as_micros()).expect("short"));
+        // What a clock that was put right has left far in the future is not waited for.
+        let due_in = due_at.map(|due_at| due_at.since(wall)).filter(|due_in| *due_in < FAR);
+        let due = due_in.map(|due_in| u64::try_from(due_in.as_micros()).expect("short"));
         let opens = opens_at.map(|opens_at| micros(opens_at).saturating_sub(self.now));
         let poll = self.polls(node).then(|| self.nodes[node].next_poll.saturating_sub(self.now));
         if let Some(wait) = due.into_iter().chain(opens).chain(poll).min() {
@@ -96,8 +101,12 @@ impl World {
         let widths = self.room(node);
         loop {
             let start = self.nodes[node].scheduler().next(now);
-            // As if giving them back had failed: their leases run out.
-            drop(self.nodes[node].scheduler().expired());
+            let mut expired = self.nodes[node].scheduler().expired();
+            expired.iter_mut().for_each(|claimed| claimed.buffered = None);
+            // Where nodes share the ledger, as if giving them back had failed: their leases run out.
+            if !self.is_shared() && !expired.is_empty() {
+                self.through_the_net(node, NodeEvent::Release(expired));
+            }
             let Some(start) = start else { break };
             let mut claimed = start.item;
             let info = &self.lanes[claimed.lane()];

@@ -277,19 +277,13 @@ impl World {
         Timestamp::from_millis(1_700_000_000_000 + i64::try_from(self.now / MS).expect("small") + offset_ms)
     }
 
-    /// The ledger's clock, as a node takes it to be.
-    pub fn ledger_time(&self, node: usize) -> Timestamp {
-        let Node { wall_offset_ms, clock_error_ms, .. } = self.nodes[node];
-        self.wall(if self.has(Flaw::LocalDueTimes) { wall_offset_ms } else { clock_error_ms })
-    }
-
     pub fn has(&self, flaw: Flaw) -> bool {
         self.flaw == Some(flaw)
     }
 
     /// No delivery falls due later than `most` from now because a node's clock is wrong.
-    pub fn check_due(&self, due_at: i64, most: Duration) {
-        let late = due_at - self.wall(0).as_millis();
+    pub fn check_due(&self, node: usize, due_at: i64, most: Duration) {
+        let late = due_at - self.right_time(node).as_millis();
         let most = i64::try_from(most.as_millis()).expect("short");
         assert!(late <= most, "due too late: {late} ms from now, {most} at most");
     }

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use crate::domain::clock::{Moment, Timestamp};
+use super::clock::{Moment, Timestamp};
 
 /// Differences up to this are ordinary: a clock that NTP corrects, an answer that was under way for a while.
-pub(super) const TOLERATED_MS: i64 = 5_000;
+pub const TOLERATED_MS: i64 = 5_000;
 /// How far the ledger's time goes back with one heartbeat, where it is ahead by an ordinary difference.
 const STEP_BACK_MS: i64 = 50;
 /// How long a clock must run evenly before a time that nothing else speaks for is believed.
@@ -50,7 +50,7 @@ pub struct ClockStatus {
 
 /// Two clocks, read together.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Reading {
+pub struct Reading {
     /// The clock that the ledger follows: the database's, or the process's.
     pub source: Timestamp,
     /// The process's.
@@ -95,7 +95,7 @@ impl Apart {
 
 /// What is known of the clocks.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Watch {
+pub struct Watch {
     /// The ledger follows the database's clock.
     shared: bool,
     doubt: Option<Doubt>,
