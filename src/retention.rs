@@ -256,7 +256,7 @@ impl Pruner {
     async fn do_chore(
         &self,
         job: Job,
-        chore: &str,
+        chore: &'static str,
         every: Duration,
         stop: &CancellationToken,
     ) -> Result<(), LedgerError> {

@@ -64,27 +64,13 @@ impl PostgresPools {
         let limit = read_timeout.as_millis().to_string();
         let limited = || [("statement_timeout", limit.as_str())];
         Ok(Self {
-<<<<<<< HEAD
-            hot: Sessions::prepare(HOT, &[], pooled, "the database").connected_to(primary).await?,
-            reads: Sessions::prepare(READS, &limited(), pooled, "the database").lazily(primary),
-||||||| 06163ae
-            hot: Sessions::prepare(HOT, &[], pooled, "the database").connected_to(primary).await?,
-            reads: Sessions::prepare(READS, &limited(), pooled, "the database").lazily(primary),
-=======
             hot: Sessions::prepare(HOT, &[], pooled, "the database").writing().connected_to(primary).await?,
             reads: Sessions::prepare(READS, &limited(), pooled, "the database").lazily(primary),
->>>>>>> s3
             replica: replica.map(|replica| {
                 Sessions::prepare(READS, &limited(), pooled, "the read replica (ledger.replica_url)")
                     .lazily(replica)
             }),
-<<<<<<< HEAD
-            chores: Sessions::prepare(CHORES, &[], pooled, "the database").lazily(primary),
-||||||| 06163ae
-            chores: Sessions::prepare(CHORES, &[], pooled, "the database").lazily(primary),
-=======
             chores: Sessions::prepare(CHORES, &[], pooled, "the database").writing().lazily(primary),
->>>>>>> s3
         })
     }
 

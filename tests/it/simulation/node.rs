@@ -99,11 +99,18 @@ impl NodeEvent {
     /// It happens in the ledger: a node that stalls or dies does not hold it back.
     const fn in_ledger(&self) -> bool {
         use NodeEvent::{Beat, Claim, Commit, Register, Release, ReplayStep, Reserve, Settle, TakeReplays};
-        match self {
-            Claim { .. } | Reserve { .. } | Commit { .. } | Settle(_) | Release(_) => true,
-            Beat { .. } | Register | TakeReplays { .. } | ReplayStep { .. } => true,
-            _ => false,
-        }
+        matches!(
+            self,
+            Claim { .. }
+                | Reserve { .. }
+                | Commit { .. }
+                | Settle(_)
+                | Release(_)
+                | Beat { .. }
+                | Register
+                | TakeReplays { .. }
+                | ReplayStep { .. }
+        )
     }
 }
 
