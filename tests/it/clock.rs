@@ -110,6 +110,7 @@ async fn all_is_remembered(relay: &HttpClient, database: &TestDatabase, events: 
 }
 
 async fn a_clock_100_days_ahead_forgets_nothing(database: TestDatabase) {
+    // holds: 53
     const EVENTS: usize = 5;
     let (svix, clock) = (mock_svix().await, WallClock::wrong_by(0));
     let relay = clock.start(&database, &svix, &[PRUNING]);
@@ -147,6 +148,7 @@ async fn a_clock_100_days_ahead_forgets_nothing(database: TestDatabase) {
 }
 
 async fn a_clock_that_was_400_days_ahead_delays_nothing(database: TestDatabase) {
+    // holds: 53, 54
     let svix = mock_svix().await;
     let relay = start(&(400 * DAY_MS).to_string(), &database, &svix, &[RETRIES]);
     svix.script([Trouble::Status(500)]);
@@ -164,6 +166,7 @@ async fn a_clock_that_was_400_days_ahead_delays_nothing(database: TestDatabase) 
 }
 
 async fn what_a_clock_400_days_ahead_has_recorded_is_found(database: TestDatabase) {
+    // holds: 54
     const IDS: [&str; 4] = ["e0", "e1", "e2", "fresh"];
     let svix = mock_svix().await;
     let relay = start(&(400 * DAY_MS).to_string(), &database, &svix, &[]);
@@ -202,6 +205,7 @@ async fn what_a_clock_400_days_ahead_has_recorded_is_found(database: TestDatabas
 }
 
 async fn a_clock_that_is_behind_at_the_start_delays_nothing_that_was_due(database: TestDatabase) {
+    // holds: 53
     let svix = mock_svix().await;
     for (n, behind_ms) in [HOUR_MS, 100 * DAY_MS].into_iter().enumerate() {
         let (id, fresh) = (format!("waits-{n}"), format!("fresh-{n}"));
@@ -225,6 +229,7 @@ async fn a_clock_that_is_behind_at_the_start_delays_nothing_that_was_due(databas
 }
 
 async fn a_wrong_clock_is_reported_by_readiness_a_metric_and_one_line(database: TestDatabase) {
+    // holds: 53
     let (svix, clock) = (mock_svix().await, WallClock::wrong_by(0));
     let relay = clock.start(&database, &svix, &[]);
     assert_eq!(clock_of(&relay).await["state"], "trusted");
@@ -310,6 +315,7 @@ async fn no_endpoint_is_disabled_by_a_clock_that_is_ahead(database: TestDatabase
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_ingest_node_whose_clock_is_ahead_or_behind_delays_no_send() {
+    // holds: 53
     bounded(async {
         let database = TestDatabase::postgres().await;
         let svix = mock_svix().await;

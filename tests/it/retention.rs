@@ -12,6 +12,7 @@ use crate::support::{HttpClient, TestDatabase, TestRelay, eventually, mock_svix}
 
 on_both_databases! {
     what_is_old_goes_and_its_identity_stays,
+    an_old_event_goes_although_its_number_lies_in_the_future,
     identities_go_after_their_time_and_not_before,
     what_waits_never_goes,
     a_tenant_keeps_what_it_was_given,
@@ -88,6 +89,28 @@ async fn what_is_old_goes_and_its_identity_stays(database: TestDatabase) {
     let other = json!({ "id": "old7", "type": "t", "tenant": "acme", "data": "other" });
     assert_eq!(relay.post(other.to_string()).await.status, 409);
     relay.finish().await;
+}
+
+async fn an_old_event_goes_although_its_number_lies_in_the_future(database: TestDatabase) {
+    // holds: 54
+    let (relay, _partner) = start(&database, [30, 90], 0).await;
+    post(&relay, "acme", "old").await;
+    relay.settled().await;
+    age(&database, 31).await;
+    // It was recorded by a process whose numbers were 400 days ahead.
+    let ahead = (431 * DAY_MS) << 22;
+    for statement in [
+        format!("UPDATE event SET seq = seq + {ahead}"),
+        format!("UPDATE event_key SET event = event + {ahead}"),
+        format!("UPDATE outcome SET event = event + {ahead}"),
+    ] {
+        database.execute(&statement).await;
+    }
+    post(&relay, "acme", "new").await;
+    relay.settled().await;
+    assert_eq!(prune(&relay, json!({})).await["events"], 1);
+    assert_eq!((count(&database, "event").await, count(&database, "event_key").await), (1, 2));
+    relay.stop().await;
 }
 
 async fn identities_go_after_their_time_and_not_before(database: TestDatabase) {

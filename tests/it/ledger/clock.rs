@@ -23,6 +23,7 @@ async fn beat(ledger: &posthaste::ledger::Ledger, clock: &TestClock) {
 }
 
 async fn a_clock_that_jumps_takes_no_lease_early(database: TestDatabase) {
+    // holds: 52
     let clock = TestClock::watched();
     let (ledger, lane) = open_with_lane(&database, &clock).await;
     fill(&ledger, &lane, "e", 3).await;
