@@ -296,6 +296,9 @@ impl Writer {
     /// Takes another number after this one was lost. What waits to be written goes on under it.
     async fn rejoin(&mut self) -> Result<()> {
         self.sequence = self.store.rejoin().await?;
+        if let Some(keeper) = &self.clock_keeper {
+            keeper.leave_the_future(&mut self.sequence).await?;
+        }
         let current = self.membership.current();
         tracing::info!(node = current.node, epoch = current.epoch, "this node has another number");
         Ok(())
