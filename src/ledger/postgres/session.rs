@@ -7,9 +7,9 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use sqlx::PgConnection;
 use sqlx::error::DatabaseError;
 use sqlx::pool::PoolConnectionMetadata;
+use sqlx::{PgConnection, Row as _};
 
 /// Pause after a session was refused, so that a server that takes no writes is not asked over and over.
 const REFUSAL_PAUSE: Duration = Duration::from_millis(500);
@@ -65,11 +65,10 @@ pub(super) fn is_current(session: &PoolConnectionMetadata) -> bool {
 
 /// Refuses a new session whose server takes no writes. For `after_connect`.
 pub(super) async fn refuse_read_only(connection: &mut PgConnection) -> sqlx::Result<()> {
-    let (standby, read_only): (bool, bool) =
-        sqlx::query_as("SELECT pg_is_in_recovery(), current_setting('transaction_read_only')::boolean")
-            .persistent(false)
-            .fetch_one(connection)
-            .await?;
+    // In one message: behind a pooler, a prepared statement may meet another session than the one that prepared it.
+    let question = "SELECT pg_is_in_recovery(), current_setting('transaction_read_only')::boolean";
+    let row = sqlx::raw_sql(question).fetch_one(connection).await?;
+    let (standby, read_only): (bool, bool) = (row.try_get(0)?, row.try_get(1)?);
     let refusal = match (standby, read_only) {
         (true, _) => Some("the server is a standby: it takes no writes until it is promoted"),
         (false, true) => Some("the server takes no writes: its transactions are read-only"),
