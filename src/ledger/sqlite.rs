@@ -13,6 +13,7 @@ mod taken;
 mod waiting;
 mod write;
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{Seek as _, Write as _};
@@ -91,7 +92,6 @@ pub(super) struct SqliteStore {
     writer: Turn,
     /// The hot path's readers.
     reads: SqlitePool,
-    writes: SqlitePool,
     claims: Mutex<Claims>,
     /// One claim at a time: `Claims::reading` belongs to it.
     claiming: tokio::sync::Mutex<()>,
@@ -158,14 +158,8 @@ pub(super) async fn open(
     let redoable = single().connect_lazy_with(connect.clone().synchronous(SqliteSynchronous::Normal));
     let writer: Turn = Arc::new(tokio::sync::Mutex::new(writer));
     let turn = writer.clone();
-    let database = Database::Sqlite {
-        hot: hot.clone(),
-        reads: reads.clone(),
-        chores,
-        writes: writes.clone(),
-        redoable,
-        turn,
-    };
+    let database =
+        Database::Sqlite { hot: hot.clone(), reads: reads.clone(), chores, writes, redoable, turn };
     let largest = database.largest_seq().await?;
     let written = Arc::new(tokio::sync::Notify::new());
     let wal = wal_path(&path);
@@ -176,7 +170,6 @@ pub(super) async fn open(
         options: connect,
         writer,
         reads: hot,
-        writes,
         claims: Mutex::default(),
         claiming: tokio::sync::Mutex::default(),
         recent: Recent::new(options.recent_bytes),
@@ -258,6 +251,19 @@ impl SqliteStore {
         *writer = Some(connection);
         self.written.notify_one();
         Ok(true)
+    }
+
+    /// The settlements with the places in the queue at which their rows stand now.
+    fn as_they_stand<'s>(&self, settlements: &'s [Settlement]) -> Cow<'s, [Settlement]> {
+        let claims = self.claims();
+        if claims.set_backs.is_empty() {
+            return Cow::Borrowed(settlements);
+        }
+        let stands = |settlement: &Settlement| Settlement {
+            due_at: claims.due_at(settlement.id, settlement.due_at),
+            ..settlement.clone()
+        };
+        settlements.iter().map(stands).collect()
     }
 
     /// Settlements whose claim still holds, and those whose doesn't.
@@ -434,7 +440,8 @@ impl PayloadReader for SqliteStore {
 #[async_trait]
 impl Store for SqliteStore {
     async fn commit(&self, plan: &mut Plan<'_>, settlements: &[Settlement]) -> Result<Committed> {
-        let (valid, stale) = self.fence(settlements);
+        let settlements = self.as_they_stand(settlements);
+        let (valid, stale) = self.fence(&settlements);
         self.hold_handed_over(plan);
         let done = self.transact(plan, &valid).await;
         self.drop_handed_over(&plan.withdrawn);
@@ -496,9 +503,11 @@ impl Store for SqliteStore {
     }
 
     async fn release(&self, held: &[Held]) -> Result<()> {
-        let held = self.due_now(held).await?;
         let mut claims = self.claims();
-        held.iter().for_each(|held| claims.release(held));
+        for held in held {
+            let due_at = claims.due_at(held.id, held.due_at);
+            claims.release(&Held { due_at, ..*held });
+        }
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::domain::clock::Moment;
+use crate::domain::clock::{Moment, Timestamp};
 use crate::domain::delivery::{Class, DeliveryId};
 use crate::domain::hash::{FastMap, FastSet};
 use crate::domain::tenant::LaneId;
@@ -23,6 +23,9 @@ pub(super) struct Claims {
     pub in_queue: FastMap<Queue, usize>,
     /// Where in a queue the next claim goes on.
     pub cursors: FastMap<Queue, Cursor>,
+    /// How often the ledger's time has gone back, oldest first: rows that were due behind the first time have moved towards
+    /// it by so many milliseconds.
+    pub set_backs: Vec<(Timestamp, i64)>,
     /// What has changed while a claim reads: its rows may be older than that.
     pub reading: Option<Meanwhile>,
 }
@@ -33,6 +36,8 @@ pub(super) struct Claim {
     pub attempt: i64,
     /// Free from then on. `None`: released.
     pub leased_until: Option<Moment>,
+    /// How many of [`Claims::set_backs`] there were before it.
+    set_backs: usize,
 }
 
 /// A place in a queue that a claim has come to. All before it is claimed, until the first of those leases ends.
@@ -53,7 +58,8 @@ pub(super) struct Meanwhile {
 impl Claims {
     /// Notes a claim of `id` with this number.
     pub fn hold(&mut self, id: DeliveryId, class: Class, attempt: i64, leased_until: Moment) {
-        let claim = Claim { class, attempt, leased_until: Some(leased_until) };
+        let set_backs = self.set_backs.len();
+        let claim = Claim { class, attempt, leased_until: Some(leased_until), set_backs };
         if self.held.insert(id, claim).is_none() {
             *self.in_queue.entry((id.lane, class)).or_default() += 1;
         }
@@ -118,6 +124,14 @@ impl Claims {
         }
     }
 
+    /// When a claimed row that was due at `due_at` falls due now: time may have gone back since the claim.
+    pub fn due_at(&self, id: DeliveryId, due_at: Timestamp) -> Timestamp {
+        let before = self.held.get(&id).map_or(usize::MAX, |claim| claim.set_backs);
+        self.set_backs.iter().skip(before).fold(due_at, |due_at, (now, back_ms)| {
+            if due_at > *now { Timestamp::from_millis(due_at.as_millis() - back_ms) } else { due_at }
+        })
+    }
+
     /// Gives a claim back, where it still holds: its row is free, its number stays in memory.
     pub fn release(&mut self, held: &Held) {
         if let Some(claim) = self.held.get_mut(&held.id)
@@ -158,7 +172,8 @@ mod tests {
 
     #[test]
     fn a_row_that_is_restored_is_not_behind_the_cursor() {
-        for before in [None, Some(Claim { class: Class::Fresh, attempt: 0, leased_until: None })] {
+        let released = Claim { class: Class::Fresh, attempt: 0, leased_until: None, set_backs: 0 };
+        for before in [None, Some(released)] {
             let (mut claims, _) = passed();
             claims.restore(&place(7), 1, before);
             assert!(claims.cursors.is_empty(), "the row would wait until the lease of row 8 ends");

@@ -5,19 +5,13 @@ use sqlx::{Connection as _, SqliteConnection};
 
 use super::SqliteStore;
 use crate::domain::clock::Timestamp;
-use crate::domain::delivery::DeliveryId;
-use crate::ledger::{Held, Result, rows};
+use crate::ledger::Result;
 
-/// Due times. Those of claimed deliveries stay: their settlements find them by it, and a release moves them.
-const DUE_TIMES: [&str; 2] = [
-    "UPDATE queue SET due_at = due_at - $1 WHERE due_at > $2
-     AND (event, lane) NOT IN (SELECT value ->> 0, value ->> 1 FROM json_each($3))",
-    "UPDATE replay_waiting SET due_at = due_at - $1 WHERE due_at > $2
-     AND (event, lane) NOT IN (SELECT value ->> 0, value ->> 1 FROM json_each($3))",
-];
-/// What else lies in the future.
-const OTHER_TIMES: [&str; 5] = [
+/// All that lies in the future.
+const TIMES: [&str; 7] = [
+    "UPDATE queue SET due_at = due_at - $1 WHERE due_at > $2",
     "UPDATE fan_out SET due_at = due_at - $1 WHERE due_at > $2",
+    "UPDATE replay_waiting SET due_at = due_at - $1 WHERE due_at > $2",
     "UPDATE attempt_log SET retry_at = retry_at - $1 WHERE retry_at > $2",
     "UPDATE gate SET closed_until = closed_until - $1 WHERE closed_until > $2",
     // Nobody but this process works on them; what was done in the future was done now.
@@ -27,7 +21,8 @@ const OTHER_TIMES: [&str; 5] = [
 ];
 
 impl SqliteStore {
-    /// Moves all that lies behind `now` by so many milliseconds towards it.
+    /// Moves all that lies behind `now` by so many milliseconds towards it. Settlements and releases of what was claimed
+    /// before find it by [`Claims::due_at`](super::claims::Claims::due_at).
     pub(super) async fn move_the_future(&self, now: Timestamp, back_ms: i64) -> Result<()> {
         // No claim begins meanwhile.
         let _one_at_a_time = self.claiming.lock().await;
@@ -36,45 +31,15 @@ impl SqliteStore {
             Some(connection) => connection,
             None => SqliteConnection::connect_with(&self.options).await?,
         };
-        let claimed: Vec<(i64, i64)> = {
-            let claims = self.claims();
-            let held = claims.held.iter().filter(|(_, claim)| claim.leased_until.is_some());
-            held.map(|(id, _)| (id.event.0, id.lane.0)).collect()
-        };
-        let claimed = serde_json::json!(claimed).to_string();
         let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-        for statement in DUE_TIMES {
-            let update = sqlx::query(statement).bind(back_ms).bind(now.as_millis()).bind(&claimed);
-            update.execute(&mut *transaction).await?;
-        }
-        for statement in OTHER_TIMES {
+        for statement in TIMES {
             sqlx::query(statement).bind(back_ms).bind(now.as_millis()).execute(&mut *transaction).await?;
         }
         transaction.commit().await?;
         *writer = Some(connection);
-        self.claims().cursors.clear();
+        let mut claims = self.claims();
+        claims.cursors.clear();
+        claims.set_backs.push((now, back_ms));
         Ok(())
-    }
-
-    /// Makes released deliveries due now where time has gone back since they were claimed; where they stand then.
-    pub(super) async fn due_now(&self, held: &[Held]) -> Result<Vec<Held>> {
-        let now = self.clock.now();
-        let mut held = held.to_vec();
-        for place in held.iter_mut().filter(|place| place.due_at > now) {
-            let DeliveryId { event, lane } = place.id;
-            let _turn = self.writer.lock().await;
-            sqlx::query(
-                "UPDATE queue SET due_at = $5 WHERE lane = $1 AND retry = $2 AND due_at = $3 AND event = $4",
-            )
-            .bind(lane.0)
-            .bind(rows::class_column(place.class))
-            .bind(place.due_at.as_millis())
-            .bind(event.0)
-            .bind(now.as_millis())
-            .execute(&self.writes)
-            .await?;
-            place.due_at = now;
-        }
-        Ok(held)
     }
 }

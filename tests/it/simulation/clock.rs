@@ -19,6 +19,8 @@ pub struct NodeClock {
     watch: Watch,
     /// The ledger's time as this node takes it, less the true time.
     offset_ms: i64,
+    /// The ledger's time has gone back while the process ran: its scheduler keeps alarms that lie far in the future.
+    pub set_back: bool,
 }
 
 /// What the ledger remembers of its clock.
@@ -29,14 +31,11 @@ pub struct Marks {
 }
 
 impl Ledger {
-    /// The ledger's time goes back on SQLite: what lies in the future keeps its distance. Claimed deliveries stay where
-    /// they are, since their settlements name their place; a release moves them.
+    /// The ledger's time goes back on SQLite: what lies in the future keeps its distance.
     fn set_back(&mut self, now: Timestamp, back_ms: i64) {
         for row in self.waiting_behind(now) {
-            if self.rows[row].lease_until == 0 {
-                let due_at = self.rows[row].due_at - back_ms;
-                self.move_to(row, due_at);
-            }
+            let due_at = self.rows[row].due_at - back_ms;
+            self.move_to(row, due_at);
         }
     }
 }
@@ -71,7 +70,7 @@ impl World {
         let Marks { confirmed_at, last_at } = self.ledger.clock;
         let watch = Watch::start(self.is_shared(), reading, confirmed_at, moment(self.now));
         let offset_ms = reading.source.as_millis() - self.wall(0).as_millis();
-        self.nodes[node].clock = NodeClock { watch, offset_ms };
+        self.nodes[node].clock = NodeClock { watch, offset_ms, set_back: false };
         let back_ms = last_at.as_millis() - reading.source.as_millis();
         if back_ms > 0 && !self.is_shared() {
             self.ledger.set_back(reading.source, back_ms);
@@ -88,6 +87,7 @@ impl World {
         if by_ms < -TOLERATED_MS && !self.is_shared() {
             self.note(|| format!("the clock of node {node} goes back by {by_ms} ms"));
             self.ledger.set_back(now, -by_ms);
+            self.nodes[node].clock.set_back = true;
         }
         self.nodes[node].clock.offset_ms += by_ms;
         self.mark_clock(node, now);

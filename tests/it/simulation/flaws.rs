@@ -2,6 +2,7 @@
 //!
 //! Each test takes out one fix, runs seeds until an invariant fails, and runs the same seed with the fix: that run must pass.
 
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::world::World;
@@ -28,11 +29,11 @@ fn failure_of(seed: u64, flaw: Option<Flaw>) -> Option<String> {
     Some(message.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_default())
 }
 
-/// Runs seeds with `flaw` until one breaks the invariant that says `expected`, which must be within `seeds`.
-fn finds(flaw: Flaw, seeds: u64, expected: &str) {
+/// Runs seeds with `flaw` until one breaks the invariant that says `expected`.
+fn finds(flaw: Flaw, mut seeds: Range<u64>, expected: &str) {
     let breaks = |seed| failure_of(seed, Some(flaw)).filter(|message| message.contains(expected));
-    let found = (0..seeds).find_map(|seed| breaks(seed).map(|message| (seed, message)));
-    let (seed, message) = found.unwrap_or_else(|| panic!("{flaw:?} is not found within {seeds} seeds"));
+    let found = seeds.find_map(|seed| breaks(seed).map(|message| (seed, message)));
+    let (seed, message) = found.unwrap_or_else(|| panic!("no seed finds {flaw:?}"));
     println!("{flaw:?}: found by seed {seed}: {message}");
     assert_eq!(failure_of(seed, None), None, "seed {seed} passes with the fix");
 }
@@ -40,23 +41,24 @@ fn finds(flaw: Flaw, seeds: u64, expected: &str) {
 #[test]
 fn a_reused_node_number_is_found() {
     // holds: 55
-    finds(Flaw::ReusedNumber, 20, "after its node number was lost");
+    finds(Flaw::ReusedNumber, 0..20, "after its node number was lost");
 }
 
 #[test]
 fn an_unfenced_replay_cursor_is_found() {
     // holds: 56
-    finds(Flaw::UnfencedCursor, 500, "put back twice");
+    // About one seed in 200 has a takeover at the right moment: the range keeps this short.
+    finds(Flaw::UnfencedCursor, 420..500, "put back twice");
 }
 
 #[test]
 fn sends_that_cannot_be_settled_are_found() {
     // holds: 57
-    finds(Flaw::SendsWhatItCannotSettle, 20, "while settlements are refused");
+    finds(Flaw::SendsWhatItCannotSettle, 0..20, "while settlements are refused");
 }
 
 #[test]
 fn due_times_by_a_wrong_clock_are_found() {
     // holds: 53
-    finds(Flaw::LocalDueTimes, 20, "due too late");
+    finds(Flaw::LocalDueTimes, 0..20, "due too late");
 }

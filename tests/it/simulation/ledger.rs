@@ -28,6 +28,8 @@ pub struct Row {
     pub lane: usize,
     pub class: Class,
     pub due_at: i64,
+    /// When it was due at its last claim: time may have gone back since.
+    claimed_due_at: i64,
     /// The fence.
     pub attempt: i64,
     pub failures: u32,
@@ -98,6 +100,7 @@ impl Ledger {
             lane,
             class: Class::Fresh,
             due_at,
+            claimed_due_at: due_at,
             attempt: i64::from(handed_over_at.is_some()),
             failures: 0,
             uncertain: false,
@@ -155,6 +158,7 @@ impl Ledger {
                 self.account.claimed += 1;
             }
             row.attempt += 1;
+            row.claimed_due_at = row.due_at;
             row.told = None;
             row.lease_until = now + LEASE_US;
         }
@@ -189,13 +193,8 @@ impl Ledger {
         }
     }
 
-    /// Gives a claim back, as far as it still holds; on SQLite due now where time has gone back since it was made.
-    pub fn release(&mut self, id: usize, attempt: i64, own_time: Option<Timestamp>) {
-        let row = &mut self.rows[id];
-        let holds = row.state == State::Waiting && row.attempt == attempt && row.lease_until > 0;
-        if let Some(now) = own_time.filter(|now| holds && now.as_millis() < row.due_at) {
-            self.move_to(id, now.as_millis());
-        }
+    /// Gives a claim back, as far as it still holds.
+    pub fn release(&mut self, id: usize, attempt: i64) {
         let row = &mut self.rows[id];
         if row.state == State::Waiting && row.attempt == attempt && row.lease_until > 0 {
             row.lease_until = 0;
@@ -225,7 +224,7 @@ impl Ledger {
         let row = &self.rows[id];
         let ours = row.attempt == settlement.attempt
             && row.class == settlement.class
-            && row.due_at == settlement.due_at.as_millis();
+            && row.claimed_due_at == settlement.due_at.as_millis();
         if row.state != State::Waiting || !ours || row.lease_until == 0 {
             let has_passed = row.attempt > settlement.attempt || row.settled >= settlement.attempt;
             assert!(has_passed || row.lease_until == 0, "a claim that holds can't be settled: {row:?}");

@@ -75,7 +75,9 @@ impl Tally {
     /// A simulation that does not meet what it is about shows nothing.
     pub fn check_enough(&mut self) {
         for (name, count) in self.parts() {
-            assert!(*count >= 20, "{name}: {count}");
+            // A step is refused after a stall, a takeover and the end of whoever took over.
+            let least = if name == "steps refused" { 5 } else { 20 };
+            assert!(*count >= least, "{name}: {count}");
         }
     }
 }

@@ -268,8 +268,7 @@ impl World {
         let now = self.ledger_time(node);
         for claimed in given_back {
             if !self.ledger.down || !self.is_shared() {
-                let own_time = (!self.is_shared()).then_some(now);
-                self.ledger.release(claimed.row(), claimed.delivery.attempt, own_time);
+                self.ledger.release(claimed.row(), claimed.delivery.attempt);
             }
             if alive {
                 let delivery = claimed.delivery;
