@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::neighbours::SeenGates;
-use self::panics::ClaimUnderWay;
+use self::panics::{ClaimUnderWay, WakeOnPanic};
 use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::delivery::{Class, Delivery, Outcome, Settlement};
 use crate::domain::gate::{CloseReason, Gate, GateLimits, Signal};
@@ -383,6 +383,7 @@ impl Shared {
     fn spawn(self: &Arc<Self>, item: Delivery, permit: Permit) {
         let shared = Arc::clone(self);
         self.sends.spawn(async move {
+            let _wake = WakeOnPanic(&shared);
             let mut start = Some(Start { item, permit });
             while let Some(Start { item, permit }) = start {
                 shared.attempt(item, permit).await;

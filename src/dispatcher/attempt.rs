@@ -34,8 +34,14 @@ impl Shared {
         } else if change == Change::Opened {
             Box::pin(self.gate_opened(&delivery.lane)).await;
         }
-        self.observer.measure(&delivery, &outcome, began.until(ended));
-        self.observer.observe(&delivery, &outcome).await;
+        let observing = async {
+            self.observer.measure(&delivery, &outcome, began.until(ended));
+            self.observer.observe(&delivery, &outcome).await;
+        };
+        if catch_panic(observing).await.is_err() {
+            // The outcome is known all the same, and is recorded.
+            tracing::error!(delivery = %delivery.id, "an observer panicked: this is a bug, please report it");
+        }
         let timing =
             Timing { at: self.clock.now(), latency: began.until(ended), chance: self.chance(&outcome) };
         self.settle(delivery, permit, outcome, timing).await;

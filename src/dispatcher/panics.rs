@@ -60,6 +60,17 @@ impl Drop for Place<'_> {
     }
 }
 
+/// Lets the dispatcher take a turn where a panic ends the task that would have.
+pub(super) struct WakeOnPanic<'a>(pub &'a Shared);
+
+impl Drop for WakeOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.changed.notify_one();
+        }
+    }
+}
+
 /// A claim under way. Its end lets the next one begin, whether it was answered or its task panicked.
 pub(super) struct ClaimUnderWay<'a> {
     shared: &'a Shared,

@@ -69,6 +69,11 @@ impl Room {
         command
     }
 
+    /// Whether it is a file system of its own, which stays full.
+    pub fn is_disk(&self) -> bool {
+        self.kind == Kind::Disk
+    }
+
     /// Writes a file that takes what room is left; on a limited file there is nothing to take.
     pub fn fill(&self) {
         if self.kind == Kind::Disk {

@@ -79,12 +79,15 @@ async fn run(what: &str, room: Room) {
     // Those in flight end.
     tokio::time::sleep(4 * SEND_TAKES).await;
     let (sent, until) = (count(), Instant::now() + FULL_FOR);
-    let mut most = sent;
+    let (mut most, mut took_writes) = (sent, false);
     while Instant::now() < until {
         most = most.max(count());
+        took_writes |= relay.get("/health/ready").await.status == 200;
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
-    assert_eq!(most, sent, "sends began that could not be settled");
+    // Within a limited file small settlements find room again and again: then sends go on, and each is settled.
+    assert!(took_writes || most == sent, "{} sends began that could not be settled", most - sent);
+    assert!(!(took_writes && room.is_disk()), "the disk is not full: the test shows nothing");
     let waiting = 2 * told.acknowledged.len() - sent;
     assert!(waiting > 0, "all was sent before the disk was full: the test shows nothing");
 
