@@ -47,11 +47,15 @@ const BOUNDED: &[(&str, &str)] = &[
     ("fan_out", "every row moves into the queue; the backlog's caps count its deliveries"),
     ("ledger_clock", "one row"),
     ("node", "1,024 numbers"),
+    ("node_epoch", "one row"),
     ("partner", "an administrator makes each row, and deletes it"),
     ("revision", "one row"),
     ("tenant", "an administrator makes each row, and deletes it"),
     ("tenant_limit", "an administrator makes each row, and deletes it"),
 ];
+
+/// Tables that only the ledger in Postgres has.
+const POSTGRES_ONLY: &[&str] = &["node_epoch"];
 
 const DAY_MS: i64 = 86_400_000;
 
@@ -69,7 +73,8 @@ async fn every_table_is_pruned_or_has_a_bound(database: TestDatabase) {
     assert_eq!(listed.len(), PRUNED.len() + BOUNDED.len(), "a table is in one list");
     let missing: Vec<_> = tables.difference(&listed).collect();
     assert!(missing.is_empty(), "prune these tables, or say what bounds them: {missing:?}");
-    let gone: Vec<_> = listed.difference(&tables).collect();
+    let is_expected = |table: &str| database.is_postgres() || !POSTGRES_ONLY.contains(&table);
+    let gone: Vec<_> = listed.difference(&tables).filter(|table| is_expected(table)).collect();
     assert!(gone.is_empty(), "there is no such table: {gone:?}");
 }
 
@@ -190,15 +195,18 @@ async fn an_unused_lane_goes_after_a_day_and_a_used_one_stays(database: TestData
     database.execute(fan_out).await;
     let marked = "lane WHERE unused_since IS NOT NULL";
     let again = "UPDATE chore SET done_at = 0 WHERE name = 'prune_lanes'";
-    database.execute(again).await;
-    eventually("unused lanes are marked", async || (count(&database, marked).await == 3).then_some(())).await;
+    // Again and again: the end of a run that began before would overwrite it.
+    eventually("unused lanes are marked", async || {
+        database.execute(again).await;
+        (count(&database, marked).await == 3).then_some(())
+    })
+    .await;
     database.execute(again).await;
     // One is used again, by a process that remembers it from before.
     assert_eq!(post(&relay, "back", "b").await, "accepted");
     relay.settled().await;
     let older = format!("UPDATE lane SET unused_since = unused_since - {}", 2 * DAY_MS);
     database.execute(&older).await;
-    database.execute(again).await;
     let names = if database.is_postgres() {
         "SELECT string_agg(tenant, ',' ORDER BY id) FROM lane"
     } else {
@@ -206,6 +214,7 @@ async fn an_unused_lane_goes_after_a_day_and_a_used_one_stays(database: TestData
     };
     // The last number stays, or SQLite would give it to the next lane.
     eventually("the unused one is gone", async || {
+        database.execute(again).await;
         (database.text(names).await == "kept,wide,back,last").then_some(())
     })
     .await;
