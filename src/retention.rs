@@ -44,8 +44,6 @@ const WINDOW: u32 = 500;
 const STEP_EVENTS: usize = 50;
 /// Other rows looked at in one statement.
 const STEP_ROWS: u32 = 500;
-/// A number may be ahead of its event's time by so much under a right clock: a full millisecond borrows from the next.
-const NUMBER_LEAD: Duration = Duration::from_secs(60);
 /// After a step it rests for so many times what it took, and for no less than [`REST`].
 const REST_FACTOR: u32 = 4;
 const REST: Duration = Duration::from_millis(10);
@@ -198,17 +196,12 @@ impl Rules {
         self.before(days(if too_short(events, dedup) { events } else { dedup }))
     }
 
-    /// No event with this number or a larger one may go, but for those from [`Self::first_ahead`] on. The number has a say
-    /// because it never goes back: it tells an old event from one that was recorded while the clock was behind.
+    /// No event with this number or a larger one may go, whatever its own times say: they may have been written while the
+    /// clock was behind, and a number never goes back.
     fn last_event(&self) -> i64 {
         let own = self.tenants.keys().filter_map(|tenant| self.events_before(tenant));
         let all = self.wish.before.or_else(|| self.before(days(self.config.events_days)));
         own.chain(all).max().map_or(i64::MIN, |latest| sequence::floor(latest).0)
-    }
-
-    /// The first number that lies in the future: given under a clock that was ahead, it says nothing of its event's age.
-    fn first_ahead(&self) -> i64 {
-        sequence::floor(self.now + NUMBER_LEAD).0
     }
 }
 
@@ -464,9 +457,7 @@ impl Pruner {
 
     async fn events(&self, rules: &Rules, after: i64, narrow: bool) -> Result<(Pruned, Phase), LedgerError> {
         let database = self.ledger.database();
-        let first_ahead = rules.first_ahead();
-        let last = if after < first_ahead - 1 { rules.last_event() } else { i64::MAX };
-        let found = database.done_events(after, last, WINDOW).await?;
+        let found = database.done_events(after, rules.last_event(), WINDOW).await?;
         let reached = found.last().map(|event| event.seq);
         let exhausted = found.len() < WINDOW as usize;
         let may_go = |event: &Doomed| {
@@ -484,7 +475,6 @@ impl Pruner {
         }
         let next = match reached.filter(|_| !exhausted) {
             Some(reached) => Phase::Events(reached),
-            None if after < first_ahead - 1 => Phase::Events(first_ahead - 1),
             None if narrow => Phase::Done,
             None => Phase::Attempts(i64::MIN, i64::MIN, i64::MIN),
         };

@@ -226,8 +226,7 @@ impl Database {
             marked.into_iter().map(|(id,)| id).filter(|id| !unused.contains(id)).collect();
         let unused: Vec<_> = unused.iter().copied().collect();
         let (now, before) = (now.as_millis(), before.as_millis());
-        // While a large request's deliveries join the queue, any lane may be one of theirs.
-        let free = "NOT EXISTS (SELECT 1 FROM queue WHERE queue.lane = lane.id) AND NOT EXISTS (SELECT 1 FROM fan_out)";
+        let free = "NOT EXISTS (SELECT 1 FROM queue WHERE queue.lane = lane.id)";
         let mut deleted = 0;
         for (lanes, change) in [
             (&used_again, "UPDATE lane SET unused_since = NULL WHERE".to_owned()),

@@ -301,7 +301,9 @@ async fn dump(database: &TestDatabase, like: Option<&Dump>) -> Dump {
     if let Some(like) = like {
         columns.clone_from(&like.columns);
     }
-    columns.retain(|table, _| !["_sqlx_migrations", "node", "node_epoch"].contains(&table.as_str()));
+    columns.retain(|table, _| {
+        !["_sqlx_migrations", "ledger_clock", "node", "node_epoch"].contains(&table.as_str())
+    });
     let text = |column: &String| match database.is_postgres() {
         true => format!("COALESCE(quote_literal({column}::text), 'NULL')"),
         false => format!("quote({column})"),
