@@ -30,6 +30,8 @@ const EVENTS: usize = 200;
 const IN_FLIGHT: usize = 4;
 const SEND_TAKES: Duration = Duration::from_millis(10);
 const LEASE: Duration = Duration::from_millis(1_500);
+/// A lease that doesn't end in these tests, on a slow machine either.
+const LONG_LEASE: Duration = Duration::from_secs(60);
 /// Several leases: a claim that ends meanwhile would be sent again.
 const TROUBLE_LASTS: Duration = Duration::from_secs(4);
 
@@ -95,9 +97,14 @@ struct Stage {
 }
 
 impl Stage {
-    async fn open(database: &TestDatabase, sender: CountingSender, watcher: Watcher) -> Self {
+    async fn open(
+        database: &TestDatabase,
+        lease: Duration,
+        sender: CountingSender,
+        watcher: Watcher,
+    ) -> Self {
         let clock = Arc::new(SystemClock::new()) as Arc<dyn Clock>;
-        let options = LedgerOptions { lease: LEASE, ..database.options() };
+        let options = LedgerOptions { lease, ..database.options() };
         let ledger = Ledger::open(&options, clock.clone()).await.expect("the ledger opens");
         let endpoint = Arc::new(Destination::Endpoint { id: "ep_1".into() });
         let lanes = [
@@ -166,7 +173,7 @@ impl Stage {
 }
 
 async fn no_send_begins_while_settlements_cannot_be_written(database: TestDatabase) {
-    let mut stage = Stage::open(&database, CountingSender::default(), Watcher(None)).await;
+    let mut stage = Stage::open(&database, LEASE, CountingSender::default(), Watcher(None)).await;
     stage.accept("e", EVENTS).await;
     stage.run();
     eventually("some are sent", async || (stage.sender.total() >= 20).then_some(())).await;
@@ -195,7 +202,7 @@ async fn no_send_begins_while_settlements_cannot_be_written(database: TestDataba
 async fn a_commit_that_waits_for_longer_than_a_lease_lets_no_delivery_be_sent_again() {
     bounded(async {
         let database = TestDatabase::sqlite();
-        let mut stage = Stage::open(&database, CountingSender::default(), Watcher(None)).await;
+        let mut stage = Stage::open(&database, LEASE, CountingSender::default(), Watcher(None)).await;
         // More than are sent while a lease lasts.
         let events = 3 * EVENTS;
         stage.accept("e", events).await;
@@ -213,7 +220,7 @@ async fn a_commit_that_waits_for_longer_than_a_lease_lets_no_delivery_be_sent_ag
 
 async fn a_send_that_panics_keeps_no_place_and_is_retried(database: TestDatabase) {
     let sender = CountingSender { panics_at: Some("bad"), ..CountingSender::default() };
-    let mut stage = Stage::open(&database, sender, Watcher(None)).await;
+    let mut stage = Stage::open(&database, LONG_LEASE, sender, Watcher(None)).await;
     // More than there are places in flight.
     stage.accept("bad", 3 * IN_FLIGHT).await;
     stage.accept("good", 20).await;
@@ -224,7 +231,7 @@ async fn a_send_that_panics_keeps_no_place_and_is_retried(database: TestDatabase
 }
 
 async fn a_panic_after_a_send_loses_no_outcome(database: TestDatabase) {
-    let mut stage = Stage::open(&database, CountingSender::default(), Watcher(Some("bad"))).await;
+    let mut stage = Stage::open(&database, LONG_LEASE, CountingSender::default(), Watcher(Some("bad"))).await;
     stage.accept("bad", 3 * IN_FLIGHT).await;
     stage.accept("good", 20).await;
     stage.run();
