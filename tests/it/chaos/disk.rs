@@ -24,8 +24,9 @@ const DATA_BYTES: usize = 2_000;
 const CLIENTS: usize = 4;
 /// A bound on how many batches are tried until there is no room.
 const BATCHES_MAX: usize = 2_000;
-/// Single events that must be refused one after another before there counts as no room at all.
-const REFUSED_IN_A_ROW: usize = 8;
+/// Single events that must be refused one after another before there counts as no room at all: for longer than the relay
+/// pauses between two of its own tries.
+const REFUSED_IN_A_ROW: usize = 60;
 /// How long the relay is looked at while there is none.
 const FULL_FOR: Duration = Duration::from_secs(3);
 /// Longest until a relay that has room again says so: its pauses are two seconds, half as much more at times.
