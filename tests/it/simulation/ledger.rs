@@ -29,7 +29,7 @@ pub struct Row {
     pub class: Class,
     pub due_at: i64,
     /// When it was due at its last claim: time may have gone back since.
-    claimed_due_at: i64,
+    pub claimed_due_at: i64,
     /// The fence.
     pub attempt: i64,
     pub failures: u32,

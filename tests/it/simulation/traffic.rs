@@ -131,7 +131,8 @@ impl World {
         Delivery {
             id: DeliveryId { event: EventSeq(i64::try_from(row).expect("small")), lane: lane.id },
             lane,
-            due_at: Timestamp::from_millis(known.due_at),
+            // As the claim answered it: time may have gone back before the answer came.
+            due_at: Timestamp::from_millis(known.claimed_due_at),
             attempt,
             failures: known.failures,
             uncertain: known.uncertain,
