@@ -218,10 +218,11 @@ impl Node {
         if self.stopping {
             return;
         }
-        // What it was told of, and what is not due yet, it will look for in time (once no clock steps any more).
+        // What it was told of, and what is not due yet, it will look for in time (once no clock steps any more). After the
+        // ledger's time has gone back, it finds what is due earlier now by its poll alone.
         let (alarm, now) = (scheduler.next_alarm().0, world.ledger_time(self.number).as_millis());
         let told = world.ledger.rows.iter().filter(|row| row.told == Some((self.number, self.epoch)));
-        let steady = world.now > world.polls_until();
+        let steady = world.now > world.polls_until() && !self.clock.set_back;
         if let Some(first) = told.map(|row| row.due_at).filter(|due_at| steady && *due_at > now).min() {
             let alarm = alarm.map(|alarm| alarm.as_millis());
             assert!(
