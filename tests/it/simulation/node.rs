@@ -219,11 +219,13 @@ impl Node {
             return;
         }
         // What it was told of, and what is not due yet, it will look for in time (once no clock steps any more). After the
-        // ledger's time has gone back, it finds what is due earlier now by its poll alone.
+        // ledger's time has gone back, it finds what is due earlier now by its poll alone. A heartbeat may set the time back
+        // a little: what was due before is still taken for due.
         let (alarm, now) = (scheduler.next_alarm().0, world.ledger_time(self.number).as_millis());
         let told = world.ledger.rows.iter().filter(|row| row.told == Some((self.number, self.epoch)));
         let steady = world.now > world.polls_until() && !self.clock.set_back;
-        if let Some(first) = told.map(|row| row.due_at).filter(|due_at| steady && *due_at > now).min() {
+        let is_ahead = |due_at: &i64| steady && *due_at > now + CORRECTION_MS;
+        if let Some(first) = told.map(|row| row.due_at).filter(is_ahead).min() {
             let alarm = alarm.map(|alarm| alarm.as_millis());
             assert!(
                 alarm.is_some_and(|alarm| alarm <= first),
@@ -251,6 +253,9 @@ impl Node {
         assert!(text.contains("destinations: {}, lanes: {}, ring: [], hungry: []"), "not forgotten: {text}");
     }
 }
+
+/// How far a heartbeat sets the ledger's time back at most, where that is but a little off.
+const CORRECTION_MS: i64 = 50;
 
 /// Virtual time as a node's monotonic clock has it.
 pub const fn moment(now: u64) -> Moment {
