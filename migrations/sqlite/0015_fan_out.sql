@@ -1,5 +1,5 @@
 -- Deliveries of large requests that are not in the queue yet: every event of a row goes to every lane of it. A step moves
--- one row into the queue.
+-- some of the rows into the queue.
 CREATE TABLE fan_out (
     tenant     TEXT    NOT NULL,
     event      INTEGER NOT NULL,            -- the first of its events

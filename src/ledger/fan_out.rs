@@ -3,9 +3,10 @@
 //! A request of ten thousand events for a hundred endpoints makes a million queue rows. Written in one transaction they
 //! would keep everybody else waiting for seconds. So the commit of a large request writes its events, their identities,
 //! and a few rows of `fan_out`, each of which names events and lanes: every one of these events goes to every one of these
-//! lanes. A step moves one such row into the queue, in a transaction of its own, between the commits of others. Any
+//! lanes. A step moves some of these rows into the queue, in a transaction of its own, between the commits of others. Any
 //! process may make the next step, also after a crash: a row is there until its deliveries are in the queue.
 
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use sqlx::AssertSqlSafe;
@@ -21,6 +22,9 @@ use crate::domain::tenant::{Destination, Lane, LaneId};
 
 /// Most queue rows that one step writes, and most that a request may add to its group's commit.
 pub(super) const STEP_ROWS: usize = 2_000;
+/// Most rows of `fan_out` that one step takes. Each step is a commit, so a request whose events all go to different lanes
+/// needs steps that take many rows.
+pub(super) const STEP_TAKES: usize = 100;
 
 /// Whether the deliveries of a request with these events join the queue step by step.
 pub(super) fn is_large(events: &[NewEvent]) -> bool {
@@ -57,7 +61,10 @@ pub(super) struct FanOut<'a> {
 /// The rows of `fan_out` for those of these events whose requests are large, each of at most [`STEP_ROWS`] deliveries.
 pub(super) fn fan_outs<'a>(inserts: &[Insert<'a>]) -> Vec<FanOut<'a>> {
     let large = inserts.iter().filter(|insert| insert.fans_out && !insert.new.lanes.is_empty());
-    let large: Vec<_> = large.collect();
+    let mut large: Vec<_> = large.collect();
+    // Events for the same lanes share rows, also where events for other lanes stand between them. The sort is stable: in a
+    // row the events keep their order.
+    large.sort_by(|one, next| lane_ids(one).cmp(lane_ids(next)));
     let mut rows = Vec::new();
     for alike in large.chunk_by(|one, next| lane_ids(one).eq(lane_ids(next))) {
         let lanes: Vec<_> = lane_ids(alike[0]).collect();
@@ -88,24 +95,23 @@ fn array(numbers: &[i64]) -> String {
     serde_json::json!(numbers).to_string()
 }
 
-/// Which row of `fan_out` the next step takes.
+/// Which rows of `fan_out` the next step takes.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Next<'a> {
-    /// The oldest of the next tenant in alphabetical order: tenants take turns.
+    /// The oldest of the tenants after this one, in alphabetical order: tenants take turns.
     AfterTenant(&'a str),
-    /// One of this tenant that may name this event.
+    /// Those of this tenant that may name this event.
     OfEvent(&'a str, EventSeq),
 }
 
 impl Next<'_> {
-    /// The condition and the order of a statement that picks it, with two parameters.
-    pub const fn picked(&self) -> &'static str {
-        match self {
-            Self::AfterTenant(_) => "tenant > $1 AND event > $2 ORDER BY tenant, event, part LIMIT 1",
-            Self::OfEvent(..) => {
-                "tenant = $1 AND event <= $2 AND last_event >= $2 ORDER BY event, part LIMIT 1"
-            }
-        }
+    /// The candidates among the rows, in order: the condition of a statement that picks them, with two parameters.
+    pub fn candidates(&self) -> String {
+        let condition = match self {
+            Self::AfterTenant(_) => "tenant > $1 AND event > $2",
+            Self::OfEvent(..) => "tenant = $1 AND event <= $2 AND last_event >= $2",
+        };
+        format!("{condition} ORDER BY tenant, event, part LIMIT {STEP_TAKES}")
     }
 
     pub const fn parameters(&self) -> (&str, i64) {
@@ -116,31 +122,95 @@ impl Next<'_> {
     }
 }
 
+/// The rows of the table `candidate` that one step takes: the first one, and those after it while all of them together are
+/// at most [`STEP_ROWS`] deliveries.
+pub(super) fn picked_candidates() -> String {
+    format!(
+        "SELECT tenant, event, part FROM (
+             SELECT tenant, event, part, deliveries,
+                    SUM(deliveries) OVER (ORDER BY tenant, event, part) AS deliveries_so_far
+             FROM candidate
+         ) AS counted
+         WHERE deliveries_so_far <= {STEP_ROWS} OR deliveries_so_far = deliveries"
+    )
+}
+
+/// A row of `fan_out` that a step has taken.
+#[derive(Debug)]
+pub(super) struct Taken {
+    pub tenant: String,
+    pub event: i64,
+    pub part: i64,
+    pub due_at: i64,
+    /// The numbers of its lanes, as a JSON array.
+    pub lanes: String,
+}
+
+impl From<(String, i64, i64, i64, String)> for Taken {
+    fn from((tenant, event, part, due_at, lanes): (String, i64, i64, i64, String)) -> Self {
+        Self { tenant, event, part, due_at, lanes }
+    }
+}
+
+impl Taken {
+    fn lane_ids(&self) -> Vec<i64> {
+        serde_json::from_str(&self.lanes).unwrap_or_default()
+    }
+}
+
+/// The numbers of all lanes of these rows, as a JSON array.
+pub(super) fn lanes_of(taken: &[Taken]) -> String {
+    let lanes: BTreeSet<_> = taken.iter().flat_map(Taken::lane_ids).collect();
+    array(&Vec::from_iter(lanes))
+}
+
 /// What a step has put into the queue.
 #[derive(Debug)]
 pub(super) struct Step {
+    /// The tenant after which the next step begins.
     pub tenant: Arc<str>,
-    pub lanes: Vec<Arc<Lane>>,
+    /// Each lane, and the first of its deliveries.
+    pub lanes: Vec<StepLane>,
+}
+
+/// A lane, with due time and number of the first event that a step has put into it.
+#[derive(Debug)]
+pub(super) struct StepLane {
+    pub lane: Arc<Lane>,
     pub due_at: Timestamp,
+    pub event: i64,
 }
 
 impl Step {
-    /// `found`: number and destination of each of its lanes.
-    pub fn new(tenant: &str, due_at: i64, found: Vec<(i64, String)>) -> Self {
-        let tenant: Arc<str> = tenant.into();
+    /// What `taken` has put into the queue; `None` where nothing was taken. `found`: number and destination of each lane.
+    pub fn new(taken: &[Taken], found: Vec<(i64, String)>) -> Option<Self> {
+        let last = taken.iter().max_by_key(|row| (&row.tenant, row.event, row.part))?;
+        let mut firsts: HashMap<i64, &Taken> = HashMap::new();
+        for row in taken {
+            for lane in row.lane_ids() {
+                let first = firsts.entry(lane).or_insert(row);
+                if (row.due_at, row.event) < (first.due_at, first.event) {
+                    *first = row;
+                }
+            }
+        }
         let lane = |(id, destination): (i64, String)| {
+            let first = firsts.get(&id)?;
             // A lane of a kind that this version does not know is left for one that does.
             let destination = Arc::new(Destination::parse(&destination)?);
-            Some(Arc::new(Lane { id: LaneId(id), destination, tenant: tenant.clone() }))
+            let lane = Arc::new(Lane { id: LaneId(id), destination, tenant: first.tenant.as_str().into() });
+            Some(StepLane { lane, due_at: Timestamp::from_millis(first.due_at), event: first.event })
         };
-        let lanes = found.into_iter().filter_map(lane).collect();
-        Self { lanes, due_at: Timestamp::from_millis(due_at), tenant }
+        Some(Self {
+            tenant: last.tenant.as_str().into(),
+            lanes: found.into_iter().filter_map(lane).collect(),
+        })
     }
 
     /// Lets this process's dispatcher look at its lanes.
     pub fn wake(&self, outlet: &dyn Outlet) {
-        for lane in &self.lanes {
-            outlet.wake(lane, Class::Fresh, self.due_at);
+        for StepLane { lane, due_at, .. } in &self.lanes {
+            outlet.wake(lane, Class::Fresh, *due_at);
         }
     }
 }
@@ -274,13 +344,27 @@ mod tests {
         assert_eq!(
             rows,
             [
-                ("[3,4]", 2 * 899, 0),
-                ("[5]", 899, 0),
                 ("[7]", 2_000, 0),
                 ("[7]", 2_000, 1),
                 ("[7]", 1_000, 2),
-                ("[8]", 899, 0),
+                ("[3,4]", 2 * 899, 0),
+                ("[5,8]", 2 * 899, 0),
             ]
         );
+    }
+
+    #[test]
+    fn events_of_partners_that_take_turns_share_rows() {
+        let events: Vec<_> = (0..10_000).map(|n| lanes(n % 10..n % 10 + 1)).collect();
+        let mut seq = 0;
+        let next = || {
+            seq += 1;
+            EventSeq(seq)
+        };
+        let requests = [request(1, &events)];
+        let plan = plan::plan(&requests, Known::default(), Timestamp::from_millis(1), next);
+        let rows = fan_outs(&plan.inserts);
+        let rows: Vec<_> = rows.iter().map(|row| (row.event, row.last_event, row.deliveries)).collect();
+        assert_eq!(rows, Vec::from_iter((1..=10).map(|first| (first, 9_990 + first, 1_000))));
     }
 }

@@ -198,7 +198,7 @@ trait Store: Send + Sync {
     /// taken out of the plan, which is then what was written.
     async fn commit(&self, plan: &mut Plan<'_>, settlements: &[Settlement]) -> Result<Committed>;
 
-    /// Moves the deliveries of one row of `fan_out` into the queue; `None` where there is no such row.
+    /// Moves the deliveries of some rows of `fan_out` into the queue; `None` where there are none.
     async fn continue_fan_out(&self, next: Next<'_>) -> Result<Option<Step>>;
 
     /// What the ledger already knows of these identities and request keys, each list in order.

@@ -234,7 +234,7 @@ impl Writer {
         }
     }
 
-    /// Makes one step of a large request's fan-out: the deliveries of one row of `fan_out` join the queue. Between two steps
+    /// Makes one step of the fan-out of large requests: deliveries of some rows of `fan_out` join the queue. Between two steps
     /// the requests that wait are committed, and tenants take turns.
     async fn continue_fan_out(&mut self) {
         let tenant = self.fan_out.tenant.clone();
@@ -244,7 +244,7 @@ impl Writer {
                     step.wake(outlet);
                 }
                 if let Some(bell) = &self.bell {
-                    bell.lanes(step.lanes.iter().map(|lane| lane.id));
+                    bell.lanes(step.lanes.iter().map(|step| step.lane.id));
                 }
                 self.fan_out.tenant = step.tenant;
             }
@@ -342,12 +342,13 @@ impl Writer {
                 self.settled(unsettled, &stale);
                 self.unsettled_count.fetch_sub(unsettled.len(), Ordering::Relaxed);
                 unsettled.clear();
+                // Before the answers: a caller that has one finds the ledger without trouble.
+                self.report(None);
                 for (answer, verdict) in answers.into_iter().zip(verdicts) {
                     // A caller that has gone away finds duplicates when it comes again.
                     let _ = answer.send(Ok(verdict));
                     failpoint!("answered");
                 }
-                self.report(None);
             }
             Err(error) => {
                 self.report(Some(&error));

@@ -11,6 +11,8 @@ mod read_only;
 mod silent;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use posthaste::mock::MockSvix;
@@ -58,11 +60,16 @@ impl Stage {
     /// Everybody sends until they are told to stop.
     fn producers(&self) -> Producers {
         let (stop, stopped) = watch::channel(false);
+        let refusals = Arc::<AtomicUsize>::default();
         let produce = |number| {
             let (client, stopped) = ((*self.relay).clone(), stopped.clone());
-            tokio::spawn(async move { produce(&client, number, &stopped).await })
+            let mut told = Told { refusals: Arc::clone(&refusals), ..Told::default() };
+            tokio::spawn(async move {
+                produce(&client, number, &stopped, &mut told).await;
+                told
+            })
         };
-        Producers { tasks: (0..PRODUCERS).map(produce).collect(), stop }
+        Producers { tasks: (0..PRODUCERS).map(produce).collect(), stop, refusals }
     }
 
     /// Everything that was acknowledged is in the ledger of `server`, once, and was delivered, once.
@@ -84,9 +91,17 @@ impl Stage {
 struct Producers {
     tasks: Vec<JoinHandle<Told>>,
     stop: watch::Sender<bool>,
+    refusals: Arc<AtomicUsize>,
 }
 
 impl Producers {
+    /// Waits until one more request has been refused.
+    async fn refused_once_more(&self) {
+        let before = self.refusals.load(Ordering::Relaxed);
+        let refused = async || (self.refusals.load(Ordering::Relaxed) > before).then_some(());
+        eventually("a producer is refused", refused).await;
+    }
+
     /// Lets them come to the end of what they have begun; what they were told.
     async fn stop(self) -> Told {
         self.stop.send_replace(true);
@@ -102,8 +117,9 @@ impl Producers {
 #[derive(Debug, Default)]
 struct Told {
     acknowledged: BTreeSet<String>,
-    /// Answers 503.
+    /// Answers 503, and those of all producers together.
     refused: usize,
+    refusals: Arc<AtomicUsize>,
     /// Batches that were refused first, and had been stored all the same; and that had not.
     were_stored: usize,
     were_not: usize,
@@ -129,6 +145,7 @@ impl Told {
             if answer.status != 202 {
                 assert_refused(&answer);
                 (was_refused, self.refused) = (true, self.refused + 1);
+                self.refusals.fetch_add(1, Ordering::Relaxed);
                 tokio::time::sleep(AFTER_REFUSAL).await;
                 continue;
             }
@@ -147,8 +164,7 @@ impl Told {
     }
 }
 
-async fn produce(client: &HttpClient, number: usize, stopped: &watch::Receiver<bool>) -> Told {
-    let mut told = Told::default();
+async fn produce(client: &HttpClient, number: usize, stopped: &watch::Receiver<bool>, told: &mut Told) {
     for batch in 0.. {
         if *stopped.borrow() {
             break;
@@ -156,5 +172,4 @@ async fn produce(client: &HttpClient, number: usize, stopped: &watch::Receiver<b
         let ids: Vec<_> = (0..PER_BATCH).map(|item| format!("{number}-{batch}-{item}")).collect();
         told.send(client, &ids).await;
     }
-    told
 }

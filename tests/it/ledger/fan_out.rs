@@ -18,6 +18,7 @@ on_both_databases! {
     a_restart_continues_a_fan_out,
     a_large_fan_out_leaves_others_their_turn,
     an_event_with_very_many_lanes_reaches_all,
+    events_that_all_go_to_different_lanes_are_queued_together,
     a_large_request_that_comes_again_is_queued_once,
     deliveries_that_are_not_queued_yet_are_pending,
 }
@@ -180,6 +181,22 @@ async fn an_event_with_very_many_lanes_reaches_all(database: TestDatabase) {
         count(&database, "(SELECT lane FROM queue GROUP BY lane HAVING COUNT(*) = 2) AS lanes").await,
         2_500
     );
+}
+
+async fn events_that_all_go_to_different_lanes_are_queued_together(database: TestDatabase) {
+    let ledger = database.open(&TestClock::new()).await;
+    let lanes = lanes(&ledger, 2_500).await;
+    let one_each = lanes
+        .iter()
+        .enumerate()
+        .flat_map(|(n, lane)| events(&format!("e{n}-"), 1, std::slice::from_ref(lane)));
+    accept(&ledger, one_each.collect()).await;
+    all_queued(&database).await;
+    let first = claim(&ledger, &lanes[0], 10).await.deliveries;
+    let last = claim(&ledger, &lanes[2_499], 10).await.deliveries;
+    assert_eq!((super::ids(&first), super::ids(&last)), (vec!["e0-0"], vec!["e2499-0"]));
+    assert_eq!(count(&database, "(SELECT lane FROM queue GROUP BY lane) AS lanes").await, 2_500);
+    assert_eq!(count(&database, "queue").await, 2_500);
 }
 
 async fn a_large_request_that_comes_again_is_queued_once(database: TestDatabase) {
