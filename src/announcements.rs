@@ -224,7 +224,7 @@ impl Shared {
     /// Which destination it is about.
     fn about(&self, gate: &GateId) -> Value {
         let endpoint = match gate {
-            GateId::Svix => None,
+            GateId::Svix | GateId::Application(_) => None,
             GateId::Endpoint(id) => Some(&**id),
         };
         let partner = endpoint.and_then(|id| self.directory.snapshot().partner_of(id));

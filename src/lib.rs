@@ -28,7 +28,7 @@
 //! - [`config`]: every setting with its default; file and environment.
 //! - [`directory`]: who is who. Tenants, API keys, partners, in memory, read again when they change.
 //! - [`dispatcher`]: the one loop. Claims, sends, settles; decides nothing itself. Its `neighbours` hears other nodes.
-//! - [`domain`]: the rules, as plain data: parsing, keys, retry, gates, the scheduler, what an attempt means.
+//! - [`domain`]: the rules, as plain data: parsing, keys, retry, gates, the scheduler, what an answer means (`outcomes`).
 //! - [`endpoints`]: what attempts mean for an endpoint as a whole; test events and challenges.
 //! - `failpoint` (feature `failpoints`): places where tests make the process end itself; nothing without the feature.
 //! - [`http`]: the server. Accept loop, clients' deadlines (`patience`), packed bodies (`encoding`), ingest, administration,

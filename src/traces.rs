@@ -210,6 +210,7 @@ impl Span {
             Outcome::NotSent => return,
             Outcome::Throttled { failure, .. } => failure,
             Outcome::Unauthorized(failure)
+            | Outcome::Refused(failure)
             | Outcome::Failed(failure)
             | Outcome::Rejected(_, failure)
             | Outcome::Canceled(failure) => failure,

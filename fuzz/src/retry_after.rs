@@ -12,7 +12,7 @@ const NOW_MS: i64 = 784_111_740_000;
 
 pub fn check(input: &[u8]) {
     let Ok(header) = std::str::from_utf8(input) else { return };
-    let at = |now_ms: i64, limit| retry_after(header, Timestamp::from_millis(now_ms), limit);
+    let at = |now_ms: i64, limit| retry_after(header, None, Timestamp::from_millis(now_ms), limit);
     for now_ms in [i64::MIN, -1, 0, NOW_MS, i64::MAX] {
         let (wait, whole) = (at(now_ms, LIMIT), at(now_ms, Duration::MAX));
         assert_eq!(wait, whole.map(|wait| wait.min(LIMIT)), "the limit only cuts");

@@ -41,7 +41,7 @@ pub(super) struct Answer {
 impl Answer {
     /// How long the server wants to be left alone (its `Retry-After`), where it says so.
     pub fn wait(&self, now: Timestamp) -> Option<Duration> {
-        retry::retry_after(self.retry_after.as_deref()?, now, Duration::MAX)
+        retry::retry_after(self.retry_after.as_deref()?, None, now, Duration::MAX)
     }
 
     pub fn text(&self) -> String {

@@ -168,5 +168,6 @@ fn live(row: &EndpointRow, vault: &Vault) -> Result<LiveEndpoint, String> {
             EndpointState::Active => None,
             EndpointState::Disabled { reason, .. } => Some(reason),
         },
+        is_gone: Arc::default(),
     })
 }

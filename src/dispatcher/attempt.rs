@@ -6,7 +6,6 @@ use crate::domain::clock::Moment;
 use crate::domain::delivery::{self, Delivery, Failure, Outcome, Timing};
 use crate::domain::gate::{Change, CloseReason, Signal};
 use crate::domain::scheduler::{GateId, Permit};
-use crate::domain::tenant::Lane;
 use crate::failpoint::failpoint;
 
 impl Shared {
@@ -28,11 +27,14 @@ impl Shared {
         let ended = self.clock.moment();
         // The gate first, and at once: nothing may start between the answer that closes it and its closing.
         let signal = Signal::of(&outcome, &delivery.lane.destination);
-        let change = place.finish(signal, ended, self.chance(&outcome));
-        if let Change::Closed { until, reason } = change {
-            Box::pin(self.gate_closed(&delivery.lane, until, reason, &outcome)).await;
-        } else if change == Change::Opened {
-            Box::pin(self.gate_opened(&delivery.lane)).await;
+        for (gate, change) in place.finish(signal, ended, self.chance(&outcome)) {
+            match change {
+                Change::Closed { until, reason } => {
+                    Box::pin(self.gate_closed(&gate, until, reason, &outcome)).await;
+                }
+                Change::Opened => Box::pin(self.gate_opened(&gate)).await,
+                Change::None => {}
+            }
         }
         let observing = async {
             self.observer.measure(&delivery, &outcome, began.until(ended));
@@ -95,8 +97,7 @@ impl Shared {
     }
 
     /// Tells the operator and the ledger, and gives back what waits behind the gate.
-    async fn gate_closed(&self, lane: &Lane, until: Moment, reason: CloseReason, outcome: &Outcome) {
-        let gate = GateId::of(&lane.destination);
+    async fn gate_closed(&self, gate: &GateId, until: Moment, reason: CloseReason, outcome: &Outcome) {
         let wait = self.clock.moment().until(until);
         let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
         let detail = failure_of(outcome).map_or("", |failure| failure.detail.as_str());
@@ -116,8 +117,8 @@ impl Shared {
                 );
             }
         }
-        self.observer.gate_closed(&gate, reason, wait);
-        let recalled = self.scheduler().recall(&gate);
+        self.observer.gate_closed(gate, reason, wait);
+        let recalled = self.scheduler().recall(gate);
         // Before the release: others know of the gate when they hear of the work.
         if let Err(error) = self.ledger.save_gate(gate.as_str(), reason, wait).await {
             tracing::debug!(%error, "a closed gate could not be recorded");
@@ -127,10 +128,9 @@ impl Shared {
         }
     }
 
-    async fn gate_opened(&self, lane: &Lane) {
-        let gate = GateId::of(&lane.destination);
+    async fn gate_opened(&self, gate: &GateId) {
         tracing::info!(gate = gate.as_str(), "gate open again");
-        self.observer.gate_opened(&gate);
+        self.observer.gate_opened(gate);
         if let Err(error) = self.ledger.gate_opened(gate.as_str()).await {
             tracing::debug!(%error, "an open gate could not be recorded");
         }
@@ -141,6 +141,7 @@ fn failure_of(outcome: &Outcome) -> Option<&Failure> {
     match outcome {
         Outcome::Throttled { failure, .. }
         | Outcome::Unauthorized(failure)
+        | Outcome::Refused(failure)
         | Outcome::Failed(failure)
         | Outcome::Canceled(failure)
         | Outcome::Rejected(_, failure) => Some(failure),

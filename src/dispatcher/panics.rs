@@ -9,7 +9,7 @@ use std::task::Poll;
 use super::Shared;
 use crate::domain::clock::Moment;
 use crate::domain::gate::{Change, Signal};
-use crate::domain::scheduler::{LaneClaim, Permit};
+use crate::domain::scheduler::{GateId, LaneClaim, Permit};
 use crate::domain::tenant::Lane;
 
 /// A future has panicked. The panic hook has printed where.
@@ -41,11 +41,11 @@ impl<'a> Place<'a> {
         Self { shared, lane, permit: Some(permit) }
     }
 
-    /// Gives the place back with what the send tells of the receiver: what that means for the gate.
-    pub fn finish(mut self, signal: Signal, ended: Moment, chance: f64) -> Change {
+    /// Gives the place back with what the send tells of the receiver: which gates have closed or opened by it.
+    pub fn finish(mut self, signal: Signal, ended: Moment, chance: f64) -> Vec<(GateId, Change)> {
         match self.permit.take() {
             Some(permit) => self.shared.scheduler().finish(self.lane, permit, signal, ended, chance),
-            None => Change::None,
+            None => Vec::new(),
         }
     }
 }

@@ -183,6 +183,9 @@ pub enum Outcome {
     },
     /// Our credentials are not good (401, 403): costs no failure, closes the gate.
     Unauthorized(Failure),
+    /// Svix refuses our credentials (401, 403) for this event or its application, and takes them elsewhere. A failure, and
+    /// the application's gate closes.
+    Refused(Failure),
     /// It may go better later.
     Failed(Failure),
     /// The same again would be refused again, or there is nobody to send it to.
@@ -375,7 +378,8 @@ pub fn settle(
             };
             failure
         }
-        Outcome::Failed(failure) => {
+        // A refused event moves back like one that failed: the next one of its application is the next to be tried.
+        Outcome::Failed(failure) | Outcome::Refused(failure) => {
             settlement.failures += u32::from(counts);
             settlement.next = after_failure(delivery, counts, &failure, schedule, timing);
             failure

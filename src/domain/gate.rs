@@ -19,9 +19,13 @@ use std::time::Duration;
 pub use self::adaptive::AdaptiveLimits;
 use self::adaptive::Measure;
 use super::clock::Moment;
-use super::delivery::{DeadReason, Failure, Outcome};
+use super::delivery::{DeadReason, Outcome};
+use super::outcomes::{self, Fault, Receiver};
 use super::retry::spread;
 use super::tenant::Destination;
+
+/// The shortest wait of a receiver that asks to slow down. It doubles with every further closing before a success.
+const LEAST_WAIT: Duration = Duration::from_millis(250);
 
 /// Bounds and waits of a gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,6 +98,8 @@ pub enum Signal {
     Throttled(Option<Duration>),
     /// It does not accept our credentials.
     Unauthorized,
+    /// Svix does not accept our credentials for this application, and does for the account.
+    Refused,
     /// It failed: 5xx or no answer.
     Failure,
     /// Nothing was sent.
@@ -108,12 +114,20 @@ impl Signal {
             Outcome::Delivered { .. } => Self::Success,
             Outcome::Throttled { retry_after, .. } => Self::Throttled(*retry_after),
             Outcome::Unauthorized(_) => Self::Unauthorized,
+            Outcome::Refused(_) => Self::Refused,
             Outcome::Rejected(DeadReason::EndpointDisabled | DeadReason::TransformFailed, _)
             | Outcome::Canceled(_)
             | Outcome::NotSent => Self::NotSent,
             Outcome::Rejected(..) => Self::Alive,
-            // Svix's 4xx that may go better later: it is there, and answers. An endpoint that answers 404 is broken.
-            Outcome::Failed(Failure { status: Some(400..=499), .. }) if svix => Self::Alive,
+            // An answer for which the account is not to blame shows that Svix works. An endpoint that answers 404 is broken.
+            Outcome::Failed(failure)
+                if svix
+                    && failure.status.is_some_and(|status| {
+                        outcomes::rule(Receiver::Svix, status, false).fault != Some(Fault::Account)
+                    }) =>
+            {
+                Self::Alive
+            }
             Outcome::Failed(_) => Self::Failure,
         }
     }
@@ -267,7 +281,8 @@ impl Gate {
             }
             Signal::Throttled(wait) => self.throttled(wait, current, now, chance),
             _ if !current => Change::None,
-            Signal::Success | Signal::Alive => {
+            // One application is refused: the receiver works.
+            Signal::Success | Signal::Alive | Signal::Refused => {
                 let worked = signal == Signal::Success;
                 let change = self.succeeded(worked);
                 let latency = worked.then(|| ticket.entered_at.until(now));
@@ -391,10 +406,14 @@ impl Gate {
     }
 
     fn close(&mut self, reason: CloseReason, wait: Option<Duration>, now: Moment, chance: f64) -> Change {
-        let wait = wait.unwrap_or_else(|| {
-            let doubled = self.limits.first_wait.saturating_mul(1 << self.closings.min(16));
-            spread(doubled, chance).min(self.limits.max_wait)
-        });
+        let doubled = |first: Duration| {
+            spread(first.saturating_mul(1 << self.closings.min(16)), chance).min(self.limits.max_wait)
+        };
+        // The larger of the two: a receiver that asks for no wait again and again is tried more and more slowly.
+        let wait = match wait {
+            Some(wait) => wait.max(doubled(LEAST_WAIT)),
+            None => doubled(self.limits.first_wait),
+        };
         let until = now + wait;
         self.closings = self.closings.saturating_add(1);
         self.state = State::Closed { until, reason };

@@ -11,6 +11,7 @@ pub mod gate;
 pub mod hash;
 pub mod key;
 pub mod object;
+pub mod outcomes;
 pub mod parse;
 pub mod partner;
 pub mod rate_limit;

@@ -33,16 +33,23 @@ pub fn spread(delay: Duration, chance: f64) -> Duration {
 
 /// The wait that a `Retry-After` header asks for: seconds, fractional seconds, or an HTTP-date (RFC 9110 §10.2.3).
 ///
-/// A date in the past is no wait at all; a wait longer than `limit` is cut to it; `None` where the text is
-/// neither form.
-pub fn retry_after(header: &str, now: Timestamp, limit: Duration) -> Option<Duration> {
+/// A date is compared with `date`, the answer's own `Date` header (RFC 9110 §6.6.1), because the receiver's clock may
+/// differ from ours; with `now` where there is no such header. A date in the past is no wait at all; a wait longer than
+/// `limit` is cut to it; `None` where the text is neither form.
+pub fn retry_after(header: &str, date: Option<&str>, now: Timestamp, limit: Duration) -> Option<Duration> {
     let text = header.trim();
     if text.starts_with(|first: char| first.is_ascii_digit()) && !text.contains(' ') {
         return seconds(text).map(|wait| wait.min(limit));
     }
-    let date = httpdate::parse_http_date(text).ok()?;
+    let until = http_date(text)?;
+    let answered_at = date.and_then(http_date).unwrap_or(now);
+    Some(until.since(answered_at).min(limit))
+}
+
+fn http_date(text: &str) -> Option<Timestamp> {
+    let date = httpdate::parse_http_date(text.trim()).ok()?;
     let date_ms = i64::try_from(date.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_millis()).ok()?;
-    Some(Timestamp::from_millis(date_ms).since(now).min(limit))
+    Some(Timestamp::from_millis(date_ms))
 }
 
 /// Decimal seconds: digits, with a fraction or without. Numbers too large for a `Duration` are the largest one.
@@ -78,7 +85,22 @@ mod tests {
     #[case::two_dots("1.2.3", None)]
     fn every_form_of_retry_after(#[case] header: &str, #[case] expected_ms: Option<u64>) {
         let now = Timestamp::from_millis(784_111_740_000); // Sun, 06 Nov 1994 08:49:00 GMT
-        assert_eq!(retry_after(header, now, LIMIT), expected_ms.map(Duration::from_millis));
+        assert_eq!(retry_after(header, None, now, LIMIT), expected_ms.map(Duration::from_millis));
+    }
+
+    #[rstest]
+    #[case::behind("Sun, 06 Nov 1994 08:39:00 GMT", "Sun, 06 Nov 1994 08:39:30 GMT", 30_000)]
+    #[case::ahead("Sun, 06 Nov 1994 09:49:00 GMT", "Sun, 06 Nov 1994 09:49:05 GMT", 5_000)]
+    #[case::unreadable("today", "Sun, 06 Nov 1994 08:49:37 GMT", 37_000)]
+    #[case::seconds("Sun, 06 Nov 1994 09:49:00 GMT", "7", 7_000)]
+    fn a_date_is_compared_with_the_answers_own(
+        #[case] date: &str,
+        #[case] header: &str,
+        #[case] expected_ms: u64,
+    ) {
+        let now = Timestamp::from_millis(784_111_740_000); // Sun, 06 Nov 1994 08:49:00 GMT
+        let expected = Some(Duration::from_millis(expected_ms));
+        assert_eq!(retry_after(header, Some(date), now, LIMIT), expected);
     }
 
     #[test]

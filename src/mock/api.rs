@@ -97,6 +97,7 @@ impl State {
             }
             ("GET", ["api", "v1", "app", app, "msg", id]) => self.get_message(app, id, request),
             ("POST", ["api", "v1", "app"]) => Ok(self.post_application(request, now)),
+            ("GET", ["api", "v1", "app"]) => self.list_applications(request),
             ("GET", ["api", "v1", "app", app]) => self.get_application(app, request),
             (method, ["api", "v1", "event-type", name @ ..]) => self.event_types(method, name, request, now),
             _ => Err(Answer::no_such_route()),
@@ -105,7 +106,7 @@ impl State {
     }
 
     fn post_message(&mut self, app: &str, request: &Request, now: Moment) -> Reply {
-        let trouble = self.rules.next(app);
+        let trouble = self.rules.next(app, request);
         let mut outcome = Outcome::default();
         let mut usual = |keep| self.store_message(app, request, now, keep, &mut outcome);
         let reply = match &trouble {
@@ -238,6 +239,18 @@ impl State {
         };
         let body = self.store.application_out(application);
         Ok(Answer::json(status, &body))
+    }
+
+    /// The list of applications, or the refusal that stands for all messages: a refused account is refused everywhere.
+    fn list_applications(&mut self, request: &Request) -> Result<Answer, Answer> {
+        if let Some(Trouble::Status(status @ (401 | 403))) = self.rules.rules(None).standing {
+            return Err(Answer::of_status(status));
+        }
+        self.authorize(request)?;
+        Ok(Answer::json(
+            200,
+            &serde_json::json!({"data": [], "done": true, "iterator": null, "prevIterator": null}),
+        ))
     }
 
     fn get_application(&self, app: &str, request: &Request) -> Result<Answer, Answer> {

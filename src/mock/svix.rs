@@ -114,6 +114,11 @@ impl MockSvix {
         self.shared.state().rules.rules(Some(app)).standing = trouble;
     }
 
+    /// A standing trouble for every POST of the message with this `eventId`, before all other rules. `None` ends it.
+    pub fn set_trouble_for_event(&self, event_id: &str, trouble: Option<Trouble>) {
+        self.shared.state().rules.set_for_event(event_id, trouble);
+    }
+
     /// Lets every n-th POST of a message from now on meet this trouble. 0 ends it.
     pub fn every_nth(&self, n: u64, trouble: Trouble) {
         self.shared.state().rules.set_every_nth(n, trouble);

@@ -3,6 +3,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
+use wiremock::Request;
+
 /// What the mock does to one POST of a message instead of answering it as Svix would.
 ///
 /// A trouble strikes before anything else is looked at: the token, the application and the body.
@@ -60,6 +62,7 @@ impl Trouble {
 pub(super) struct Rulebook {
     everywhere: Rules,
     by_application: HashMap<String, Rules>,
+    by_event: HashMap<String, Trouble>,
     every_nth: Option<EveryNth>,
 }
 
@@ -85,6 +88,21 @@ impl Rulebook {
         }
     }
 
+    pub(super) fn set_for_event(&mut self, event_id: &str, trouble: Option<Trouble>) {
+        match trouble {
+            Some(trouble) => self.by_event.insert(event_id.to_owned(), trouble),
+            None => self.by_event.remove(event_id),
+        };
+    }
+
+    fn of_event(&self, request: &Request) -> Option<Trouble> {
+        if self.by_event.is_empty() {
+            return None;
+        }
+        let body: serde_json::Value = serde_json::from_slice(&request.body).ok()?;
+        self.by_event.get(body.get("eventId")?.as_str()?).cloned()
+    }
+
     pub(super) fn set_every_nth(&mut self, n: u64, trouble: Trouble) {
         self.every_nth = (n > 0).then_some(EveryNth { n, seen: 0, trouble });
     }
@@ -96,7 +114,10 @@ impl Rulebook {
     }
 
     /// What the next POST for this application meets. Consumes a script entry, if there is one.
-    pub(super) fn next(&mut self, application: &str) -> Trouble {
+    pub(super) fn next(&mut self, application: &str, request: &Request) -> Trouble {
+        if let Some(trouble) = self.of_event(request) {
+            return trouble;
+        }
         let due = self.every_nth.as_mut().and_then(EveryNth::next);
         let mut particular = self.by_application.get_mut(application);
         particular

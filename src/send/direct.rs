@@ -11,9 +11,10 @@
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use axum::http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT};
+use axum::http::header::{CONTENT_TYPE, DATE, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT};
 use axum::http::{Request, Uri};
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt as _, Full};
@@ -29,6 +30,7 @@ use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::delivery::{DeadReason, Delivery, Failure, Outcome};
 use crate::domain::event::Relay;
 use crate::domain::key::{idempotency_key, replayed_key};
+use crate::domain::outcomes::{self, Receiver};
 use crate::domain::partner::DisableReason;
 use crate::domain::retry::{self, RetrySchedule};
 use crate::domain::trace::TraceContext;
@@ -79,6 +81,9 @@ pub struct LiveEndpoint {
     pub unproven: bool,
     /// Why it is disabled; `None` while it is active.
     pub disabled: Option<DisableReason>,
+    /// It has answered 410 to this process since its settings were read: nothing more is sent to it, also before the
+    /// ledger has disabled it.
+    pub is_gone: Arc<AtomicBool>,
 }
 
 /// Where endpoints are looked up: in memory.
@@ -127,6 +132,8 @@ pub struct Reply {
     pub status: u16,
     /// The `Retry-After` header as it came.
     pub retry_after: Option<String>,
+    /// The `Date` header as it came.
+    pub date: Option<String>,
     /// The first KiB of the body.
     pub excerpt: String,
 }
@@ -168,7 +175,8 @@ impl DirectSender {
                 false,
             ));
         };
-        if let Some(reason) = &endpoint.disabled {
+        let gone = endpoint.is_gone.load(Ordering::Acquire).then_some(DisableReason::Gone);
+        if let Some(reason) = endpoint.disabled.as_ref().or(gone.as_ref()) {
             let failure =
                 Failure::transport("endpoint_disabled", format!("disabled: {}", reason.as_str()), false);
             return Outcome::Rejected(DeadReason::EndpointDisabled, failure);
@@ -218,10 +226,19 @@ impl DirectSender {
         let client = ServiceBuilder::new().timeout(endpoint.timeout).service(self.http.clone());
         let response = client.oneshot(request).await.map_err(|error| failure(&*error, endpoint.timeout))?;
         let (head, body) = response.into_parts();
-        let retry_after = head.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-        let retry_after = retry_after.map(str::to_owned);
-        let patience = if head.status.is_success() { success_body_timeout } else { ANSWER_TIMEOUT };
-        Ok(Reply { status: head.status.as_u16(), retry_after, excerpt: read(body, patience).await })
+        let header = |name| head.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        let (retry_after, date) = (header(RETRY_AFTER).map(str::to_owned), header(DATE).map(str::to_owned));
+        let status = head.status.as_u16();
+        if status == 410 {
+            endpoint.is_gone.store(true, Ordering::Release);
+        }
+        // These hold for everything that waits for the endpoint: their bodies must not keep the news from the gate.
+        let patience = match status {
+            200..=299 => success_body_timeout,
+            410 | 429 | 503 => SUCCESS_BODY_TIMEOUT,
+            _ => ANSWER_TIMEOUT,
+        };
+        Ok(Reply { status, retry_after, date, excerpt: read(body, patience).await })
     }
 
     fn request(
@@ -255,27 +272,18 @@ impl DirectSender {
     }
 
     fn outcome(&self, reply: &Reply) -> Outcome {
-        let failure = || Failure::answered(reply.status, &reply.excerpt);
-        let retry_after = reply.retry_after.as_deref();
-        match reply.status {
-            200..=299 => {
-                Outcome::Delivered { status: reply.status, remote_id: None, dispatch_unconfirmed: false }
-            }
-            410 => Outcome::Rejected(DeadReason::Gone, failure()),
-            429 => Outcome::Throttled { failure: failure(), retry_after: self.wait(retry_after) },
-            503 if retry_after.is_some() => {
-                Outcome::Throttled { failure: failure(), retry_after: self.wait(retry_after) }
-            }
-            300..=399 => {
-                let words = format!("redirects are not followed: {}", reply.excerpt);
-                Outcome::Failed(Failure::answered(reply.status, words.trim_end_matches([':', ' '])))
-            }
-            _ => Outcome::Failed(failure()),
+        if (200..=299).contains(&reply.status) {
+            return Outcome::Delivered { status: reply.status, remote_id: None, dispatch_unconfirmed: false };
         }
-    }
-
-    fn wait(&self, retry_after: Option<&str>) -> Option<Duration> {
-        retry::retry_after(retry_after?, self.clock.now(), self.options.retry_after_max)
+        let redirected = format!("redirects are not followed: {}", reply.excerpt);
+        let words = match reply.status {
+            300..=399 => redirected.trim_end_matches([':', ' ']),
+            _ => &reply.excerpt,
+        };
+        let wait = reply.retry_after.as_deref().map(|wait| {
+            retry::retry_after(wait, reply.date.as_deref(), self.clock.now(), self.options.retry_after_max)
+        });
+        outcomes::judge(Receiver::Endpoint, Failure::answered(reply.status, words), wait)
     }
 }
 

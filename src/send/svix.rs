@@ -14,10 +14,10 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::svix::api::{MessageGetOptions, Svix, SvixOptions as SdkOptions};
+use ::svix::api::{ApplicationListOptions, MessageGetOptions, Svix, SvixOptions as SdkOptions};
 use ::svix::error::Error as SvixError;
 use ::svix::models::{ApplicationIn, MessageOut};
-use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, USER_AGENT};
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, DATE, HeaderValue, RETRY_AFTER, USER_AGENT};
 use axum::http::uri::{self, PathAndQuery};
 use axum::http::{HeaderMap, HeaderName, Request, StatusCode, Uri};
 use bytes::Bytes;
@@ -33,6 +33,7 @@ use crate::domain::clock::Clock;
 use crate::domain::delivery::{DeadReason, Delivery, Failure, Outcome};
 use crate::domain::event::Relay;
 use crate::domain::key::idempotency_key;
+use crate::domain::outcomes::{self, Receiver};
 use crate::domain::retry::{self, RetrySchedule};
 use crate::domain::tenant::svix_name_is_valid;
 use crate::domain::trace::TraceContext;
@@ -169,6 +170,23 @@ impl SvixSender {
     /// What is rare is boxed: a future is as large as the largest thing it may wait for, and is moved on its way into a
     /// task.
     pub async fn send(&self, delivery: &Delivery, app: &str, trace: Option<&TraceContext>) -> Outcome {
+        match self.send_message(delivery, app, trace).await {
+            Outcome::Unauthorized(failure) => Box::pin(self.who_is_refused(failure)).await,
+            outcome => outcome,
+        }
+    }
+
+    /// Tells a refused account (401, 403) from a refused application or event: a cheap request that concerns no application
+    /// is refused only where the account is.
+    async fn who_is_refused(&self, failure: Failure) -> Outcome {
+        let options = ApplicationListOptions { limit: Some(1), ..ApplicationListOptions::default() };
+        match self.api.application().list(Some(options)).await.as_ref().map_err(api_failure) {
+            Err(Outcome::Unauthorized(_)) => Outcome::Unauthorized(failure),
+            _ => Outcome::Refused(failure),
+        }
+    }
+
+    async fn send_message(&self, delivery: &Delivery, app: &str, trace: Option<&TraceContext>) -> Outcome {
         let key = idempotency_key(
             &self.options.environment,
             &delivery.lane.destination.to_string(),
@@ -275,26 +293,17 @@ impl SvixSender {
         }
     }
 
-    /// What an answer means that is no success.
+    /// What an answer means that is no success. Redirects are not followed: the token is for this server alone.
     fn outcome(&self, answer: &Answer) -> Outcome {
-        let status = answer.status.as_u16();
-        let retry_after = answer.headers.get(RETRY_AFTER).and_then(|header| header.to_str().ok());
-        let failure = || Failure::answered(status, &words(&answer.body));
-        match status {
-            429 => Outcome::Throttled { failure: failure(), retry_after: self.wait(retry_after) },
-            503 if retry_after.is_some() => {
-                Outcome::Throttled { failure: failure(), retry_after: self.wait(retry_after) }
-            }
-            401 | 403 => Outcome::Unauthorized(failure()),
-            404 | 408 | 409 | 425 => Outcome::Failed(failure()),
-            500.. => Outcome::Failed(failure()),
-            // Redirects are not followed: the token is for this server alone.
-            _ => rejected(failure()),
-        }
+        let failure = Failure::answered(answer.status.as_u16(), &words(&answer.body));
+        outcomes::judge(Receiver::Svix, failure, self.wait(&answer.headers))
     }
 
-    fn wait(&self, retry_after: Option<&str>) -> Option<Duration> {
-        retry::retry_after(retry_after?, self.clock.now(), self.options.retry_after_max)
+    /// The wait that an answer asks for; see [`outcomes::judge`].
+    fn wait(&self, headers: &HeaderMap) -> Option<Option<Duration>> {
+        let header = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        let wait = header(RETRY_AFTER)?;
+        Some(retry::retry_after(wait, header(DATE), self.clock.now(), self.options.retry_after_max))
     }
 
     async fn post(&self, message: &Message<'_>, event_id: &str) -> Result<Answer, Outcome> {

@@ -100,9 +100,10 @@ impl ResultClass {
             Outcome::Rejected(DeadReason::TransformFailed | DeadReason::EndpointDisabled, _) => {
                 Some(Self::Unsent)
             }
-            Outcome::Unauthorized(failure) | Outcome::Failed(failure) | Outcome::Rejected(_, failure) => {
-                Some(Self::of_failure(failure))
-            }
+            Outcome::Unauthorized(failure)
+            | Outcome::Refused(failure)
+            | Outcome::Failed(failure)
+            | Outcome::Rejected(_, failure) => Some(Self::of_failure(failure)),
             Outcome::Canceled(_) | Outcome::NotSent => None,
         }
     }

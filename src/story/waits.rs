@@ -17,7 +17,7 @@ use crate::domain::gate::CloseReason;
 use crate::domain::partner::RateLimit;
 use crate::domain::scheduler::{GateId, Places, Standing as Scheduled};
 use crate::domain::tenant::{Destination, Lane};
-use crate::ledger::{AttemptRow, DeliveryRow, Waiting};
+use crate::ledger::{AttemptRow, ClosedGate, DeliveryRow, Waiting};
 use crate::send::direct::Endpoints as _;
 
 /// What a delivery waits for.
@@ -196,7 +196,9 @@ impl Stories {
         }
         let id = GateId::of(&lane.destination);
         let gates = self.ledger.closed_gates().await?;
-        Ok(gates.into_iter().find(|gate| gate.gate == id.as_str()).and_then(|gate| {
+        let application = lane.destination.to_string();
+        let is_before = |gate: &ClosedGate| gate.gate == id.as_str() || gate.gate == application;
+        Ok(gates.into_iter().find(is_before).and_then(|gate| {
             let reason = CloseReason::parse(&gate.reason)?;
             Some(Closed { reason, until: Some(now + gate.remaining) })
         }))

@@ -25,6 +25,7 @@ mod limits;
 mod metrics;
 mod neighbours;
 mod nodes;
+mod outcomes;
 mod partners_storage;
 mod push;
 mod replays;

@@ -309,3 +309,28 @@ fn the_window_follows_a_receiver_that_changes() {
         assert!(mean <= 6.0 * capacity as f64, "{mean} for {capacity}");
     }
 }
+
+#[test]
+fn a_receiver_that_asks_for_no_wait_waits_longer_each_time() {
+    let mut gate = Gate::new(LIMITS);
+    let (mut now, mut waits) = (at(0), Vec::new());
+    for _ in 0..5 {
+        let ticket = gate.enter(now).expect("open");
+        let Change::Closed { until, .. } =
+            gate.finish(ticket, Signal::Throttled(Some(Duration::ZERO)), now, 0.5)
+        else {
+            panic!("closed");
+        };
+        waits.push(now.until(until).as_millis());
+        now = until;
+    }
+    assert_eq!(waits, [250, 500, 1_000, 2_000, 4_000]);
+    // What the receiver asks for counts where that is longer.
+    let ticket = gate.enter(now).expect("open");
+    let asked = Signal::Throttled(Some(Duration::from_secs(30)));
+    let closed = gate.finish(ticket, asked, now, 0.5);
+    assert_eq!(
+        closed,
+        Change::Closed { until: now + Duration::from_secs(30), reason: CloseReason::Throttled }
+    );
+}

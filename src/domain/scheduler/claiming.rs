@@ -17,13 +17,16 @@ impl<T> Scheduler<T> {
             let Some(lane) = self.lanes.get(&queue.0).map(|state| state.lane.clone()) else { continue };
             let partner = self.partner_of(&lane.destination);
             let gate = GateId::of(&lane.destination);
-            match self.claimable(queue, &gate, partner.as_ref(), free, now) {
+            match self.claimable(queue, &lane.destination, partner.as_ref(), free, now) {
                 Ok(limit) => {
                     self.held += limit;
                     if let Some(destination) = self.destinations.get_mut(&lane.destination) {
                         destination.held += limit;
                     }
                     self.gates.hold(&gate, limit);
+                    if let Some(application) = self.applications.gate(&lane.destination) {
+                        self.gates.hold(application, limit);
+                    }
                     self.partners.hold(partner.as_ref(), limit);
                     if let Some(state) = self.lanes.get_mut(&queue.0).map(|state| state.queue(queue.1)) {
                         state.asked = false;
@@ -38,6 +41,11 @@ impl<T> Scheduler<T> {
                     self.gates.wait(&gate, queue);
                     // It leaves what its partner may have ahead to another.
                     self.hungry.extend(self.partners.pass_on_claim(partner.as_ref()));
+                }
+                Err(Hold::Application) => {
+                    if let Some(application) = self.applications.gate(&lane.destination) {
+                        self.gates.wait(application, queue);
+                    }
                 }
                 Err(Hold::Partner) => self.partners.wait(partner.as_ref(), queue),
                 Err(Hold::Enough) => {
@@ -54,7 +62,7 @@ impl<T> Scheduler<T> {
     fn claimable(
         &mut self,
         (lane, class): Queue,
-        gate: &GateId,
+        destination: &Destination,
         partner: Option<&Arc<str>>,
         free: usize,
         now: Moment,
@@ -64,7 +72,15 @@ impl<T> Scheduler<T> {
         if ahead == 0 {
             return Err(Hold::Partner);
         }
-        let at_gate = self.gates.claimable(gate, &self.policies, free, now).ok_or(Hold::Gate)?;
+        let at_gate =
+            self.gates.claimable(&GateId::of(destination), &self.policies, free, now).ok_or(Hold::Gate)?;
+        let at_gate = match self.applications.gate(destination) {
+            None => at_gate,
+            Some(id) => {
+                let own = self.gates.claimable(id, &self.policies, free, now);
+                at_gate.min(own.ok_or(Hold::Application)?)
+            }
+        };
         let own = at_gate.saturating_sub(held).div_ceil(2);
         // Not for a handful: a claim costs as much as a send.
         if own < held {
@@ -126,5 +142,8 @@ impl<T> Scheduler<T> {
         let partner = self.partner_of(destination);
         self.hungry.extend(self.partners.let_go(partner.as_ref(), count));
         self.hungry.extend(self.gates.let_go(&GateId::of(destination), count));
+        if let Some(application) = self.applications.gate(destination) {
+            self.hungry.extend(self.gates.let_go(application, count));
+        }
     }
 }

@@ -77,6 +77,8 @@ impl Gates {
         self.states.entry(id.clone()).or_insert_with(|| {
             let limits = match id {
                 GateId::Svix => svix,
+                // It never has more in flight than one request at a time: it is there only while it is closed or probing.
+                GateId::Application(_) => GateLimits { adaptive: None, ..svix },
                 GateId::Endpoint(id) => policies.endpoints.get(id).map_or(endpoint, |policy| policy.gate),
             };
             GateState { gate: Gate::new(limits), parked: VecDeque::new(), waiting: VecDeque::new(), held: 0 }
@@ -139,6 +141,12 @@ impl Gates {
     pub fn close(&mut self, id: GateId, policies: &Policies, until: Moment, reason: CloseReason) {
         self.state(&id, policies).gate.close_until(until, reason);
         self.openings.push(Reverse((until, id)));
+    }
+
+    /// Forgets a gate that is open again; the queues and destinations that waited behind it.
+    pub fn forget(&mut self, id: &GateId) -> Freed {
+        let Some(state) = self.states.remove(id) else { return Freed::default() };
+        Freed { parked: state.parked.into(), waiting: state.waiting.into() }
     }
 
     /// Whether destinations wait for it.

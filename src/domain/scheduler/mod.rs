@@ -23,6 +23,7 @@
 //! hold no more than what is free after it, and a queue no more than what is left of its gate's share. However many are
 //! blocked, there is room for one that is not.
 
+mod applications;
 mod claiming;
 mod gates;
 mod lane;
@@ -36,6 +37,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::sync::Arc;
 
+use self::applications::Applications;
 use self::gates::Gates;
 use self::lane::{LaneState, Queue};
 use self::partners::Partners;
@@ -88,14 +90,17 @@ pub enum Remaining {
 #[must_use = "a permit that is not given back holds a place in flight for ever"]
 pub struct Permit {
     gate: Ticket,
+    /// The same for the application's own gate, where it has one.
+    application: Option<Ticket>,
     /// Its partner's token is good until then.
     start_by: Option<Moment>,
 }
 
 impl Permit {
     /// The same, where its request begins only now.
-    pub const fn begun_at(self, now: Moment) -> Self {
-        Self { gate: self.gate.begun_at(now), ..self }
+    pub fn begun_at(self, now: Moment) -> Self {
+        let application = self.application.map(|ticket| ticket.begun_at(now));
+        Self { gate: self.gate.begun_at(now), application, ..self }
     }
 
     /// Whether a failure counts against the event; see [`Gate::failure_counts`].
@@ -141,6 +146,7 @@ pub struct Scheduler<T> {
     hungry: VecDeque<Queue>,
     alarms: BinaryHeap<Reverse<(Timestamp, Queue)>>,
     partners: Partners,
+    applications: Applications,
     policies: Policies,
     in_flight: usize,
     /// Deliveries that are buffered or promised to a claim.
@@ -157,6 +163,8 @@ enum Hold {
     Enough,
     /// Its gate is closed, or has or holds enough.
     Gate,
+    /// The application's own gate is closed.
+    Application,
     /// Its partner is paused, or has enough.
     Partner,
 }
@@ -174,6 +182,7 @@ impl<T> Scheduler<T> {
             hungry: VecDeque::new(),
             alarms: BinaryHeap::new(),
             partners: Partners::default(),
+            applications: Applications::default(),
             policies: Policies::default(),
             in_flight: 0,
             held: 0,
@@ -229,6 +238,9 @@ impl<T> Scheduler<T> {
         {
             return None;
         }
+        if self.applications.gate(&lane.destination).is_some() {
+            return None;
+        }
         let partner = self.partner_of(&lane.destination);
         if !self.partners.admits(partner.as_ref(), now) {
             return None;
@@ -240,7 +252,7 @@ impl<T> Scheduler<T> {
         if let Some(destination) = self.destinations.get_mut(&lane.destination) {
             destination.in_flight += 1;
         }
-        Some(Permit { gate, start_by })
+        Some(Permit { gate, application: None, start_by })
     }
 
     /// Deliveries that have waited here for too long to be sent within their lease, to be released into the ledger.
@@ -252,11 +264,19 @@ impl<T> Scheduler<T> {
     /// Whether a request with this permit may still go out at `now`: not once its gate has closed behind it, or its
     /// token is too old.
     pub fn still_admits(&self, lane: &Lane, permit: Permit, now: Moment) -> bool {
-        permit.start_by.is_none_or(|start_by| now <= start_by)
+        let of_application = match (self.applications.gate(&lane.destination), permit.application) {
+            (Some(id), Some(ticket)) => self.gates.still_admits(id, ticket),
+            // Its gate has closed since.
+            (Some(_), None) => false,
+            (None, _) => true,
+        };
+        of_application
+            && permit.start_by.is_none_or(|start_by| now <= start_by)
             && self.gates.still_admits(&GateId::of(&lane.destination), permit.gate)
     }
 
-    /// A send has ended, with what it tells of the receiver; `chance` from `[0, 1)` spreads a wait.
+    /// A send has ended, with what it tells of the receiver; `chance` from `[0, 1)` spreads a wait. Returns the gates that
+    /// have closed or opened by it.
     pub fn finish(
         &mut self,
         lane: &Arc<Lane>,
@@ -264,7 +284,7 @@ impl<T> Scheduler<T> {
         signal: Signal,
         now: Moment,
         chance: f64,
-    ) -> Change {
+    ) -> Vec<(GateId, Change)> {
         self.in_flight = self.in_flight.saturating_sub(1);
         if let Some(state) = self.lanes.get_mut(&lane.id) {
             state.in_flight = state.in_flight.saturating_sub(1);
@@ -275,12 +295,17 @@ impl<T> Scheduler<T> {
         let partner = self.partner_of(&lane.destination);
         self.ring.extend(self.partners.leave(partner.as_ref()));
         let gate = GateId::of(&lane.destination);
+        let (own, signal) = match gate {
+            GateId::Svix => self.finish_application(&lane.destination, permit, signal, now, chance),
+            _ => (None, signal),
+        };
         let (change, freed) = self.gates.finish(&gate, &self.policies, permit.gate, signal, now, chance);
         self.ring.extend(freed.parked);
         self.hungry.extend(freed.waiting);
         self.queue_destination(&lane.destination);
         self.forget_idle(lane.id);
-        change
+        let changes = own.into_iter().chain([(gate, change)]);
+        changes.filter(|(_, change)| *change != Change::None).collect()
     }
 
     /// What to reserve in the ledger now, of partners' rates. Each wish must be answered with [`Self::granted`] or
@@ -302,14 +327,18 @@ impl<T> Scheduler<T> {
 
     /// Closes a gate until `until`, as the ledger or the configuration says.
     pub fn close_gate(&mut self, id: GateId, until: Moment, reason: CloseReason) {
+        self.applications.add(&id);
         self.gates.close(id, &self.policies, until, reason);
     }
 
     /// Takes back what is buffered behind a closed gate, to be released into the ledger.
     pub fn recall(&mut self, id: &GateId) -> Vec<T> {
         let mut recalled = Vec::new();
-        let behind =
-            |state: &LaneState<T>| GateId::of(&state.lane.destination) == *id && state.has_buffered();
+        let behind = |state: &LaneState<T>| {
+            let destination = &state.lane.destination;
+            let is_behind = GateId::of(destination) == *id || self.applications.gate(destination) == Some(id);
+            is_behind && state.has_buffered()
+        };
         for lane_id in self.lanes_where(behind) {
             let Some(state) = self.lanes.get_mut(&lane_id) else { continue };
             let items = state.empty();
@@ -344,7 +373,8 @@ impl<T> Scheduler<T> {
             }
         }
         self.partners.tick(moment);
-        let freed = self.gates.tick(moment);
+        let mut freed = self.gates.tick(moment);
+        self.put_suspects_last(&mut freed);
         self.ring.extend(freed.parked);
         self.hungry.extend(freed.waiting);
     }
@@ -452,6 +482,7 @@ impl<T> Scheduler<T> {
             state.lanes -= 1;
             if state.lanes == 0 {
                 self.destinations.remove(&destination);
+                self.applications.forget(&destination);
             }
         }
     }

@@ -8,11 +8,14 @@ use crate::domain::gate::GateLimits;
 use crate::domain::partner::RateLimit;
 use crate::domain::tenant::Destination;
 
-/// Which gate a destination stands behind. All of Svix is one receiver; every endpoint is one of its own.
+/// Which gate a destination stands behind. All of Svix is one receiver, whose applications get a gate each where it refuses
+/// or throttles them alone; every endpoint is a receiver.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum GateId {
     /// The Svix API.
     Svix,
+    /// A Svix application, beside the gate of all of Svix: the text of its [`Destination`].
+    Application(Arc<str>),
     /// An endpoint.
     Endpoint(Arc<str>),
 }
@@ -26,10 +29,11 @@ impl GateId {
         }
     }
 
-    /// The gate's name in the ledger, in logs and in answers: `svix`, or the endpoint's id.
+    /// The gate's name in the ledger, in logs and in answers: `svix`, `svix:` with the application, or the endpoint's id.
     pub fn as_str(&self) -> &str {
         match self {
             Self::Svix => "svix",
+            Self::Application(destination) => destination,
             Self::Endpoint(id) => id,
         }
     }
@@ -38,6 +42,9 @@ impl GateId {
     pub fn parse(text: &str) -> Option<Self> {
         match text {
             "svix" => Some(Self::Svix),
+            application if matches!(Destination::parse(application), Some(Destination::Svix { .. })) => {
+                Some(Self::Application(application.into()))
+            }
             id => id.starts_with(crate::domain::tenant::ENDPOINT_PREFIX).then(|| Self::Endpoint(id.into())),
         }
     }

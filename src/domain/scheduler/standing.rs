@@ -60,7 +60,8 @@ impl<T> Scheduler<T> {
         let partner = self.partner_of(&lane.destination);
         let known = partner.as_ref().and_then(|partner| self.partners.standing(partner, now));
         let gate = self.gates.get(&id);
-        let closed = gate.and_then(|gate| {
+        let closed_by = self.applications.gate(&lane.destination).and_then(|id| self.gates.get(id)).or(gate);
+        let closed = closed_by.and_then(|gate| {
             let reason = gate.reason()?;
             Some((reason, gate.opens_at().filter(|opens_at| now < *opens_at)))
         });

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Class, GateId, Hold, Permit, Scheduler, Start};
+use super::{Class, GateId, Hold, Permit, Scheduler, Signal, Start};
 use crate::domain::clock::Moment;
 use crate::domain::tenant::{Destination, LaneId};
 
@@ -36,15 +36,33 @@ impl<T> Scheduler<T> {
             self.partners.park(partner, destination.clone(), now);
             return Err(Some(Hold::Partner));
         }
+        let application = match self.applications.gate(destination).cloned() {
+            None => None,
+            Some(id) => {
+                let Some(ticket) = self.gates.enter(&id, &self.policies, now) else {
+                    self.hold_back(destination, lane_id);
+                    self.gates.park(&id, destination.clone());
+                    return Err(Some(Hold::Application));
+                };
+                Some((id, ticket))
+            }
+        };
         let id = GateId::of(destination);
         let Some(gate) = self.gates.enter(&id, &self.policies, now) else {
+            if let Some((id, ticket)) = application {
+                let (_, freed) = self.gates.finish(&id, &self.policies, ticket, Signal::NotSent, now, 0.0);
+                self.hungry.extend(freed.waiting);
+            }
             self.hold_back(destination, lane_id);
             self.gates.park(&id, destination.clone());
             return Err(Some(Hold::Gate));
         };
         let start_by = self.partners.enter(partner.as_ref(), now);
         let item = self.take(lane_id, destination).ok_or(None)?;
-        Ok(Start { item, permit: Permit { gate, start_by } })
+        Ok(Start {
+            item,
+            permit: Permit { gate, application: application.map(|(_, ticket)| ticket), start_by },
+        })
     }
 
     /// The lane whose turn it is at a destination; those whose leases have run out on the way do not cost it its turn.

@@ -2,8 +2,8 @@
 
 use ::svix::error::Error as SvixError;
 
-use super::rejected;
 use crate::domain::delivery::{Failure, Outcome};
+use crate::domain::outcomes::{self, Receiver};
 use crate::domain::tenant::svix_name_is_valid;
 use crate::send::{tls, without_answer};
 
@@ -56,10 +56,5 @@ pub(super) fn api_failure(error: &SvixError) -> Outcome {
         SvixError::Generic(_) => return Outcome::Failed(Failure::transport("connection_lost", error, false)),
     };
     let failure = Failure { may_have_arrived: false, ..Failure::answered(status.as_u16(), &detail) };
-    match status.as_u16() {
-        429 => Outcome::Throttled { failure, retry_after: None },
-        401 | 403 => Outcome::Unauthorized(failure),
-        400 | 413 | 422 => rejected(failure),
-        _ => Outcome::Failed(failure),
-    }
+    outcomes::judge(Receiver::Svix, failure, None)
 }

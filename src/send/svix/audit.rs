@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::http::header::{AUTHORIZATION, RETRY_AFTER, USER_AGENT};
+use axum::http::header::{AUTHORIZATION, USER_AGENT};
 use axum::http::response::Parts;
 use axum::http::{Method, Request, StatusCode};
 use bytes::Bytes;
@@ -148,11 +148,11 @@ impl SvixSender {
     /// The error that an answer stands for. As with a message: 429 is a throttle, and so is 503 with a `Retry-After`.
     fn no_answer(&self, head: &Parts, body: &[u8]) -> ListError {
         let status = head.status;
-        let retry_after = head.headers.get(RETRY_AFTER).and_then(|header| header.to_str().ok());
+        let wait = self.wait(&head.headers);
         if status == StatusCode::TOO_MANY_REQUESTS
-            || (status == StatusCode::SERVICE_UNAVAILABLE && retry_after.is_some())
+            || (status == StatusCode::SERVICE_UNAVAILABLE && wait.is_some())
         {
-            return ListError::Throttled(self.wait(retry_after));
+            return ListError::Throttled(wait.flatten());
         }
         let detail = format!("{status} {}", words(body));
         match status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT {

@@ -37,6 +37,7 @@ impl SvixSender {
             Err(error) => Err(PortalError::Refused(match api_failure(&error) {
                 Outcome::Failed(failure)
                 | Outcome::Unauthorized(failure)
+                | Outcome::Refused(failure)
                 | Outcome::Rejected(_, failure)
                 | Outcome::Throttled { failure, .. } => format!("{} {}", failure.code, failure.detail),
                 other => format!("{other:?}"),

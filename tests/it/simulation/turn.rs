@@ -6,7 +6,7 @@ use std::time::Duration;
 use posthaste::domain::clock::Timestamp;
 use posthaste::domain::delivery::Class;
 use posthaste::domain::gate::{Change, Signal};
-use posthaste::domain::scheduler::Permit;
+use posthaste::domain::scheduler::{GateId, Permit};
 
 use super::node::{Closed, NodeEvent, POLL_OWN_US, POLL_SHARED_US, micros, moment};
 use super::world::{ATTEMPT_TIMEOUT_US, Event, LEASE_US, LaneInfo, MS, Receiver, World, closes_for_probes};
@@ -236,7 +236,10 @@ impl World {
         {
             closed.probes = closed.probes.saturating_sub(1);
         }
-        let change = node.scheduler().finish(&lane, permit, signal, moment(now), chance);
+        let changes = node.scheduler().finish(&lane, permit, signal, moment(now), chance);
+        let own = GateId::of(&lane.destination);
+        let change =
+            changes.into_iter().find(|(gate, _)| *gate == own).map_or(Change::None, |(_, change)| change);
         match change {
             Change::Closed { until, reason } => {
                 node.closed.insert(gate_index, Closed { until: micros(until), reason, probes: 0 });
