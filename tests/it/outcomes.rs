@@ -51,6 +51,10 @@ async fn a_refused_event_holds_nobody_up(database: TestDatabase) {
     let svix = mock_svix().await;
     let relay = TestRelay::start_with(patient(&database, &svix)).await;
     svix.set_trouble_for_event("acme-0", Some(Trouble::Status(403)));
+    relay.post(events("acme", 1)).await;
+    let refused = async || (svix.request_count() > 0).then_some(());
+    eventually("it is refused", refused).await;
+    // The first of these is the one that is refused.
     relay.post(events("acme", 50)).await;
     relay.post(events("globex", 50)).await;
     let all_but_one = async || (svix.message_count() == 99).then_some(());
