@@ -87,7 +87,7 @@ async fn run(what: &str, room: Room) {
     );
     let (sent_before, pid) = (svix.message_count(), relay.pid());
 
-    room.make(&relay);
+    room.make(relay.pid());
     let freed = Instant::now();
     eventually("the relay is ready", async || (relay.get("/health/ready").await.status == 200).then_some(()))
         .await;

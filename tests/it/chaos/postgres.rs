@@ -5,6 +5,7 @@
 
 mod crowded;
 mod cut;
+mod full;
 mod killed;
 mod promotion;
 mod read_only;

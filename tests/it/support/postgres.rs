@@ -26,7 +26,9 @@ const MISSING: &str = "no Postgres binaries here: ./scripts/test finds or instal
 
 /// A server; gone, with its data, at the end.
 pub struct PostgresServer {
-    directory: TempDir,
+    directory: PathBuf,
+    /// Removed at the end; `None` where the directory is the test's.
+    _own_directory: Option<TempDir>,
     process: Option<Child>,
     settings: Vec<(&'static str, String)>,
 }
@@ -35,11 +37,22 @@ impl PostgresServer {
     /// A new server with these settings.
     pub async fn start(settings: &[(&'static str, &str)]) -> Self {
         let mut server = Self::in_a_directory(settings);
-        let init = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"];
-        let data = server.data();
-        run(server.program("initdb").arg("--pgdata").arg(data).args(init));
+        server.make_data(&[]);
         server.start_again().await;
         server
+    }
+
+    /// The same in this directory, with WAL files of 1 MiB.
+    pub async fn start_in(directory: &Path, settings: &[(&'static str, &str)]) -> Self {
+        let mut server = Self::of(directory.to_owned(), None, settings);
+        server.make_data(&["--wal-segsize=1"]);
+        server.start_again().await;
+        server
+    }
+
+    fn make_data(&self, arguments: &[&str]) {
+        let init = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"];
+        run(self.program("initdb").arg("--pgdata").arg(self.data()).args(init).args(arguments));
     }
 
     /// A copy that follows `primary` under the name `standby`.
@@ -77,29 +90,38 @@ impl PostgresServer {
 
     fn in_a_directory(settings: &[(&'static str, &str)]) -> Self {
         let directory = TempDir::with_prefix("posthaste-pg-").expect("a temporary directory");
+        Self::of(directory.path().to_owned(), Some(directory), settings)
+    }
+
+    fn of(directory: PathBuf, own: Option<TempDir>, settings: &[(&'static str, &str)]) -> Self {
         if let Some((user, group)) = other_user() {
-            chown(directory.path(), Some(user), Some(group)).expect("another owner");
+            chown(&directory, Some(user), Some(group)).expect("another owner");
         }
         let settings = settings.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
-        Self { directory, process: None, settings }
+        Self { directory, _own_directory: own, process: None, settings }
+    }
+
+    /// The server's process.
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().expect("it runs").id()
     }
 
     /// The socket it listens on.
     pub fn socket(&self) -> PathBuf {
-        self.directory.path().join(format!(".s.PGSQL.{PORT}"))
+        self.directory.join(format!(".s.PGSQL.{PORT}"))
     }
 
     pub fn socket_directory(&self) -> &Path {
-        self.directory.path()
+        &self.directory
     }
 
     /// For whoever goes past a proxy.
     pub fn url(&self) -> String {
-        format!("postgres://postgres@localhost:{PORT}/postgres?host={}", self.directory.path().display())
+        format!("postgres://postgres@localhost:{PORT}/postgres?host={}", self.directory.display())
     }
 
     fn data(&self) -> PathBuf {
-        self.directory.path().join("data")
+        self.directory.join("data")
     }
 
     /// A program of Postgres, as its user and with its words kept.
@@ -107,7 +129,7 @@ impl PostgresServer {
         let mut command = Command::new(binaries().join(name));
         let log = File::options().create(true).append(true).open(self.log_file()).expect("a log file");
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a second handle")).stderr(log);
-        command.env("LC_ALL", "C").current_dir(self.directory.path());
+        command.env("LC_ALL", "C").current_dir(&self.directory);
         if let Some((user, group)) = other_user() {
             command.uid(user).gid(group);
         }
@@ -163,7 +185,7 @@ impl PostgresServer {
     fn launch(&mut self) {
         let mut command = self.program("postgres");
         command.arg("-D").arg(self.data());
-        let socket = format!("unix_socket_directories={}", self.directory.path().display());
+        let socket = format!("unix_socket_directories={}", self.directory.display());
         for setting in ["listen_addresses=", &format!("port={PORT}"), &socket, "fsync=on"] {
             command.args(["-c", setting]);
         }
@@ -198,7 +220,7 @@ impl PostgresServer {
     }
 
     fn log_file(&self) -> PathBuf {
-        self.directory.path().join("log")
+        self.directory.join("log")
     }
 
     /// The end of what it said.

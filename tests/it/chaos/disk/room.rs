@@ -7,8 +7,6 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::support::RelayProcess;
-
 const PROGRAM: &str = env!("CARGO_BIN_EXE_posthaste");
 /// For the file, its WAL and what stands beside them.
 const SMALL_DISK: &str = "6m";
@@ -33,8 +31,13 @@ enum Kind {
 impl Room {
     /// A file system of its own. Where none may be mounted, the limit of a file has to do, and that is said.
     pub fn of_a_small_disk() -> Self {
+        Self::of_a_disk(SMALL_DISK)
+    }
+
+    /// The same, of this size as `mount` has it.
+    pub fn of_a_disk(size: &str) -> Self {
         let directory = directory();
-        let size = format!("size={SMALL_DISK}");
+        let size = format!("size={size}");
         let mounted =
             Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(directory.path()).output();
         match mounted {
@@ -76,16 +79,31 @@ impl Room {
 
     /// Writes a file that takes what room is left; on a limited file there is nothing to take.
     pub fn fill(&self) {
+        self.fill_but(0);
+    }
+
+    /// Writes a file that takes what room is left but for so many bytes.
+    pub fn fill_but(&self, bytes: u64) {
         if self.kind == Kind::Disk {
             let mut filler = File::create(self.directory.path().join("filler")).expect("a file");
             let page = [1; 4_096];
             // The error that ends this says that the disk is full.
             while filler.write_all(&page).is_ok() {}
+            let size = filler.metadata().expect("its size").len();
+            filler.set_len(size.saturating_sub(bytes)).expect("a shorter file");
         }
     }
 
-    /// Makes room, under a relay that runs.
-    pub fn make(&self, relay: &RelayProcess) {
+    /// Limits the files of a process that has begun without a limit, where there is no disk of its own.
+    pub fn limit(&self, pid: u32, bytes: u64) {
+        if self.kind == Kind::File {
+            let limit = [format!("--fsize={bytes}:"), format!("--pid={pid}")];
+            assert!(Command::new("prlimit").args(limit).status().expect("it runs").success());
+        }
+    }
+
+    /// Makes room, under a process that runs.
+    pub fn make(&self, pid: u32) {
         let mut command = match self.kind {
             Kind::Disk => {
                 let mut command = Command::new("mount");
@@ -94,7 +112,7 @@ impl Room {
             }
             Kind::File => {
                 let mut command = Command::new("prlimit");
-                command.args(["--fsize=unlimited:", &format!("--pid={}", relay.pid())]);
+                command.args(["--fsize=unlimited:", &format!("--pid={pid}")]);
                 command
             }
         };

@@ -91,7 +91,7 @@ async fn run(what: &str, room: Room) {
     let waiting = 2 * told.acknowledged.len() - sent;
     assert!(waiting > 0, "all was sent before the disk was full: the test shows nothing");
 
-    room.make(&relay);
+    room.make(relay.pid());
     eventually("the relay is ready", async || (relay.get("/health/ready").await.status == 200).then_some(()))
         .await;
     all_done(&database, 2 * told.acknowledged.len()).await;
