@@ -5,6 +5,7 @@
 //! waits) is read when somebody asks. [`families`] has every metric by name.
 
 pub mod families;
+mod lines;
 mod process;
 mod text;
 
@@ -18,6 +19,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use self::families as family;
+pub use self::lines::flush;
 pub use self::text::MEDIA_TYPE;
 use self::text::Page;
 use crate::config::{LogConfig, LogFormat, Role};
@@ -50,20 +52,23 @@ pub const FROM_PUSH: &str = "pubsub_push";
 /// See [`FROM_HTTP`].
 pub const FROM_REJECTED: &str = "rejected";
 
-/// Starts logging to standard error. Called once, by `main`.
+/// Starts logging to standard error, on a thread that no work waits for. Called once by a process, which calls [`flush`]
+/// at its end.
 ///
 /// # Errors
 /// A level that can't be read, or a second call: one clear line.
 pub fn init(config: &LogConfig) -> Result<(), String> {
     let filter = EnvFilter::try_new(&config.level).map_err(|error| format!("log.level: {error}"))?;
+    let writer = lines::start();
+    lines::take_panics(&writer);
     // A line that can't be written has nowhere to be told of: trying to would panic once stderr is closed.
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer).log_internal_errors(false);
     let registry = tracing_subscriber::registry().with(filter);
     match config.format {
-        LogFormat::Json => registry.with(lines.json()).try_init(),
+        LogFormat::Json => registry.with(layer.json()).try_init(),
         LogFormat::Text => {
             use std::io::IsTerminal as _;
-            registry.with(lines.with_ansi(std::io::stderr().is_terminal())).try_init()
+            registry.with(layer.with_ansi(std::io::stderr().is_terminal())).try_init()
         }
     }
     .map_err(|error| error.to_string())
@@ -326,6 +331,7 @@ impl Metrics {
             page.count(&family::TRACE_SPANS, &["exported"], exported);
             page.count(&family::TRACE_SPANS, &["dropped"], dropped);
         }
+        page.count(&family::LOG_DROPPED, &[], lines::dropped());
         page.number(&family::BUILD, &[env!("CARGO_PKG_VERSION"), standing.role.as_str()], 1);
         process::tell(&mut page);
         page.write()

@@ -206,7 +206,11 @@ impl Command {
 }
 
 fn block_on(work: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let done = runtime.block_on(work);
+    // A thread that is blocked, by a reader of our output that has stalled, holds up no end.
+    runtime.shutdown_background();
+    done
 }
 
 /// Waits for the wish to stop: Ctrl-C or SIGTERM. A second one ends the process at once.

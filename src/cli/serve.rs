@@ -25,7 +25,13 @@ pub(super) async fn run(args: ServeArgs, mut config: Config) -> anyhow::Result<E
         return Ok(ExitCode::from(BAD_CONFIG));
     }
     telemetry::init(&config.log).map_err(anyhow::Error::msg)?;
-    let app = App::start(&config, Arc::new(SystemClock::new())).await?;
+    let served = serve(&config).await;
+    telemetry::flush();
+    served
+}
+
+async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
+    let app = App::start(config, Arc::new(SystemClock::new())).await?;
     let (address, role) = (app.address(), config.role);
     tracing::info!(%address, %role, version = env!("CARGO_PKG_VERSION"), "listening");
     let failure = tokio::select! {

@@ -8,7 +8,7 @@ use prometheus_client::metrics::MetricType;
 
 /// What a metric may be counted or measured in. `state` is 1 for the state that something is in and 0 for the others,
 /// `info` is always 1.
-pub const UNITS: [&str; 17] = [
+pub const UNITS: [&str; 18] = [
     "attempts",
     "bytes",
     "closings",
@@ -20,6 +20,7 @@ pub const UNITS: [&str; 17] = [
     "gates",
     "info",
     "leases",
+    "lines",
     "messages",
     "reconnects",
     "requests",
@@ -109,6 +110,8 @@ families! {
     JOB_LAG: Gauge "posthaste_job_lag_seconds" ["name"]
         "How long ago a background job should have succeeded and did not; 0 where it is on time";
     JOB_ERRORS: Counter "posthaste_job_errors" ["name"] "Runs of a background job that failed";
+    LOG_DROPPED: Counter "posthaste_log_dropped_lines" []
+        "Log lines dropped because the reader of standard error was too slow";
     BUILD: Gauge "posthaste_build_info" ["version", "role"] "Which version runs in which role";
     PROCESS_CPU: Counter "process_cpu_seconds" [] "User and system time";
     PROCESS_MEMORY: Gauge "process_resident_memory_bytes" [] "Resident memory";

@@ -84,10 +84,16 @@ pub(super) async fn run(args: DevArgs, mut config: Config) -> anyhow::Result<Exi
         config.log.level = "warn,posthaste::dispatcher::attempt=off".into();
     }
     telemetry::init(&config.log).map_err(anyhow::Error::msg)?;
+    let played = play(&args, config).await;
+    telemetry::flush();
+    played
+}
+
+async fn play(args: &DevArgs, config: Config) -> anyhow::Result<ExitCode> {
     let asked_to_stop = tokio::spawn(super::stop_signal());
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let mut stage = Stage::set(&args, config, clock).await?;
-    let shown = stage.play(&args, asked_to_stop).await;
+    let mut stage = Stage::set(args, config, clock).await?;
+    let shown = stage.play(args, asked_to_stop).await;
     stage.clear(shown).await
 }
 

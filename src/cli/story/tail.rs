@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 
 use super::{Common, Format, page, plain, query};
 use crate::cli::client::Client;
-use crate::cli::output::{complain, say};
+use crate::cli::output::{complain, say_aside};
 use crate::cli::stop_signal;
 use crate::config::Config;
 
@@ -120,7 +120,7 @@ async fn follow(args: &TailArgs, client: &Client, filter: &str) -> anyhow::Resul
         let entry: Entry = serde_json::from_str(raw.get())?;
         seen.note(&entry);
         if args.lines > 0 {
-            tell(args, &entry, raw)?;
+            tell(args, &entry, raw).await?;
         }
     }
     let mut away = false;
@@ -132,7 +132,7 @@ async fn follow(args: &TailArgs, client: &Client, filter: &str) -> anyhow::Resul
                 for raw in entries.iter().rev() {
                     let entry: Entry = serde_json::from_str(raw.get())?;
                     if seen.note(&entry) {
-                        tell(args, &entry, raw)?;
+                        tell(args, &entry, raw).await?;
                     }
                 }
             }
@@ -162,16 +162,16 @@ async fn news(client: &Client, filter: &str, since_ms: i64) -> anyhow::Result<Ve
     Ok(entries)
 }
 
-fn tell(args: &TailArgs, entry: &Entry, raw: &RawValue) -> anyhow::Result<()> {
+async fn tell(args: &TailArgs, entry: &Entry, raw: &RawValue) -> anyhow::Result<()> {
     if args.state.as_ref().is_some_and(|state| *state != entry.state) {
         return Ok(());
     }
     if args.common.format == Format::Json {
-        return say(raw);
+        return say_aside(raw.get().to_owned()).await;
     }
     let Entry { tenant, id, event_type, received_at, state, .. } = entry;
     let [tenant, event_type, id] = [tenant, event_type, id].map(|text| plain(text));
-    say(format_args!("{received_at}  {state:<9}  {tenant:<16} {event_type:<24} {id}"))
+    say_aside(format!("{received_at}  {state:<9}  {tenant:<16} {event_type:<24} {id}")).await
 }
 
 #[cfg(test)]
