@@ -197,10 +197,14 @@ impl Snapshot {
         })
     }
 
-    /// Active endpoints that have not answered their challenge yet.
-    pub fn unproven(&self) -> Vec<Arc<LiveEndpoint>> {
-        let waiting = |endpoint: &&Arc<LiveEndpoint>| endpoint.unproven && endpoint.disabled.is_none();
-        self.endpoints.values().filter_map(|reading| reading.live.as_ref()).filter(waiting).cloned().collect()
+    /// Active endpoints that have not answered their challenge yet, each with its version.
+    pub fn unproven(&self) -> HashMap<Arc<str>, (i64, Arc<LiveEndpoint>)> {
+        let waiting = |live: &&Arc<LiveEndpoint>| live.unproven && live.disabled.is_none();
+        let found = self.endpoints.iter().filter_map(|(id, reading)| {
+            let live = reading.live.as_ref().filter(waiting)?;
+            Some((id.clone(), (reading.version(), live.clone())))
+        });
+        found.collect()
     }
 
     /// Events that this tenant may put in on one node, where that was set for it.

@@ -8,12 +8,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::announcements::Announcer;
 use crate::directory::Directory;
 use crate::dispatcher::Observer;
-use crate::domain::clock::{Clock, Timestamp};
+use crate::domain::challenge::{Challenges, Unanswered};
+use crate::domain::clock::{Clock, Moment, Timestamp};
 use crate::domain::delivery::{DeadReason, Delivery, NextState, Outcome, Settlement};
 use crate::domain::gate::CloseReason;
 use crate::domain::key::prefixed_hex;
@@ -30,8 +33,8 @@ use crate::telemetry::Watch;
 
 /// After so long of nothing but failures an endpoint is disabled.
 const FAILING_LIMIT: Duration = Duration::from_secs(5 * 24 * 3_600);
-/// How often an endpoint that has not answered its challenge is asked again.
-const CHALLENGE_EVERY: Duration = Duration::from_secs(60);
+/// How often the challenges' schedule is looked at where nothing is due.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// The event that tells of a disabled endpoint.
 const DISABLED: &str = "posthaste.endpoint.disabled";
 
@@ -69,25 +72,70 @@ impl Keeper {
         &self.shared.announcer
     }
 
-    /// Challenges endpoints that have to prove themselves, until `stop` is cancelled.
+    /// Challenges endpoints that have to prove themselves, until `stop` is cancelled: several at a time, each by the
+    /// schedule of [`Challenges`].
     pub async fn challenge(&self, stop: CancellationToken) {
         let mut changes = self.shared.directory.changes();
         let jobs = self.shared.ledger.jobs();
-        jobs.started(Job::Challenges, Some(3 * CHALLENGE_EVERY));
+        jobs.started(Job::Challenges, Some(3 * LOOK_EVERY));
+        let (mut challenges, mut under_way) = (Challenges::default(), JoinSet::new());
         loop {
-            for endpoint in self.shared.directory.snapshot().unproven() {
-                if let Err(error) = self.shared.challenge_one(&endpoint).await {
-                    tracing::warn!(endpoint = %endpoint.id, %error, "the challenge was not answered");
-                }
+            let unproven = self.shared.directory.snapshot().unproven();
+            let now = self.shared.clock.moment();
+            challenges.update(unproven.iter().map(|(id, (version, _))| (id, *version)), now);
+            for (id, version) in challenges.start(now) {
+                let endpoint = unproven.get(&id).map(|(_, endpoint)| endpoint.clone());
+                under_way.spawn(self.clone().challenge_one(id, version, endpoint));
             }
             // An endpoint that does not answer is not the job's failure.
             jobs.ran(Job::Challenges, &Ok::<_, LedgerError>(()));
+            let due = challenges.next_due().map(|due| self.shared.clock.moment().until(due));
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep(CHALLENGE_EVERY) => {}
+                Some(ended) = under_way.join_next() => {
+                    let Ok((id, version, answered)) = ended else { continue };
+                    let now = self.shared.clock.moment();
+                    note(&mut challenges, &id, version, answered, now);
+                }
+                () = tokio::time::sleep(due.unwrap_or(LOOK_EVERY).min(LOOK_EVERY)) => {}
                 () = stop.cancelled() => return,
             }
         }
+    }
+
+    /// One challenge; a panic in it counts as one that was not answered.
+    async fn challenge_one(
+        self,
+        id: Arc<str>,
+        version: i64,
+        endpoint: Option<Arc<LiveEndpoint>>,
+    ) -> (Arc<str>, i64, Result<(), String>) {
+        let answered = match endpoint {
+            Some(endpoint) => {
+                // A task for itself, so that its panic ends only that.
+                let task = tokio::spawn(async move { self.shared.challenge_one(&endpoint, version).await });
+                let task = AbortOnDropHandle::new(task);
+                task.await.unwrap_or_else(|_| Err("the challenge panicked; the log says where".into()))
+            }
+            None => Err("the endpoint is gone".into()),
+        };
+        (id, version, answered)
+    }
+}
+
+/// Takes what came of a challenge into the schedule, and logs it.
+fn note(challenges: &mut Challenges, id: &str, version: i64, answered: Result<(), String>, now: Moment) {
+    let Err(error) = answered else { return challenges.answered(id, version) };
+    match challenges.unanswered(id, version, now) {
+        Some(Unanswered::Again(wait)) => {
+            let wait_s = wait.as_secs();
+            tracing::warn!(endpoint = %id, %error, wait_s, "the challenge was not answered");
+        }
+        Some(Unanswered::GivenUp) => {
+            tracing::warn!(endpoint = %id, %error, "the challenge was not answered; save the endpoint to send another");
+        }
+        // Saved or deleted meanwhile.
+        None => {}
     }
 }
 
@@ -182,7 +230,7 @@ impl Shared {
     }
 
     /// Asks an endpoint to say a random word back: as the whole body, or as `challenge` in a JSON object.
-    async fn challenge_one(&self, endpoint: &LiveEndpoint) -> Result<(), String> {
+    async fn challenge_one(&self, endpoint: &LiveEndpoint, version: i64) -> Result<(), String> {
         let word = prefixed_hex("", &self.clock.random().to_be_bytes());
         // Not reshaped: the endpoint must find the word.
         let plain = LiveEndpoint { transform: None, ..endpoint.clone() };
@@ -194,6 +242,11 @@ impl Shared {
         let said = said.as_ref().and_then(|body| body["challenge"].as_str());
         if said.unwrap_or(result.body_excerpt.trim()) != word {
             return Err("the answer does not say the challenge back".into());
+        }
+        // Its URL may have been changed since the challenge was sent: the new one is challenged next.
+        let unproven = self.directory.snapshot().unproven();
+        if unproven.get(&endpoint.id).is_none_or(|(current, _)| *current != version) {
+            return Err("the endpoint was changed during its challenge".into());
         }
         let database = self.ledger.database();
         let proven = database.set_proven(&endpoint.id, self.clock.now()).await;

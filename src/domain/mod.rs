@@ -3,6 +3,7 @@
 //! Nothing here awaits, reads a clock or draws a random number: both come in as parameters, so that every
 //! rule below can be tested with a table and replayed with a seed.
 
+pub mod challenge;
 pub mod clock;
 pub mod clock_watch;
 pub mod delivery;

@@ -185,15 +185,16 @@ async fn an_endpoint_that_must_prove_itself_gets_nothing_before(database: TestDa
     let partner = MockPartner::start().await;
     partner.set_answers_challenges(false);
     let settings = json!({"name": "CRM", "verify_endpoints": true});
-    call(&relay, Method::PUT, "/v1/partners/crm", settings.clone()).await;
+    call(&relay, Method::PUT, "/v1/partners/crm", settings).await;
     let endpoint = json!({"url": partner.url("/")});
-    call(&relay, Method::POST, "/v1/partners/crm/endpoints", endpoint).await;
+    let made = call(&relay, Method::POST, "/v1/partners/crm/endpoints", endpoint).await.json();
     assert!(partner.wait_for(1, Duration::from_secs(10)).await, "it is asked");
     relay.post(event(1, "acme", "a").to_string()).await;
     assert_eq!(relay.settled().await.unrouted, 1);
     partner.set_answers_challenges(true);
-    // Any change makes it be asked again at once.
-    call(&relay, Method::PUT, "/v1/partners/crm", settings).await;
+    // Saving the endpoint sends the next challenge immediately.
+    let path = format!("/v1/endpoints/{}", made["id"].as_str().expect("an id"));
+    call(&relay, Method::PATCH, &path, json!({"timeout_ms": 14_000})).await;
     assert!(partner.wait_for(2, Duration::from_secs(10)).await, "it is asked again");
     let mut id = 2;
     while partner.request_count() < 3 {
