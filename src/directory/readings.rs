@@ -45,6 +45,11 @@ impl Reading {
         self.wishes.as_deref().filter(|_| self.active && !self.unproven)
     }
 
+    /// Grows with every change of settings, secret or state.
+    pub const fn version(&self) -> i64 {
+        self.version
+    }
+
     /// The one tenant whose events it gets or would get.
     pub fn tenant(&self) -> Option<&str> {
         self.wishes.as_ref()?.tenant.as_deref()
@@ -156,7 +161,10 @@ fn live(row: &EndpointRow, vault: &Vault) -> Result<LiveEndpoint, String> {
         partner: row.partner.as_str().into(),
         url: settings.url.parse().map_err(|error| format!("its URL: {error}"))?,
         headers: settings.headers.iter().cloned().collect(),
-        transform: transform.transpose().map_err(|error| format!("its transform: {error}"))?,
+        transform: transform
+            .transpose()
+            .map(|read| read.map(Arc::new))
+            .map_err(|error| format!("its transform: {error}"))?,
         scheme: settings.signature.clone(),
         secret,
         previous_secret,

@@ -25,6 +25,7 @@ use tower::timeout::error::Elapsed;
 use tower::{ServiceBuilder, ServiceExt as _};
 
 use super::address_guard::{ConnectError, GuardedHttps};
+use super::reshape::reshape;
 use super::signature::{self, EndpointSecret, SignatureScheme};
 use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::delivery::{DeadReason, Delivery, Failure, Outcome};
@@ -34,7 +35,7 @@ use crate::domain::outcomes::{self, Receiver};
 use crate::domain::partner::DisableReason;
 use crate::domain::retry::{self, RetrySchedule};
 use crate::domain::trace::TraceContext;
-use crate::domain::transform::{Context, Transform};
+use crate::domain::transform::Transform;
 
 /// Most of an answer's body that is read.
 pub const ANSWER_LIMIT_BYTES: usize = 16 << 10;
@@ -64,7 +65,7 @@ pub struct LiveEndpoint {
     /// What the partner wants along.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// How the payload is reshaped.
-    pub transform: Option<Transform>,
+    pub transform: Option<Arc<Transform>>,
     /// How requests are signed.
     pub scheme: SignatureScheme,
     /// The secret, and during a rotation the one before it with its end.
@@ -181,7 +182,7 @@ impl DirectSender {
                 Failure::transport("endpoint_disabled", format!("disabled: {}", reason.as_str()), false);
             return Outcome::Rejected(DeadReason::EndpointDisabled, failure);
         }
-        let payload = match self.payload(delivery, &endpoint) {
+        let payload = match self.payload(delivery, &endpoint).await {
             Ok(payload) => payload,
             Err(failure) => return Outcome::Rejected(DeadReason::TransformFailed, failure),
         };
@@ -263,12 +264,17 @@ impl DirectSender {
         request.body(Full::new(payload)).map_err(|error| Failure::transport("bad_request", error, false))
     }
 
-    fn payload(&self, delivery: &Delivery, endpoint: &LiveEndpoint) -> Result<Bytes, Failure> {
+    async fn payload(&self, delivery: &Delivery, endpoint: &LiveEndpoint) -> Result<Bytes, Failure> {
         let payload = self.options.relay.payload(&delivery.body, delivery.data.as_ref());
-        let Some(transform) = &endpoint.transform else {
-            return Ok(delivery.body.slice_ref(payload));
-        };
-        reshape(transform, payload, delivery, self.options.max_payload_bytes)
+        let payload = delivery.body.slice_ref(payload);
+        match &endpoint.transform {
+            // What is rare is boxed: see `SvixSender::send`.
+            Some(transform) => {
+                let limit_bytes = self.options.max_payload_bytes;
+                Box::pin(reshape(transform.clone(), payload, delivery, limit_bytes)).await
+            }
+            None => Ok(payload),
+        }
     }
 
     fn outcome(&self, reply: &Reply) -> Outcome {
@@ -285,23 +291,6 @@ impl DirectSender {
         });
         outcomes::judge(Receiver::Endpoint, Failure::answered(reply.status, words), wait)
     }
-}
-
-/// A delivery's payload after a transform.
-///
-/// # Errors
-/// The transform can't be applied to this payload: it never will be.
-pub fn reshape(
-    transform: &Transform,
-    payload: &[u8],
-    delivery: &Delivery,
-    limit_bytes: usize,
-) -> Result<Bytes, Failure> {
-    let context = Context::new(&delivery.identity, &delivery.event_type, delivery.received_at);
-    transform
-        .apply(payload, &context, limit_bytes)
-        .map(|shaped| Bytes::from(shaped.into_owned()))
-        .map_err(|error| Failure::transport(&format!("transform_{}", error.code()), error, false))
 }
 
 /// What it means that no answer came within `timeout`.

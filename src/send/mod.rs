@@ -4,6 +4,7 @@
 
 pub mod address_guard;
 pub mod direct;
+pub mod reshape;
 pub mod signature;
 pub mod svix;
 pub mod svix_event_types;

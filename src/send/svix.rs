@@ -37,7 +37,8 @@ use crate::domain::outcomes::{self, Receiver};
 use crate::domain::retry::{self, RetrySchedule};
 use crate::domain::tenant::svix_name_is_valid;
 use crate::domain::trace::TraceContext;
-use crate::send::direct::{Endpoints, reshape};
+use crate::send::direct::Endpoints;
+use crate::send::reshape::reshape;
 use crate::send::svix_event_types::SvixEventTypes;
 
 /// Svix forgets idempotency keys after 12 hours: a delivery older than this is looked up before it is posted.
@@ -196,7 +197,7 @@ impl SvixSender {
             return Box::pin(self.send_again(delivery, app, &key, trace)).await;
         }
         let event_id = Some(&*delivery.identity.id).filter(|id| event_id_is_valid(id)).unwrap_or(&key);
-        let payload = match self.payload(delivery) {
+        let payload = match self.payload(delivery).await {
             Ok(payload) => payload,
             Err(failure) => return Outcome::Rejected(DeadReason::TransformFailed, failure),
         };
@@ -373,11 +374,14 @@ impl SvixSender {
     }
 
     /// What goes out: the event or its data, reshaped as the tenant's route wants it.
-    fn payload(&self, delivery: &Delivery) -> Result<Bytes, Failure> {
+    async fn payload(&self, delivery: &Delivery) -> Result<Bytes, Failure> {
         let payload = self.options.relay.payload(&delivery.body, delivery.data.as_ref());
+        let payload = delivery.body.slice_ref(payload);
         match self.endpoints.svix_transform(&delivery.identity.tenant) {
-            Some(transform) => reshape(&transform, payload, delivery, self.options.max_payload_bytes),
-            None => Ok(delivery.body.slice_ref(payload)),
+            Some(transform) => {
+                Box::pin(reshape(transform, payload, delivery, self.options.max_payload_bytes)).await
+            }
+            None => Ok(payload),
         }
     }
 }

@@ -1,5 +1,8 @@
 //! A payload as far as the rules reach into it: what they don't touch stays the text it came as.
 
+use std::borrow::Cow;
+use std::collections::HashMap;
+
 use serde_json::value::RawValue;
 
 use super::pointer::{Pointer, Token};
@@ -22,7 +25,24 @@ pub(super) struct Container<'a> {
     source: Option<&'a str>,
     is_array: bool,
     children: Vec<Child<'a>>,
+    /// Names that were looked for since the children last moved.
+    lookups: usize,
+    /// Where names stand, once that pays.
+    index: Option<HashMap<Cow<'a, str>, Slot>>,
 }
+
+/// Where a name stands in an object.
+#[derive(Debug, Clone, Copy)]
+struct Slot {
+    place: usize,
+    /// More than one member had that name when the index was made.
+    is_twice: bool,
+}
+
+/// Objects of so few members are looked through.
+const INDEXED_MEMBERS_MIN: usize = 16;
+/// An index costs about as much as so many looks through an object.
+const INDEXED_LOOKUPS_MIN: usize = 4;
 
 #[derive(Debug)]
 struct Child<'a> {
@@ -51,7 +71,7 @@ enum Astray {
 
 impl<'a> Node<'a> {
     fn empty_object() -> Self {
-        Self::Opened(Box::new(Container { source: None, is_array: false, children: Vec::new() }))
+        Self::Opened(Box::new(Container::new(None, false, Vec::new())))
     }
 
     /// The object or array that it is, opened.
@@ -172,6 +192,7 @@ impl<'a> Node<'a> {
             && container.source.is_none()
         {
             container.children.retain_mut(|child| child.value.as_mut().map(Self::sweep).is_some());
+            (container.index, container.lookups) = (None, 0);
         }
     }
 
@@ -220,22 +241,57 @@ impl<'a> Container<'a> {
             }
             _ => return None,
         }
-        Some(Self { source: Some(text), is_array: text.starts_with('['), children })
+        Some(Self::new(Some(text), text.starts_with('['), children))
+    }
+
+    const fn new(source: Option<&'a str>, is_array: bool, children: Vec<Child<'a>>) -> Self {
+        Self { source, is_array, children, lookups: 0, index: None }
     }
 
     /// Where the child that `token` names stands; `None` where there is none.
-    fn position(&self, token: &Token) -> Result<Option<usize>, Astray> {
+    fn position(&mut self, token: &Token) -> Result<Option<usize>, Astray> {
         if self.is_array {
             let is_there =
                 |place: &usize| self.children.get(*place).is_some_and(|child| child.value.is_some());
             return Ok(token.index().filter(is_there));
         }
-        let named = |(_, child): &(usize, &Child<'_>)| child.is_named(token) && child.value.is_some();
-        let mut found = self.children.iter().enumerate().filter(named).map(|(place, _)| place);
+        self.lookups += 1;
+        if self.index.is_none()
+            && self.children.len() >= INDEXED_MEMBERS_MIN
+            && self.lookups > INDEXED_LOOKUPS_MIN
+        {
+            self.index = Some(self.indexed());
+        }
+        let is_here = |child: &Child<'_>| child.is_named(token) && child.value.is_some();
+        if let Some(index) = &self.index {
+            // A place may have been freed, and given to another name, since the index was made.
+            let slot = index.get(token.name()).filter(|slot| is_here(&self.children[slot.place]));
+            return match slot {
+                Some(Slot { is_twice: true, .. }) => Err(Astray::Twice),
+                slot => Ok(slot.map(|slot| slot.place)),
+            };
+        }
+        count(self.children.len());
+        let named = self.children.iter().enumerate().filter(|(_, child)| is_here(child));
+        let mut found = named.map(|(place, _)| place);
         match (found.next(), found.next()) {
             (_, Some(_)) => Err(Astray::Twice),
             (place, None) => Ok(place),
         }
+    }
+
+    /// Where every name stands. No member of a name that is there twice is ever taken out: who looks for it fails.
+    fn indexed(&self) -> HashMap<Cow<'a, str>, Slot> {
+        count(self.children.len());
+        let mut index = HashMap::<_, Slot>::with_capacity(self.children.len());
+        for (place, child) in self.children.iter().enumerate().filter(|(_, child)| child.value.is_some()) {
+            let Some(name) = child.name() else { continue };
+            index
+                .entry(name)
+                .and_modify(|slot| slot.is_twice = true)
+                .or_insert(Slot { place, is_twice: false });
+        }
+        index
     }
 
     /// The place for a child under `token`: its own, or a new one where that may be made.
@@ -252,17 +308,39 @@ impl<'a> Container<'a> {
             && let Some(child @ Child { value: None, .. }) = self.children.get_mut(place)
         {
             *child = Child::empty(token.key());
+            self.add_to_index(token, place);
             return Ok(place);
         }
         let key = if self.is_array { "" } else { token.key() };
         self.children.push(Child::empty(key));
-        Ok(self.children.len() - 1)
+        let place = self.children.len() - 1;
+        self.add_to_index(token, place);
+        Ok(place)
+    }
+
+    fn add_to_index(&mut self, token: &'a Token, place: usize) {
+        if let Some(index) = &mut self.index {
+            index.insert(Cow::Borrowed(token.name()), Slot { place, is_twice: false });
+        }
     }
 }
 
 impl<'a> Child<'a> {
     fn empty(key: &'a str) -> Self {
         Self { key, name: None, value: None }
+    }
+
+    /// Its name; `None` where that is not valid Unicode, so that no token can be it.
+    fn name(&self) -> Option<Cow<'a, str>> {
+        if let Some(name) = &self.name {
+            return Some(Cow::Owned(name.to_string()));
+        }
+        if self.key.contains('\\') {
+            // A name that a rule has put in is not read beforehand.
+            return json::unquote(self.key);
+        }
+        let name = self.key.strip_prefix('"')?.strip_suffix('"')?;
+        Some(Cow::Borrowed(name))
     }
 
     fn is_named(&self, token: &Token) -> bool {
@@ -279,4 +357,24 @@ impl Astray {
             Self::NoSuchIndex => TransformError::NoSuchIndex { pointer },
         }
     }
+}
+
+/// Counts members that are compared with a name, or put into an index; nothing outside tests.
+#[cfg_attr(not(test), expect(clippy::missing_const_for_fn, reason = "it is none in tests"))]
+fn count(members: usize) {
+    #[cfg(test)]
+    COMPARED.with(|count| count.set(count.get() + members));
+    #[cfg(not(test))]
+    let _ = members;
+}
+
+#[cfg(test)]
+thread_local! {
+    static COMPARED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// How many members this thread has compared with a name so far.
+#[cfg(test)]
+pub(super) fn compared() -> usize {
+    COMPARED.with(std::cell::Cell::get)
 }

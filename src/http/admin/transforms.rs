@@ -12,13 +12,15 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::{faults, read};
+use crate::domain::clock::Timestamp;
 use crate::domain::object::{self, JsonObject};
-use crate::domain::transform::{Context, DEFAULT_OUTPUT_LIMIT_BYTES};
+use crate::domain::transform::{Context, DEFAULT_OUTPUT_LIMIT_BYTES, Transform};
 use crate::http::auth::{Caller, Scope};
 use crate::http::openapi::Problems;
 use crate::http::problem::{FieldError, Problem};
 use crate::http::state::HttpState;
 use crate::provisioning;
+use crate::send::reshape;
 
 /// A transform, and what to try it on.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -74,16 +76,29 @@ pub(super) async fn preview_transform(
 ) -> Result<Response, Problem> {
     caller.require(Scope::Read)?;
     let body = read(body)?;
+    let payload_bytes = body.payload.get().len();
     let transform = provisioning::vet_transform(body.transform.get()).map_err(|fault| faults(&[fault]))?;
+    let received_at = state.clock.now();
+    let preview = move || applied(&transform, &body, received_at);
+    let text = reshape::apart(payload_bytes, preview).await?;
+    let result = RawValue::from_string(text).map_err(|error| {
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", format!("the result is no JSON: {error}"))
+    })?;
+    Ok(Json(PreviewView { result }).into_response())
+}
+
+/// What goes out, as JSON text.
+fn applied(transform: &Transform, body: &PreviewBody, received_at: Timestamp) -> Result<String, Problem> {
     let context = Context {
         id: &body.event.id,
         event_type: &body.event.r#type,
         tenant: &body.event.tenant,
         source: &body.event.source,
-        received_at: state.clock.now(),
+        received_at,
     };
-    let payload = body.payload.get().as_bytes();
-    let applied = transform.apply(payload, &context, DEFAULT_OUTPUT_LIMIT_BYTES).map_err(|error| {
+    let payload = body.payload.get();
+    let applied = transform.apply(payload.as_bytes(), &context, DEFAULT_OUTPUT_LIMIT_BYTES);
+    let applied = applied.map_err(|error| {
         let mut problem =
             Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "transform_failed", error.to_string());
         problem.errors.push(FieldError {
@@ -92,12 +107,8 @@ pub(super) async fn preview_transform(
         });
         problem
     })?;
-    let text = match applied {
-        Cow::Borrowed(_) => body.payload.get().to_owned(),
+    Ok(match applied {
+        Cow::Borrowed(_) => payload.to_owned(),
         Cow::Owned(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-    };
-    let result = RawValue::from_string(text).map_err(|error| {
-        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", format!("the result is no JSON: {error}"))
-    })?;
-    Ok(Json(PreviewView { result }).into_response())
+    })
 }

@@ -25,7 +25,7 @@ impl SvixSender {
         key: &str,
         trace: Option<&TraceContext>,
     ) -> Outcome {
-        let payload = match self.payload(delivery) {
+        let payload = match self.payload(delivery).await {
             Ok(payload) => payload,
             Err(failure) => return Outcome::Rejected(DeadReason::TransformFailed, failure),
         };

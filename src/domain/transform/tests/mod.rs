@@ -1,6 +1,7 @@
 //! The rules of transforms, by table; their promises about bytes, by generated input.
 
 mod bytes;
+mod cost;
 mod map;
 mod properties;
 mod refusals;
