@@ -232,6 +232,53 @@ async fn a_handshake_that_ends_badly_has_its_own_code() {
     assert_eq!(plain.code(), "tls_failed", "{plain:?}");
 }
 
+/// A partner that shows one self-signed certificate, made like `openssl req -x509` makes them: `CA:TRUE`.
+async fn self_signed_partner(name: &str, expired: bool) -> (u16, CertificateDer<'static>) {
+    let mut params = CertificateParams::new(vec![name.to_owned()]).expect("name");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    if expired {
+        params.not_after = date_time_ymd(2020, 1, 1);
+    }
+    let key = KeyPair::generate().expect("key");
+    let certificate = params.self_signed(&key).expect("certificate").der().clone();
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.clone()], key)
+        .expect("certificate");
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("listens");
+    let port = listener.local_addr().expect("address").port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+            let _ = answer(&mut stream).await;
+        }
+    });
+    (port, certificate)
+}
+
+#[tokio::test]
+async fn a_self_signed_certificate_that_was_named_is_believed_for_its_names_and_dates() {
+    let (good, named) = self_signed_partner(NAME, false).await;
+    let (other, _) = self_signed_partner(NAME, false).await;
+    let (elsewhere, of_elsewhere) = self_signed_partner("elsewhere.example", false).await;
+    let (old, expired) = self_signed_partner(NAME, true).await;
+    let files = [&named, &of_elsewhere, &expired].map(pem);
+    let tls = client_config(&files.each_ref().map(|file| file.path().to_owned())).expect("configuration");
+    let script = Script::new(&[&["127.0.0.1"]]);
+    let client = client_with(policy(&["127.0.0.0/8"], 443), script, tls);
+    assert_eq!(post(&client, &url(good)).await.expect("answered").status().as_u16(), 204);
+    for (port, code) in
+        [(elsewhere, "tls_wrong_name"), (old, "tls_certificate_expired"), (other, "tls_bad_certificate")]
+    {
+        assert_eq!(refused(&client, &url(port)).await.code(), code);
+    }
+}
+
 #[test]
 fn bad_ca_files_are_named() {
     let mut file = NamedTempFile::new().expect("temporary file");
