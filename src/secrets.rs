@@ -41,6 +41,8 @@ pub enum Purpose {
     EndpointSecret,
     /// The headers that an endpoint is configured with.
     EndpointHeaders,
+    /// Where an endpoint is.
+    EndpointUrl,
 }
 
 impl Purpose {
@@ -48,6 +50,7 @@ impl Purpose {
         match self {
             Self::EndpointSecret => "endpoint_secret",
             Self::EndpointHeaders => "endpoint_headers",
+            Self::EndpointUrl => "endpoint_url",
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::app::{SystemClock, load_vault};
 use crate::config::Config;
 use crate::domain::clock::Clock;
 use crate::ledger::{Ledger, Sealed, SealedColumn};
-use crate::provisioning::{headers_place, secret_place};
+use crate::provisioning::{headers_place, secret_place, url_place, with_sealed_url};
 use crate::secrets::{Place, Vault, VaultError};
 
 /// How often to look for what others have sealed with an old key meanwhile.
@@ -62,6 +62,7 @@ async fn rotate(ledger: &Ledger, vault: &Vault, clock: &dyn Clock) -> anyhow::Re
     let fingerprint = vault.fingerprint().ok_or(VaultError::NoKey)?;
     tracing::debug!(%fingerprint, "the current key");
     let database = ledger.database();
+    seal_urls(ledger, vault, clock).await?;
     let mut resealed = 0;
     for _ in 0..ROUNDS_MAX {
         let (old, current): (Vec<_>, Vec<_>) =
@@ -87,6 +88,22 @@ async fn rotate(ledger: &Ledger, vault: &Vault, clock: &dyn Clock) -> anyhow::Re
     anyhow::bail!("secrets are changed by others all the time: run it again ({resealed} are sealed anew)")
 }
 
+/// Seals the URLs that earlier versions stored as they are.
+async fn seal_urls(ledger: &Ledger, vault: &Vault, clock: &dyn Clock) -> anyhow::Result<()> {
+    for row in ledger.database().all_endpoints().await? {
+        match with_sealed_url(vault, &row, clock) {
+            // Where it is changed meanwhile, that has sealed it.
+            Ok(Some(sealed)) => {
+                ledger.database().update_endpoint(&row.id, &sealed, Some(row.version)).await?;
+            }
+            Ok(None) => {}
+            // Counted and told with the other texts that do not open.
+            Err(error) => tracing::debug!(endpoint = row.id, %error, "its URL can't be sealed"),
+        }
+    }
+    Ok(())
+}
+
 fn seal_anew(vault: &Vault, sealed: &Sealed, clock: &dyn Clock) -> Result<String, VaultError> {
     let place = place_of(sealed);
     vault.seal(&place, &vault.open(&place, &sealed.text)?, clock)
@@ -96,6 +113,7 @@ fn place_of(sealed: &Sealed) -> Place<'_> {
     match sealed.column {
         SealedColumn::Secret | SealedColumn::PreviousSecret => secret_place(&sealed.endpoint),
         SealedColumn::Headers => headers_place(&sealed.endpoint),
+        SealedColumn::Url => url_place(&sealed.endpoint),
     }
 }
 
@@ -104,5 +122,6 @@ const fn name_of(column: SealedColumn) -> &'static str {
         SealedColumn::Secret => "secret",
         SealedColumn::PreviousSecret => "secret before",
         SealedColumn::Headers => "headers",
+        SealedColumn::Url => "URL",
     }
 }

@@ -13,7 +13,7 @@ mod subscriptions;
 use std::time::Duration;
 
 use http::Uri;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 pub use self::event_types::EventTypeFilter;
@@ -112,11 +112,14 @@ pub struct PartnerSettings {
 
 /// One URL of a partner, and what goes there in which form.
 ///
-/// `Serialize` is what an administrator is shown: the values of [`Self::headers`] are redacted. To store it, seal
-/// [`CustomHeaders::exposed`] beside it and read both with [`Self::from_stored`].
+/// `Serialize` is what an administrator is shown: the values of [`Self::headers`] are redacted, and the URL is
+/// [`Self::masked_url`]. To store it, seal [`CustomHeaders::exposed`] and the URL beside it and read all with
+/// [`Self::from_stored`].
 #[derive(Debug, Clone, Serialize)]
 pub struct EndpointSettings {
-    /// Where events go. `http` or `https` with a host and without credentials; the address guard has the last word.
+    /// Where events go. `http` or `https` with a host and without credentials; the address guard has the last word. Its
+    /// path and query may be a secret, as those of chat hooks are.
+    #[serde(serialize_with = "masked")]
     pub url: String,
     /// The one tenant whose events it gets; every tenant's where `None`.
     pub tenant: Option<String>,
@@ -175,7 +178,8 @@ impl EndpointSettings {
     }
 
     /// These settings with changes: a member that is given replaces the one that was, whole; `null` brings the
-    /// default back. A header whose value is [`REDACTED`] keeps the value it has.
+    /// default back. A header whose value is [`REDACTED`] keeps the value it has, and so does a URL that is
+    /// [`Self::masked_url`].
     ///
     /// # Errors
     /// Everything that is wrong, each with its place in `json`.
@@ -183,12 +187,22 @@ impl EndpointSettings {
         self.clone().read(json, false)
     }
 
-    /// Reads what `Serialize` wrote, with the headers that were sealed beside it.
+    /// Reads what `Serialize` wrote, with the headers and the URL that were sealed beside it. Without such a URL the one
+    /// in `json` is the whole one.
     ///
     /// # Errors
     /// What is wrong, where it is something else.
-    pub fn from_stored(json: &str, headers: CustomHeaders) -> Result<Self, Vec<SettingFault>> {
-        Self { headers, ..Self::default() }.read(json, true)
+    pub fn from_stored(
+        json: &str,
+        headers: CustomHeaders,
+        url: Option<String>,
+    ) -> Result<Self, Vec<SettingFault>> {
+        Self { headers, url: url.unwrap_or_default(), ..Self::default() }.read(json, true)
+    }
+
+    /// The URL with [`REDACTED`] in place of its path and query; whole where it has neither.
+    pub fn masked_url(&self) -> String {
+        masked_url(&self.url)
     }
 
     /// When a delivery that failed is tried again.
@@ -216,7 +230,10 @@ impl EndpointSettings {
         if is_new {
             fields.require("url");
         }
-        fields.set("url", &mut self.url, None, "a text", url);
+        let known = self.url.clone();
+        fields.set("url", &mut self.url, None, "a text", |text: String| {
+            if !known.is_empty() && text == masked_url(&known) { Ok(known) } else { url(text) }
+        });
         fields.set("tenant", &mut self.tenant, Some(None), "a text or null", |text| name(text).map(Some));
         let expected = "a list of texts such as `order.created`, `order.*` or `*`";
         fields.set("event_types", &mut self.event_types, Some(default.event_types), expected, event_types);
@@ -271,12 +288,26 @@ fn name(text: String) -> Checked<String> {
     why_not_a_name(&text).map_or(Ok(text), wrong)
 }
 
+/// See [`EndpointSettings::masked_url`].
+fn masked_url(url: &str) -> String {
+    let host_at = url.find("://").map_or(0, |at| at + 3);
+    let end = url[host_at..].find(['/', '?']).map_or(url.len(), |at| host_at + at);
+    if matches!(&url[end..], "" | "/") { url.to_owned() } else { format!("{}/{REDACTED}", &url[..end]) }
+}
+
+fn masked<S: Serializer>(url: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&masked_url(url))
+}
+
 fn url(text: String) -> Checked<String> {
     if text.len() > URL_MAX_BYTES {
         return wrong(format!("is longer than {URL_MAX_BYTES} bytes"));
     }
     if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
         return wrong("must be ASCII without spaces: percent-encode the path, write the host in punycode");
+    }
+    if text.ends_with(&format!("/{REDACTED}")) {
+        return wrong("is shown without its path: give the whole URL");
     }
     if text.contains('#') {
         return wrong("must have no fragment: it would not be sent");

@@ -6,13 +6,25 @@ use super::{LedgerError, Result};
 use crate::domain::clock::Timestamp;
 use crate::domain::partner::{DisableReason, EndpointState};
 
+/// The member of [`StoredSettings::json`] that holds the sealed URL; absent where the URL has no path, and in what earlier
+/// versions stored.
+pub const SEALED_URL: &str = "sealed_url";
+
 /// An endpoint's settings as they are kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredSettings {
-    /// What `EndpointSettings` serializes to: the values of its headers are not in it.
+    /// What `EndpointSettings` serializes to: the values of its headers are not in it, and its URL is masked. The whole
+    /// URL is beside it, sealed, as the member [`SEALED_URL`].
     pub json: String,
     /// Its headers, sealed; `None` where it has none.
     pub headers: Option<String>,
+}
+
+impl StoredSettings {
+    fn sealed_url(&self) -> Option<String> {
+        let settings: serde_json::Value = serde_json::from_str(&self.json).ok()?;
+        settings.get(SEALED_URL)?.as_str().map(str::to_owned)
+    }
 }
 
 /// An endpoint that is to be added.
@@ -75,6 +87,8 @@ pub enum SealedColumn {
     PreviousSecret,
     /// The headers.
     Headers,
+    /// The URL, within the settings.
+    Url,
 }
 
 /// A sealed text, and where it stands.
@@ -420,6 +434,7 @@ impl Database {
             let texts = [
                 (SealedColumn::Secret, Some(endpoint.secret)),
                 (SealedColumn::PreviousSecret, endpoint.previous_secret.map(|(text, _)| text)),
+                (SealedColumn::Url, endpoint.settings.sealed_url()),
                 (SealedColumn::Headers, endpoint.settings.headers),
             ];
             let of_one = texts.into_iter().filter_map(|(column, text)| {
@@ -441,6 +456,10 @@ impl Database {
                 "UPDATE endpoint SET previous_secret = $2 WHERE id = $1 AND previous_secret = $3"
             }
             SealedColumn::Headers => "UPDATE endpoint SET headers = $2 WHERE id = $1 AND headers = $3",
+            SealedColumn::Url => {
+                "UPDATE endpoint SET settings = REPLACE(settings, $3, $2)
+                 WHERE id = $1 AND REPLACE(settings, $3, $2) <> settings"
+            }
         };
         Ok(change!(self, |transaction, _version| {
             let changed = sqlx::query(text)

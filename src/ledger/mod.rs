@@ -51,7 +51,9 @@ pub use self::backlog::BacklogLimits;
 use self::clock::ClockKeeper;
 pub use self::clock::{ClockState, ClockStatus, LedgerClock};
 pub use self::connections::{Connections, Pooler};
-pub use self::endpoints::{EndpointMark, EndpointRow, NewEndpoint, Sealed, SealedColumn, StoredSettings};
+pub use self::endpoints::{
+    EndpointMark, EndpointRow, NewEndpoint, SEALED_URL, Sealed, SealedColumn, StoredSettings,
+};
 use self::fan_out::{Next, Step};
 pub use self::gates::ClosedGate;
 use self::incarnation::Membership;

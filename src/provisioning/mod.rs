@@ -6,7 +6,10 @@
 mod event_types;
 mod seeds;
 
+use std::collections::BTreeMap;
+
 use secrecy::SecretString;
+use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
 pub use self::event_types::{EventTypeSettings, sync_with_svix};
@@ -16,7 +19,7 @@ use crate::domain::key::prefixed_hex;
 use crate::domain::partner::{CustomHeaders, EndpointSettings, SettingFault};
 use crate::domain::tenant::ENDPOINT_PREFIX;
 use crate::domain::transform::Transform;
-use crate::ledger::{EndpointRow, LedgerError, StoredSettings};
+use crate::ledger::{EndpointRow, LedgerError, SEALED_URL, StoredSettings};
 use crate::secrets::{Place, Purpose, Vault};
 use crate::send::address_guard::{DialPolicy, vet_url};
 use crate::send::signature::{EndpointSecret, SignatureScheme};
@@ -24,6 +27,11 @@ use crate::send::signature::{EndpointSecret, SignatureScheme};
 /// Where an endpoint's secret is sealed to, whether it is the current one or the one before.
 pub const fn secret_place(endpoint: &str) -> Place<'_> {
     Place { purpose: Purpose::EndpointSecret, row: endpoint }
+}
+
+/// Where an endpoint's URL is sealed to.
+pub const fn url_place(endpoint: &str) -> Place<'_> {
+    Place { purpose: Purpose::EndpointUrl, row: endpoint }
 }
 
 /// Where an endpoint's headers are sealed to.
@@ -112,14 +120,23 @@ pub fn seal_secret(
 /// Settings as they are kept.
 ///
 /// # Errors
-/// [`LedgerError::Refused`] where there are headers and no master key.
+/// [`LedgerError::Refused`] where there are headers, or a path in the URL, and no master key.
 pub fn seal_settings(
     vault: &Vault,
     endpoint: &str,
     settings: &EndpointSettings,
     clock: &dyn Clock,
 ) -> Result<StoredSettings, LedgerError> {
-    let json = serde_json::to_string(settings).map_err(|error| LedgerError::Refused(error.to_string()))?;
+    let mut json =
+        serde_json::to_string(settings).map_err(|error| LedgerError::Refused(error.to_string()))?;
+    if settings.masked_url() != settings.url {
+        let url = SecretString::from(settings.url.clone());
+        let sealed = seal(vault, &url_place(endpoint), &url, clock)?;
+        // Beside the masked one. A version that does not know it keeps its hands off the endpoint: it would send to the
+        // masked URL.
+        json.truncate(json.len() - 1);
+        json += &format!(",\"{SEALED_URL}\":\"{sealed}\"}}");
+    }
     let headers = if settings.headers.is_empty() {
         None
     } else {
@@ -131,7 +148,7 @@ pub fn seal_settings(
 /// Settings as they were set.
 ///
 /// # Errors
-/// [`LedgerError::Unavailable`] where the headers can't be opened, or a newer version wrote what this one can't read.
+/// [`LedgerError::Unavailable`] where the headers or the URL can't be opened, or a newer version wrote what this one can't read.
 pub fn open_settings(vault: &Vault, row: &EndpointRow) -> Result<EndpointSettings, LedgerError> {
     use secrecy::ExposeSecret as _;
 
@@ -147,7 +164,15 @@ pub fn open_settings(vault: &Vault, row: &EndpointRow) -> Result<EndpointSetting
                 .map_err(|_| unreadable("its headers are none".into()))?
         }
     };
-    EndpointSettings::from_stored(&row.settings.json, headers).map_err(|faults| {
+    let (json, url) = match sealed_url(&row.settings.json) {
+        None => (row.settings.json.clone(), None),
+        Some((sealed, json)) => {
+            let opened =
+                vault.open(&url_place(&row.id), &sealed).map_err(|error| unreadable(error.to_string()))?;
+            (json, Some(opened.expose_secret().to_owned()))
+        }
+    };
+    EndpointSettings::from_stored(&json, headers, url).map_err(|faults| {
         unreadable(
             faults.first().map_or_else(String::new, |fault| format!("{}: {}", fault.pointer, fault.detail)),
         )
@@ -161,4 +186,31 @@ fn seal(
     clock: &dyn Clock,
 ) -> Result<String, LedgerError> {
     vault.seal(place, secret, clock).map_err(|error| LedgerError::Refused(error.to_string()))
+}
+
+/// The sealed URL in stored settings, and the settings without it.
+fn sealed_url(json: &str) -> Option<(String, String)> {
+    let mut members: BTreeMap<String, &RawValue> = serde_json::from_str(json).ok()?;
+    let sealed = serde_json::from_str(members.remove(SEALED_URL)?.get()).ok()?;
+    Some((sealed, serde_json::to_string(&members).ok()?))
+}
+
+/// The settings of `row` with its URL sealed, where an earlier version stored it whole; `None` where there is nothing to
+/// seal.
+///
+/// # Errors
+/// As [`open_settings`] and [`seal_settings`].
+pub fn with_sealed_url(
+    vault: &Vault,
+    row: &EndpointRow,
+    clock: &dyn Clock,
+) -> Result<Option<StoredSettings>, LedgerError> {
+    if sealed_url(&row.settings.json).is_some() {
+        return Ok(None);
+    }
+    let settings = open_settings(vault, row)?;
+    if settings.masked_url() == settings.url {
+        return Ok(None);
+    }
+    seal_settings(vault, &row.id, &settings, clock).map(Some)
 }

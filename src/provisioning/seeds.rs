@@ -213,7 +213,7 @@ fn same(one: &EndpointSettings, other: &EndpointSettings) -> Result<bool, Ledger
     };
     let headers = |settings: &EndpointSettings| settings.headers.exposed();
     let same_headers = headers(one).expose_secret() == headers(other).expose_secret();
-    Ok(same_headers && text(one)? == text(other)?)
+    Ok(same_headers && one.url == other.url && text(one)? == text(other)?)
 }
 
 fn ready(

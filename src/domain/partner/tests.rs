@@ -58,7 +58,7 @@ fn an_endpoint_needs_a_url_only() {
     assert_eq!(
         shown(&endpoint),
         concat!(
-            r#"{"url":"https://acme.example/hook?x=1","tenant":null,"event_types":["*"],"headers":{},"transform":null,"#,
+            r#"{"url":"https://acme.example/[redacted]","tenant":null,"event_types":["*"],"headers":{},"transform":null,"#,
             r#""timeout_ms":15000,"retry_schedule_ms":[5000,300000,1800000,7200000,18000000,36000000,36000000],"#,
             r#""signature":{"scheme":"standard"}}"#,
         )
@@ -102,16 +102,40 @@ fn what_is_stored_is_read_again_with_its_headers() {
     // holds: 46
     let endpoint = EndpointSettings::parse(FULL).expect("good");
     let stored = shown(&endpoint);
-    assert!(!stored.contains("canary") && !format!("{endpoint:?}").contains("canary"));
+    assert!(
+        !stored.contains("canary")
+            && !stored.contains("/in\"")
+            && !format!("{endpoint:?}").contains("canary")
+    );
     let headers = CustomHeaders::from_exposed(endpoint.headers.exposed().expose_secret()).expect("read");
-    let read = EndpointSettings::from_stored(&stored, headers).expect("read");
-    assert_eq!(shown(&read), stored);
+    let url = Some(endpoint.url.clone());
+    let read = EndpointSettings::from_stored(&stored, headers.clone(), url).expect("read");
+    assert_eq!((shown(&read), &read.url), (stored.clone(), &endpoint.url));
     assert_eq!(read.headers.exposed().expose_secret(), endpoint.headers.exposed().expose_secret());
     // Without them it is refused: a partner must never be sent the word "[redacted]".
+    let without = EndpointSettings::from_stored(&stored, CustomHeaders::default(), None);
     assert_eq!(
-        places(&EndpointSettings::from_stored(&stored, CustomHeaders::default()).expect_err("refused")),
-        ["/headers/authorization", "/headers/x-region"]
+        places(&without.expect_err("refused")),
+        ["/url", "/headers/authorization", "/headers/x-region"]
     );
+    // Earlier versions stored the whole URL.
+    let before = stored.replace(&endpoint.masked_url(), &endpoint.url);
+    assert_eq!(EndpointSettings::from_stored(&before, headers, None).expect("read").url, endpoint.url);
+}
+
+#[rstest]
+#[case("https://acme.example", "https://acme.example")]
+#[case("https://acme.example/", "https://acme.example/")]
+#[case("https://acme.example:8443/hook", "https://acme.example:8443/[redacted]")]
+#[case("https://acme.example/?key=1", "https://acme.example/[redacted]")]
+#[case("https://acme.example?key=1", "https://acme.example/[redacted]")]
+fn a_url_is_shown_without_path_and_query(#[case] url: &str, #[case] shown_as: &str) {
+    let endpoint = EndpointSettings::parse(&format!(r#"{{"url":"{url}"}}"#)).expect("good");
+    assert_eq!(endpoint.masked_url(), shown_as);
+    // What was shown can be given back, and only to the endpoint that was shown.
+    let patch = format!(r#"{{"url":"{shown_as}"}}"#);
+    assert_eq!(endpoint.patched(&patch).expect("good").url, url);
+    assert_eq!(EndpointSettings::parse(&patch).is_ok(), url == shown_as);
 }
 
 #[rstest]

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use axum::http::Method;
+use posthaste::ledger::StoredSettings;
 use posthaste::mock::MockPartner;
 use serde_json::json;
 use svix::webhooks::Webhook;
 
 use super::run;
-use crate::support::partners::{add_endpoint, verify};
-use crate::support::{RelayProcess, TestDatabase, mock_svix};
+use crate::support::partners::{MASTER_KEY, add_endpoint, direct, verify};
+use crate::support::{RelayProcess, TestDatabase, TestRelay, mock_svix};
 
 const OLD: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 const NEW: &str = "/v79/Pv6+fj39vX08/Lx8O/u7ezr6uno5+bl5OPi4eA=";
@@ -115,7 +116,7 @@ async fn a_rotation_while_a_server_runs_disturbs_no_delivery() {
         }
     };
     assert_eq!((ended.code, ended.err.as_str()), (Some(0), ""), "{}", ended.out);
-    assert!(ended.out.contains("40 sealed anew, 0 already under"), "{}", ended.out);
+    assert!(ended.out.contains("60 sealed anew, 0 already under"), "{}", ended.out);
     // Long enough for the server to have read again.
     tokio::time::sleep(Duration::from_secs(1)).await;
     posted += 1;
@@ -135,4 +136,35 @@ async fn a_rotation_while_a_server_runs_disturbs_no_delivery() {
     relay.kill();
 }
 
-on_both_databases!(after_a_rotation_the_key_before_is_needed_no_more);
+/// Earlier versions stored URLs whole.
+async fn a_rotation_seals_the_urls_of_earlier_versions(database: TestDatabase) {
+    let (svix, partner) = (mock_svix().await, MockPartner::start().await);
+    let config = direct(&database, &svix);
+    let relay = TestRelay::start_with(config.clone()).await;
+    let url = partner.url("/services/canary");
+    let (id, _) = add_endpoint(&relay, "crm", json!({ "url": url })).await;
+    let ledger = relay.app().ledger();
+    let whole = StoredSettings { json: json!({ "url": url }).to_string(), headers: None };
+    ledger.database().update_endpoint(&id, &whole, None).await.expect("written");
+    relay.stop().await;
+    let variables = [("POSTHASTE_DATABASE_URL", database.url()), ("POSTHASTE_MASTER_KEY", MASTER_KEY)];
+    for nth in 1..=2 {
+        let relay = TestRelay::start_with(config.clone()).await;
+        relay
+            .post(json!({"id": format!("evt_{nth}"), "tenant": "acme", "type": "a", "data": {}}).to_string())
+            .await;
+        assert!(partner.wait_for(nth as u64, Duration::from_secs(10)).await, "it is delivered");
+        relay.settled().await;
+        let rows = relay.app().ledger().database().all_endpoints().await.expect("read");
+        assert_eq!(rows[0].settings.json.contains("canary"), nth == 1, "{}", rows[0].settings.json);
+        relay.stop().await;
+        let rotated = run(&["master-key", "rotate"], &variables).await;
+        assert_eq!((rotated.code, rotated.err.as_str()), (Some(0), ""), "{}", rotated.out);
+    }
+    assert!(partner.requests().iter().all(|request| request.path == "/services/canary"));
+}
+
+on_both_databases!(
+    after_a_rotation_the_key_before_is_needed_no_more,
+    a_rotation_seals_the_urls_of_earlier_versions,
+);

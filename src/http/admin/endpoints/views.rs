@@ -102,7 +102,7 @@ pub(crate) struct EndpointView {
     id: String,
     /// Whose it is.
     partner: String,
-    /// Where events go, in its normal form.
+    /// Where events go, in its normal form. A path or query is shown as `[redacted]`; a patch that says so keeps it.
     url: String,
     /// The one tenant whose events it gets; every tenant's where null.
     tenant: Option<String>,
@@ -192,7 +192,7 @@ impl EndpointView {
             id: row.id.clone(),
             partner: row.partner.clone(),
             headers: headers.collect(),
-            url: settings.url,
+            url: settings.masked_url(),
             tenant: settings.tenant,
             event_types: settings.event_types.iter().map(ToString::to_string).collect(),
             transform: settings.transform,
