@@ -45,7 +45,7 @@ fn large_objects_behave_as_small_ones() {
         "set":{"/a2":1,"/y":2,"/tab\tname":3,"/new/in":4}}"#;
     let members = r#""a":0,"b":1,"c":2,"d":3,"\u0061\u0032":4,"x":5,"tab\tname":6,"e\u0301":7"#;
     let small = apply(transform, &format!("{{{members}}}"));
-    let filler = object(500).replace('{', "").replace('}', "");
+    let filler = object(500).replace(['{', '}'], "");
     let large = apply(transform, &format!("{{{members},{filler}}}"));
     let read = |text: &str| serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(text).unwrap();
     let mut rest = read(&large);
