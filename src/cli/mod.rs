@@ -227,6 +227,7 @@ async fn stop_signal() -> anyhow::Result<()> {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
+        crate::telemetry::flush();
         complain("ended at once; nothing that was acknowledged is lost");
         std::process::exit(130);
     });
