@@ -45,12 +45,13 @@ async fn a_stalled_reader_of_the_log_stops_nothing() {
         }
     };
     let waited = tokio::time::timeout(Duration::from_secs(60), filling).await;
-    let stopped = async {
-        let kill = std::process::Command::new("kill").arg(child.id().to_string()).status();
-        assert!(kill.expect("kill runs").success());
-        eventually("it ends although nobody reads", async || child.try_wait().expect("a child")).await
-    };
-    let status = if waited.is_ok() { Some(stopped.await) } else { None };
+    let kill = std::process::Command::new("kill").arg(child.id().to_string()).status();
+    assert!(kill.expect("kill runs").success());
+    let mut status = None;
+    if waited.is_ok() {
+        let ended = async || child.try_wait().expect("a child");
+        status = Some(eventually("it ends although nobody reads", ended).await);
+    }
     let _ = child.kill();
     drop(unread);
     assert!(waited.is_ok(), "the relay has stopped with the reader of its log");
