@@ -28,7 +28,7 @@ const PATIENCE_US: u64 = 4 * 3_600 * SECOND;
 /// Longest that a fault still works after the last: a late settlement, then its lease.
 const AFTERMATH_US: u64 = 2 * LEASE_US + 60 * SECOND;
 const RECOUNT_EVERY: u64 = 1_024;
-const SVIX_GATE: usize = usize::MAX;
+pub const SVIX_GATE: usize = usize::MAX;
 
 #[expect(clippy::large_enum_variant, reason = "nearly all are of the large kind")]
 pub enum Event {
