@@ -3,6 +3,7 @@
 //! It listens on a socket in its own directory alone; a [`Proxy`](super::proxy::Proxy) stands before it where a relay is to
 //! reach it over a network.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt as _;
@@ -31,6 +32,8 @@ pub struct PostgresServer {
     _own_directory: Option<TempDir>,
     process: Option<Child>,
     settings: Vec<(&'static str, String)>,
+    /// The size that no file of it may exceed.
+    file_limit_bytes: Option<u64>,
 }
 
 impl PostgresServer {
@@ -98,7 +101,7 @@ impl PostgresServer {
             chown(&directory, Some(user), Some(group)).expect("another owner");
         }
         let settings = settings.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
-        Self { directory, _own_directory: own, process: None, settings }
+        Self { directory, _own_directory: own, process: None, settings, file_limit_bytes: None }
     }
 
     /// The server's process.
@@ -124,9 +127,20 @@ impl PostgresServer {
         self.directory.join("data")
     }
 
+    /// Starts it again with this limit on the size of its files: what is beyond fails to be written.
+    pub async fn restart_with_limited_files(&mut self, bytes: Option<u64>) {
+        self.stop_at_once();
+        self.file_limit_bytes = bytes;
+        self.start_again().await;
+    }
+
     /// A program of Postgres, as its user and with its words kept.
     fn program(&self, name: &str) -> Command {
-        let mut command = Command::new(binaries().join(name));
+        self.command(binaries().join(name))
+    }
+
+    fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
         let log = File::options().create(true).append(true).open(self.log_file()).expect("a log file");
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a second handle")).stderr(log);
         command.env("LC_ALL", "C").current_dir(&self.directory);
@@ -183,7 +197,14 @@ impl PostgresServer {
     }
 
     fn launch(&mut self) {
-        let mut command = self.program("postgres");
+        let mut command = match self.file_limit_bytes {
+            None => self.program("postgres"),
+            Some(bytes) => {
+                let mut command = self.command("prlimit");
+                command.arg(format!("--fsize={bytes}:")).arg(binaries().join("postgres"));
+                command
+            }
+        };
         command.arg("-D").arg(self.data());
         let socket = format!("unix_socket_directories={}", self.directory.display());
         for setting in ["listen_addresses=", &format!("port={PORT}"), &socket, "fsync=on"] {

@@ -94,14 +94,6 @@ impl Room {
         }
     }
 
-    /// Limits the files of a process that has begun without a limit, where there is no disk of its own.
-    pub fn limit(&self, pid: u32, bytes: u64) {
-        if self.kind == Kind::File {
-            let limit = [format!("--fsize={bytes}:"), format!("--pid={pid}")];
-            assert!(Command::new("prlimit").args(limit).status().expect("it runs").success());
-        }
-    }
-
     /// Makes room, under a process that runs.
     pub fn make(&self, pid: u32) {
         let mut command = match self.kind {
